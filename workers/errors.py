@@ -1,0 +1,118 @@
+"""The exception tree. Every error crosses process boundaries, so every error pickles.
+
+QPoolError
+├── ConfigurationError (ValueError)   an option, a count or a name that cannot be used
+├── InputError (ValueError)           an argument of a call: rank, width, dtype, batch
+├── ModelError (TypeError)            an object that cannot be pooled as it is
+│   ├── ShippingError                 part of it cannot be sent to another process
+│   └── StatefulCallError             calling it changes variables that the pool keeps in step
+├── GradientError                     a derivative that cannot be had
+│   └── SecondOrderGradientError      a derivative of a derivative through the pool
+├── PoolError
+│   ├── PoolClosedError               the pool was closed
+│   ├── StartupError                  a worker did not come up
+│   ├── WorkerLostError               workers died, or went silent, on the same tiles
+│   ├── ArenaError (MemoryError)      no room for the shared segment
+│   └── RemoteError                   the model raised in a worker; carries its traceback
+└── DataError (ValueError)            training data that cannot be used
+
+This module owns the tree and the wording that all errors share; it knows no other module.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class QPoolError(Exception):
+    """Root of everything that qpool raises on purpose."""
+
+
+class ConfigurationError(QPoolError, ValueError):
+    """An option, a count or a name that cannot be used."""
+
+
+class InputError(QPoolError, ValueError):
+    """An argument of a pooled call has the wrong rank, width, dtype or batch."""
+
+
+class ModelError(QPoolError, TypeError):
+    """An object that cannot be pooled as it is."""
+
+
+class ShippingError(ModelError):
+    """Part of a model cannot be sent to another process."""
+
+
+class StatefulCallError(ModelError):
+    """Calling the model changed variables, which a replica cannot hand back."""
+
+
+class GradientError(QPoolError):
+    """A derivative that cannot be had."""
+
+
+class SecondOrderGradientError(GradientError):
+    """A derivative of a derivative was asked of the pool."""
+
+
+class PoolError(QPoolError):
+    """The pool could not do its work."""
+
+
+class PoolClosedError(PoolError):
+    """The pool was closed before the call."""
+
+
+class StartupError(PoolError):
+    """A worker did not come up."""
+
+
+class WorkerLostError(PoolError):
+    """Workers died, or went silent, again and again on the same tiles."""
+
+
+class ArenaError(PoolError, MemoryError):
+    """There is no room for the shared segment."""
+
+
+class DataError(QPoolError, ValueError):
+    """Training data that cannot be used."""
+
+
+class RemoteError(PoolError):
+    """The model raised in a worker.
+
+    ``worker`` is the worker's number, ``where`` says what it was doing, ``traceback`` is the
+    worker's own traceback as text. Where the original exception could be pickled it is the
+    ``__cause__``, so ``except RemoteError as error: error.__cause__`` gets at it.
+    """
+
+    def __init__(self, message: str, *, worker: int, where: str, traceback: str) -> None:
+        super().__init__(message)
+        self.worker = worker
+        self.where = where
+        self.traceback = traceback
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        details = {"worker": self.worker, "where": self.where, "traceback": self.traceback}
+        return _rebuild_remote_error, (self.args[0], details)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.args[0]} (worker {self.worker}, {self.where})\n"
+            f"--- traceback in the worker ---\n{self.traceback.rstrip()}"
+        )
+
+
+def _rebuild_remote_error(message: str, details: dict[str, Any]) -> RemoteError:
+    return RemoteError(message, **details)
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """The tail of a message about an unknown name: the nearest known one, and all of them."""
+    import difflib
+
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(sorted(known))}"

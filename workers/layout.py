@@ -1,0 +1,74 @@
+"""Named arrays in one block of bytes: shapes and dtypes in, offsets out.
+
+Owns the arithmetic (alignment, sizes, which rows belong to which tile). Knows nothing of shared
+memory: a layout is laid over any buffer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Arrays start on a cache line, so that two workers never write the same one at an array's edge,
+#: and Eigen may use aligned loads.
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape and dtype (NumPy's string, e.g. ``'<f4'``) of one array."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @staticmethod
+    def of(array: np.ndarray) -> ArraySpec:
+        return ArraySpec(tuple(array.shape), array.dtype.str)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def with_rows(self, rows: int) -> ArraySpec:
+        """The same array with ``rows`` along a new leading axis."""
+        return ArraySpec((rows, *self.shape), self.dtype)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An array and where it starts, in bytes from the beginning of the segment."""
+
+    spec: ArraySpec
+    offset: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.spec.nbytes
+
+    def view(self, buffer: memoryview) -> np.ndarray:
+        """The array itself, over ``buffer``; it must not outlive the buffer."""
+        return np.ndarray(self.spec.shape, self.spec.dtype, buffer, self.offset)
+
+
+def align(offset: int) -> int:
+    """The next multiple of :data:`ALIGNMENT` at or after ``offset``."""
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def place(specs: Iterable[ArraySpec], start: int = 0) -> tuple[tuple[Placed, ...], int]:
+    """Lay arrays one after another from ``start``; return them and the aligned end."""
+    placed = []
+    offset = align(start)
+    for spec in specs:
+        placed.append(Placed(spec, offset))
+        offset = align(offset + spec.nbytes)
+    return tuple(placed), offset
+
+
+def tile_rows(index: int, tile: int, batch: int) -> tuple[int, int]:
+    """First row and one past the last row of tile ``index`` of a batch cut into ``tile`` rows."""
+    start = index * tile
+    return start, min(start + tile, batch)
