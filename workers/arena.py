@@ -50,6 +50,7 @@ class Arena:
 
     def __init__(self, segment: Segment, *, owner: bool) -> None:
         self._owner = owner
+        self._closed = False
         self._maps: list[mmap.mmap] = []
         self._map(segment)
 
@@ -105,13 +106,12 @@ class Arena:
 
     def close(self) -> None:
         """Let go of the segment. Mappings that arrays still show stay until those are gone."""
-        if not self._maps:
+        if self._closed:
             return
-        self.buffer.release()
-        for mapping in self._maps:
-            with contextlib.suppress(BufferError):
-                mapping.close()
-        self._maps.clear()
+        self._closed = True
+        with contextlib.suppress(BufferError):
+            self.buffer.release()
+        self._maps = [mapping for mapping in self._maps if not _closed(mapping)]
         if self._owner and isinstance(self.segment.handle, int):
             os.close(self.segment.handle)
 
@@ -120,13 +120,18 @@ class Arena:
             mapping = mmap.mmap(segment.handle, segment.size)
         else:
             mapping = mmap.mmap(-1, segment.size, tagname=segment.handle)  # type: ignore[call-arg]
-        for former in list(self._maps):
-            with contextlib.suppress(BufferError):
-                former.close()
-                self._maps.remove(former)
-        self._maps.append(mapping)
         self.segment = segment
         self.buffer = memoryview(mapping)
+        self._maps = [former for former in self._maps if not _closed(former)] + [mapping]
+
+
+def _closed(mapping: mmap.mmap) -> bool:
+    """Close a mapping, unless an array still shows it."""
+    try:
+        mapping.close()
+    except BufferError:
+        return False
+    return True
 
 
 def _round_to_pages(size: int) -> int:
@@ -169,16 +174,26 @@ def _available_memory() -> int | None:
     import psutil
 
     available = int(psutil.virtual_memory().available)
-    for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    for folder, limit, usage, cache in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
         (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+            "/sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
         ),
     ):
         try:
-            with open(limit) as bound, open(usage) as used:
-                available = min(available, int(bound.read()) - int(used.read()))
-        except (OSError, ValueError):
+            bound = int(_read(f"{folder}/{limit}"))
+            used = int(_read(f"{folder}/{usage}"))
+            lines = (line.split() for line in _read(f"{folder}/memory.stat").splitlines())
+            reclaimable = next((int(value) for key, value in lines if key == cache), 0)
+        except (OSError, ValueError):  # no such cgroup, or "max"
             continue
+        available = min(available, bound - used + reclaimable)
     return max(available, 0)
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read().strip()

@@ -84,18 +84,32 @@ class RemoteError(PoolError):
     """The model raised in a worker.
 
     ``worker`` is the worker's number, ``where`` says what it was doing, ``traceback`` is the
-    worker's own traceback as text. Where the original exception could be pickled it is the
-    ``__cause__``, so ``except RemoteError as error: error.__cause__`` gets at it.
+    worker's own traceback as text. ``original`` is the exception itself where it could be
+    pickled, else None; it is the ``__cause__`` too.
     """
 
-    def __init__(self, message: str, *, worker: int, where: str, traceback: str) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        worker: int,
+        where: str,
+        traceback: str,
+        original: BaseException | None = None,
+    ) -> None:
         super().__init__(message)
         self.worker = worker
         self.where = where
         self.traceback = traceback
+        self.original = original
 
     def __reduce__(self) -> tuple[Any, ...]:
-        details = {"worker": self.worker, "where": self.where, "traceback": self.traceback}
+        details = {
+            "worker": self.worker,
+            "where": self.where,
+            "traceback": self.traceback,
+            "original": self.original,
+        }
         return _rebuild_remote_error, (self.args[0], details)
 
     def __str__(self) -> str:

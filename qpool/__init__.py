@@ -1,0 +1,62 @@
+"""qpool: a worker pool behind the generators of continuous-variable quantum GANs.
+
+Importing it is light: TensorFlow and Strawberry Fields load when they are first needed. From then
+on ``import strawberryfields`` works on current SciPy and setuptools (see ``workers.sf_compat``).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from workers import sf_compat
+
+if TYPE_CHECKING:
+    from qpool import errors, models
+    from qpool.executors import register_strategy
+    from qpool.executors.processes.pool import Pool
+    from qpool.generator import ParallelGenerator, create_parallel_generator, parallelize
+    from qpool.training.trainer import QuantumGANTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ParallelGenerator",
+    "Pool",
+    "QuantumGANTrainer",
+    "__version__",
+    "create_parallel_generator",
+    "errors",
+    "models",
+    "parallelize",
+    "register_strategy",
+]
+
+#: Public name -> module that has it; loaded on first use.
+_HOMES = {
+    "ParallelGenerator": "qpool.generator",
+    "Pool": "qpool.executors.processes.pool",
+    "QuantumGANTrainer": "qpool.training.trainer",
+    "create_parallel_generator": "qpool.generator",
+    "errors": "qpool.errors",
+    "models": "qpool.models",
+    "parallelize": "qpool.generator",
+    "register_strategy": "qpool.executors",
+}
+
+sf_compat.install()
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module 'qpool' has no attribute {name!r}") from None
+    module = importlib.import_module(home)
+    value = module if home.rpartition(".")[2] == name else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

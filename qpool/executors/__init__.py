@@ -1,0 +1,56 @@
+"""Strategies by name: where tiles are computed, one strategy a file.
+
+    sequential   the model in place
+    processes    a pool of worker processes with shared memory
+    auto         processes
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from qpool.executors.base import Executor, Options
+from workers.errors import ConfigurationError, nearest
+
+__all__ = ["Executor", "Options", "executor_class", "register_strategy", "strategies"]
+
+#: Name -> class, or where to import it from: a strategy loads when it is first asked for.
+_STRATEGIES: dict[str, type[Executor] | str] = {
+    "sequential": "qpool.executors.sequential:SequentialExecutor",
+    "processes": "qpool.executors.processes:ProcessExecutor",
+    "auto": "qpool.executors.processes:ProcessExecutor",
+}
+
+
+def strategies() -> tuple[str, ...]:
+    """The names that ``strategy=`` takes."""
+    return tuple(sorted(_STRATEGIES))
+
+
+def register_strategy(name: str, executor_class: type[Executor]) -> None:
+    """Make ``strategy=name`` use ``executor_class``, a concrete subclass of Executor."""
+    if not (isinstance(executor_class, type) and issubclass(executor_class, Executor)):
+        raise ConfigurationError(
+            f"a strategy is a subclass of qpool.executors.Executor; came {executor_class!r}"
+        )
+    missing = sorted(getattr(executor_class, "__abstractmethods__", ()))
+    if missing:
+        raise ConfigurationError(
+            f"{executor_class.__name__} cannot be a strategy: it lacks {', '.join(missing)}"
+        )
+    _STRATEGIES[name] = executor_class
+
+
+def executor_class(name: str) -> type[Executor]:
+    """The class behind a strategy's name; ConfigurationError names the nearest known one."""
+    try:
+        found = _STRATEGIES[name]
+    except (KeyError, TypeError):
+        raise ConfigurationError(
+            f"unknown strategy {name!r}: {nearest(str(name), strategies())}"
+        ) from None
+    if isinstance(found, str):
+        module, attribute = found.split(":")
+        found = getattr(importlib.import_module(module), attribute)
+        _STRATEGIES[name] = found
+    return found  # type: ignore[return-value]

@@ -1,0 +1,63 @@
+"""What a strategy is: a way to compute a model's pooled methods.
+
+Owns the interface and the options that all strategies are given. A strategy is registered by
+name (``qpool.register_strategy``) and made once per model.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qpool.executors.processes.pool import Pool
+
+
+@dataclass(frozen=True)
+class Options:
+    """How ``qpool.parallelize`` was called; see there. None means: the strategy's default."""
+
+    workers: int | None = None
+    threads: int = 1
+    tile: int | None = None
+    start_method: str | None = None
+    pin: bool = True
+    engine: str = "stock"
+    sharded: tuple[str, ...] = ()
+    pool: Pool | None = None
+    timeout: float | None = None
+    seed: int = 0
+    factory: Callable[[], Any] | None = None
+
+
+class Executor(abc.ABC):
+    """Computes the pooled methods of one model."""
+
+    def __init__(self, model: Any, options: Options) -> None:
+        self.model = model
+        self.options = options
+
+    @abc.abstractmethod
+    def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What ``getattr(model, method)(*args, **kwargs)`` returns, differentiable in the same way.
+
+        ``method`` is ``"__call__"`` for the call itself. Works eagerly and in a graph.
+        """
+
+    @abc.abstractmethod
+    def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
+        """The gradient of each sample's outputs, contracted with its row of ``cotangent``.
+
+        ``z`` is (batch, ...), ``cotangent`` has the structure and shapes of the outputs. Returns
+        one tensor of shape (batch, *variable.shape) for each trainable variable.
+        """
+
+    def stats(self) -> dict[str, Any]:
+        """What the strategy measured."""
+        return {}
+
+    def close(self) -> None:
+        """Give back what the strategy holds."""

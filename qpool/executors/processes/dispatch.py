@@ -1,0 +1,188 @@
+"""Which worker computes which tiles, and what to do when one is lost. Pure.
+
+A :class:`Step` takes events and returns instructions; the pool performs them. Nothing here
+touches a process, a clock or memory, so every order of events can be tested.
+
+    Sent shards --Finished--> done            (all done: Complete)
+                --Raised----> failed          (when nothing is in flight: GiveUp)
+                --Lost------> survivors, or the next Joined worker; after too many: GiveUp
+
+A step ends only when no live worker is still writing: until then the arena is not free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qpool.tiles import shards
+
+#: A tile that has taken this many workers with it is given up.
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Finished:
+    worker: int
+    ticket: int
+
+
+@dataclass(frozen=True)
+class Raised:
+    worker: int
+    ticket: int
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The worker is dead: nothing it was given will come, and it writes no more."""
+
+    worker: int
+    cause: str
+
+
+@dataclass(frozen=True)
+class Joined:
+    worker: int
+
+
+Event = Finished | Raised | Lost | Joined
+
+
+@dataclass(frozen=True)
+class Send:
+    worker: int
+    ticket: int
+    tiles: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Complete:
+    pass
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """``error`` is what the model raised, or None: then ``tiles`` took workers with them."""
+
+    error: BaseException | None
+    tiles: tuple[int, ...]
+    causes: tuple[str, ...]
+
+
+Instruction = Send | Complete | GiveUp
+
+
+class Step:
+    """One batch on its way through the workers.
+
+    ``tiles`` is how many there are, ``workers`` those that are ready, ``first_ticket`` the number
+    of the first message (each message has its own, so that an answer to an older step is known).
+    ``homes`` may name, per worker, the tiles it should get: a backward pass goes where the
+    forward pass was kept.
+    """
+
+    def __init__(
+        self,
+        tiles: int,
+        workers: Sequence[int],
+        first_ticket: int,
+        homes: dict[int, tuple[int, ...]] | None = None,
+    ) -> None:
+        self._workers = list(workers)
+        self._next_ticket = first_ticket
+        self._in_flight: dict[int, tuple[int, tuple[int, ...]]] = {}
+        self._waiting: list[int] = []
+        self._attempts = [0] * tiles
+        self._causes: list[str] = []
+        self._raised: BaseException | None = None
+        self._given_up: tuple[int, ...] = ()
+        self.done_by: dict[int, int] = {}
+        self._tiles = tiles
+        self._homes = homes or {}
+
+    @property
+    def next_ticket(self) -> int:
+        """The first ticket number this step has not used."""
+        return self._next_ticket
+
+    @property
+    def busy(self) -> frozenset[int]:
+        """Workers that owe an answer."""
+        return frozenset(worker for worker, _ in self._in_flight.values())
+
+    def begin(self) -> list[Instruction]:
+        """Send every tile to its home, and spread the homeless evenly."""
+        homes = {w: t for w, t in self._homes.items() if w in self._workers and t}
+        housed = {tile for tiles in homes.values() for tile in tiles}
+        homeless = [tile for tile in range(self._tiles) if tile not in housed]
+        sends: list[Instruction] = [self._send(w, tiles) for w, tiles in homes.items()]
+        return sends + self._spread(homeless)
+
+    def on(self, event: Event) -> list[Instruction]:
+        """Take one event. Answers to messages that this step did not send change nothing."""
+        if isinstance(event, Joined):
+            if event.worker not in self._workers:
+                self._workers.append(event.worker)
+            waiting, self._waiting = self._waiting, []
+            return self._spread(waiting)
+        if isinstance(event, Lost):
+            return self._on_lost(event)
+        if self._in_flight.get(event.ticket, (None,))[0] != event.worker:
+            return []
+        worker, tiles = self._in_flight.pop(event.ticket)
+        if isinstance(event, Raised):
+            self._raised = self._raised or event.error
+        else:
+            self.done_by.update(dict.fromkeys(tiles, worker))
+        return self._end()
+
+    def _on_lost(self, event: Lost) -> list[Instruction]:
+        if event.worker in self._workers:
+            self._workers.remove(event.worker)
+        mine = [t for t, (worker, _) in self._in_flight.items() if worker == event.worker]
+        lost = sorted(tile for ticket in mine for tile in self._in_flight.pop(ticket)[1])
+        if not lost:
+            return self._end()
+        self._causes.append(event.cause)
+        for tile in lost:
+            self._attempts[tile] += 1
+        self._given_up += tuple(t for t in lost if self._attempts[t] >= MAX_ATTEMPTS)
+        if self._given_up or self._raised:
+            self._waiting = []
+            return self._end()
+        return self._spread(lost)
+
+    def _spread(self, tiles: list[int]) -> list[Instruction]:
+        if not tiles:
+            return []
+        if not self._workers:
+            self._waiting += tiles
+            return []
+        # The least busy first: survivors that have finished take more than those that have not.
+        load = dict.fromkeys(self._workers, 0)
+        for worker, pending in self._in_flight.values():
+            load[worker] += len(pending)
+        order = sorted(self._workers, key=lambda worker: load[worker])
+        cut = shards(len(tiles), len(order))
+        return [
+            self._send(worker, tuple(tiles[start:stop]))
+            for worker, (start, stop) in zip(order, cut, strict=True)
+            if stop > start
+        ]
+
+    def _send(self, worker: int, tiles: tuple[int, ...]) -> Send:
+        ticket = self._next_ticket
+        self._next_ticket += 1
+        self._in_flight[ticket] = (worker, tiles)
+        return Send(worker, ticket, tiles)
+
+    def _end(self) -> list[Instruction]:
+        if self._in_flight:
+            return []
+        if self._raised or self._given_up:
+            return [GiveUp(self._raised, self._given_up, tuple(self._causes))]
+        if len(self.done_by) == self._tiles:
+            return [Complete()]
+        return []

@@ -1,0 +1,295 @@
+"""One worker process as the coordinator sees it, and the two ways to start one.
+
+Owns processes and channels: start, kill, collect. What is said over a channel is the pool's
+business. Neither way re-imports the user's ``__main__`` (models travel by value), so a script
+needs no ``if __name__ == "__main__"``.
+
+- ``forkserver`` (Linux): forks of the pool's own nursery, which has TensorFlow loaded.
+- ``spawn`` (everywhere): a fresh interpreter each.
+
+Workers get a session of their own: Ctrl-C in the terminal reaches the coordinator alone.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from workers import affinity, protocol
+from workers.errors import ConfigurationError, PoolError, StartupError, nearest
+
+_WINDOWS = sys.platform == "win32"
+
+#: The nursery answers in milliseconds; one that does not is stopped or gone.
+_NURSERY_TIMEOUT = 10.0
+
+#: Importing TensorFlow and Strawberry Fields takes 5 s warm, and has taken 60 s on a cold disk.
+_IMPORT_TIMEOUT = 300.0
+
+#: The folder that holds the ``workers`` package, for interpreters that start from nothing.
+_ROOT = str(Path(__file__).resolve().parents[3])
+
+
+class WorkerProcess:
+    """A running worker: its number, its channel and its process."""
+
+    def __init__(self, number: int, pid: int, channel: Connection, launcher: Launcher) -> None:
+        self.number = number
+        self.pid = pid
+        self.channel = channel
+        self._launcher = launcher
+        #: What it has been told: ids and the very objects, so that a change is told again.
+        self.told: dict[Any, Any] = {}
+        self.hello: protocol.Hello | None = None
+        self.built: dict[int, float] = {}
+        #: Why a definition (model, plan) failed; the next failed message is due to it.
+        self.failure: PoolError | None = None
+
+    def send(self, message: Any) -> None:
+        """Send one message; OSError if the worker is gone."""
+        self.channel.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+    def receive(self) -> Any:
+        """The next reply; EOFError or OSError if the worker is gone."""
+        return pickle.loads(self.channel.recv_bytes())
+
+    def kill(self) -> None:
+        """End it now, stopped or not."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def collect(self) -> str:
+        """Wait for the end of a killed or dying worker and say how it ended."""
+        self.channel.close()
+        return describe_exit(self._launcher.reap(self.pid))
+
+
+class Launcher(abc.ABC):
+    """Starts workers. ``threads`` bounds the threads of each."""
+
+    name: str
+
+    def __init__(self, threads: int) -> None:
+        self._environment = os.environ | affinity.environment(threads)
+
+    @abc.abstractmethod
+    def launch(self, number: int, segment_handle: int | str) -> WorkerProcess:
+        """Start one worker; it waits for its Start message."""
+
+    @abc.abstractmethod
+    def reap(self, pid: int) -> int | None:
+        """Exit code of a worker that is dead or dying; None if it cannot be known."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End what the launcher itself runs, and any worker still there."""
+
+    def _popen(self, entry: str, arguments: list[Any], handles: list[int]) -> subprocess.Popen:
+        """A fresh interpreter that runs ``entry(*arguments)`` with ``handles`` open."""
+        module, function = entry.split(":")
+        code = (
+            f"import sys, json; sys.path.insert(0, {_ROOT!r}); "
+            f"from {module} import {function}; {function}(*json.loads(sys.argv[1]))"
+        )
+        options: dict[str, Any] = {"env": self._environment, "stdin": subprocess.DEVNULL}
+        if _WINDOWS:
+            startup = subprocess.STARTUPINFO()  # type: ignore[attr-defined]
+            startup.lpAttributeList = {"handle_list": handles}
+            for handle in handles:
+                os.set_handle_inheritable(handle, True)  # type: ignore[attr-defined]
+            options |= {
+                "startupinfo": startup,
+                "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP,  # type: ignore[attr-defined]
+            }
+        else:
+            options |= {"pass_fds": handles, "start_new_session": True}
+        return subprocess.Popen([sys.executable, "-c", code, json.dumps(arguments)], **options)
+
+
+class SpawnLauncher(Launcher):
+    """A fresh interpreter for each worker; works on every system."""
+
+    name = "spawn"
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self._processes: dict[int, subprocess.Popen] = {}
+
+    def launch(self, number: int, segment_handle: int | str) -> WorkerProcess:
+        ours, theirs = Pipe()
+        handles = [theirs.fileno()]
+        if isinstance(segment_handle, int):
+            handles.append(segment_handle)
+        inherited = segment_handle if isinstance(segment_handle, int) else None
+        try:
+            process = self._popen("workers.main:spawned", [theirs.fileno(), inherited], handles)
+        except OSError as error:
+            ours.close()
+            raise StartupError(f"a worker could not be started: {error}") from error
+        finally:
+            theirs.close()
+        self._processes[process.pid] = process
+        return WorkerProcess(number, process.pid, ours, self)
+
+    def reap(self, pid: int) -> int | None:
+        process = self._processes.pop(pid, None)
+        if process is None:
+            return None
+        try:
+            return process.wait(_NURSERY_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._processes[pid] = process
+            return None
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            process.kill()
+        for pid in list(self._processes):
+            self.reap(pid)
+
+
+class ForkLauncher(Launcher):
+    """Forks of the pool's own nursery. A nursery that died or hangs is replaced."""
+
+    name = "forkserver"
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self._nursery: subprocess.Popen | None = None
+        self._control: socket.socket | None = None
+        self._ready = False
+
+    def launch(self, number: int, segment_handle: int | str) -> WorkerProcess:
+        from workers import nursery
+
+        ours, theirs = Pipe()
+        try:
+            for attempt in range(2):
+                try:
+                    control = self._connected()
+                    socket.send_fds(
+                        control,
+                        [pickle.dumps(nursery.Fork())],
+                        [theirs.fileno(), int(segment_handle)],
+                    )
+                    return WorkerProcess(number, self._answer(control), ours, self)
+                except (OSError, EOFError) as error:
+                    self._drop_nursery()
+                    if attempt:
+                        raise StartupError(
+                            "the process that forks workers died twice while it was asked for "
+                            f"one: {error}. start_method='spawn' does without it"
+                        ) from error
+            raise AssertionError("unreachable")
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+
+    def reap(self, pid: int) -> int | None:
+        from workers import nursery
+
+        if self._control is None:
+            return None
+        try:
+            self._control.send(pickle.dumps(nursery.Reap(pid)))
+            return self._answer(self._control)
+        except (OSError, EOFError):
+            self._drop_nursery()
+            return None
+
+    def close(self) -> None:
+        if self._nursery is None or self._control is None:
+            return
+        self._control.close()
+        try:
+            self._nursery.wait(_NURSERY_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._nursery.kill()
+            self._nursery.wait()
+        self._nursery = self._control = None
+
+    def _connected(self) -> socket.socket:
+        from workers import nursery
+
+        if self._control is None:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self._nursery = self._popen(
+                    "workers.nursery:main", [theirs.fileno()], [theirs.fileno()]
+                )
+            self._control = ours
+            ours.settimeout(_IMPORT_TIMEOUT)
+            ready = self._answer(ours)
+            if not isinstance(ready, nursery.Ready):
+                raise PoolError(f"the nursery said {ready!r}; expected Ready")
+            ours.settimeout(_NURSERY_TIMEOUT)
+        return self._control
+
+    @staticmethod
+    def _answer(control: socket.socket) -> Any:
+        data = control.recv(4096)
+        if not data:
+            raise EOFError("it closed its socket")
+        return pickle.loads(data)
+
+    def _drop_nursery(self) -> None:
+        """Its workers live on: they watch the coordinator, not the nursery."""
+        if self._control is not None:
+            self._control.close()
+        if self._nursery is not None:
+            self._nursery.kill()
+            self._nursery.wait()
+        self._nursery = self._control = None
+
+
+def make_launcher(start_method: str | None, threads: int) -> Launcher:
+    """The launcher of that name; None takes the best that this system has."""
+    if start_method in (None, "auto"):
+        start_method = "forkserver" if _can_fork() else "spawn"
+    if start_method == "forkserver":
+        if not _can_fork():
+            raise ConfigurationError(
+                "start_method='forkserver' needs Linux; use 'spawn', or leave it out"
+            )
+        return ForkLauncher(threads)
+    if start_method == "spawn":
+        return SpawnLauncher(threads)
+    raise ConfigurationError(
+        f"unknown start_method {start_method!r}: "
+        f"{nearest(str(start_method), ('forkserver', 'spawn', 'auto'))}"
+    )
+
+
+def _can_fork() -> bool:
+    return sys.platform.startswith("linux") and hasattr(socket, "send_fds")
+
+
+def describe_exit(code: int | None) -> str:
+    """``"killed by SIGKILL (out of memory?)"``, ``"exit code 3"``, ..."""
+    if code is None:
+        return "ended in an unknown way"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = {
+        "SIGKILL": " (the kernel does this when memory runs out)",
+        "SIGBUS": " (memory that could not be had)",
+        "SIGILL": " (an instruction this CPU lacks)",
+    }.get(name, "")
+    return f"was killed by {name}{hint}"

@@ -1,0 +1,230 @@
+"""One model in a pool, in terms of arrays: which plans it has, how its batches are tiled.
+
+Owns what is known of each way the model is called (its outputs' shapes, whether it draws, which
+gradients exist) and the choice of tile, made once per batch size. Knows nothing of TensorFlow's
+tapes (``gradient``) nor of how the pool computes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qpool import tiles
+from qpool.executors.processes.pool import Pool
+from qpool.shipping import Shipment
+from workers.errors import ConfigurationError
+from workers.layout import ArraySpec
+
+
+@dataclasses.dataclass
+class Plan:
+    """One way of calling one method, as a survey found it.
+
+    ``outputs`` are specs of one row; ``tensors`` says which outputs are tensors (else ndarrays);
+    ``connected`` says for each source, inputs first and then trainable variables, whether any
+    output depends on it, and is None until a gradient was asked for.
+    """
+
+    number: int
+    structure: Any
+    outputs: tuple[ArraySpec, ...]
+    tensors: tuple[bool, ...]
+    draws: bool
+    reproducible: bool
+    fixed_cost: float
+    connected: tuple[bool, ...] | None
+
+
+@dataclasses.dataclass
+class Result:
+    """A forward call: its outputs, and what its backward pass needs to know."""
+
+    call: int
+    outputs: list[Any]
+    homes: dict[int, tuple[int, ...]]
+    tile: int
+
+
+class RemoteModel:
+    """A model's replicas, called with arrays."""
+
+    def __init__(self, pool: Pool, shipment: Shipment, tile: int | None) -> None:
+        self.pool = pool
+        self.variables = shipment.variables
+        self.trainable = shipment.trainable
+        self._rows = shipment.rows
+        self._tile = self._check_tile(tile)
+        self._plans: dict[Any, Plan] = {}
+        self._tiles: dict[tuple[int, int], int] = {}
+        self._samples = 0
+        self._non_finite = 0
+        self._seconds = 0.0
+        self._survey_seconds = 0.0
+        values = [np.asarray(variable) for variable in self.variables]
+        self._number = pool.add(shipment.payload, values)
+
+    def _check_tile(self, tile: int | None) -> int | None:
+        if tile is None:
+            return self._rows or None
+        if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1:
+            raise ConfigurationError(f"tile must be a whole number of at least 1, not {tile!r}")
+        if self._rows and tile != self._rows:
+            raise ConfigurationError(
+                f"tile={tile}, but the model's engine was built with batch_size={self._rows}, "
+                "which fixes the tile; leave tile= out"
+            )
+        if not self._rows and tile & (tile - 1):
+            raise ConfigurationError(f"tile must be a power of two, not {tile}")
+        return tile
+
+    def plan(
+        self,
+        method: str,
+        arguments: bytes,
+        as_tensor: tuple[bool, ...],
+        inputs: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray],
+        *,
+        gradient: bool,
+    ) -> Plan:
+        """The plan for this call; the first time, a worker runs the first rows to learn it."""
+        specs = tuple(ArraySpec(x.shape[1:], x.dtype.str) for x in inputs)
+        key = (method, arguments, as_tensor, specs)
+        known = self._plans.get(key)
+        if known is not None and (known.connected is not None or not gradient):
+            return known
+        began = time.perf_counter()
+        number = (
+            known.number
+            if known
+            else self.pool.add_plan(self._number, method, arguments, as_tensor, self._rows)
+        )
+        found = self.pool.survey(number, inputs, weights, gradient=gradient)
+        plan = Plan(
+            number,
+            pickle.loads(found.structure),
+            found.outputs,
+            found.tensors,
+            found.draws,
+            found.reproducible,
+            found.fixed_cost,
+            found.connected if gradient else None,
+        )
+        if known is not None:
+            plan.fixed_cost = known.fixed_cost
+        self._plans[key] = plan
+        self._survey_seconds += time.perf_counter() - began
+        return plan
+
+    def find(
+        self,
+        method: str,
+        arguments: bytes,
+        as_tensor: tuple[bool, ...],
+        specs: tuple[ArraySpec, ...],
+    ) -> Plan | None:
+        """A plan that is known already, from the specs of one row of each input."""
+        return self._plans.get((method, arguments, as_tensor, specs))
+
+    def tile(self, plan: Plan, batch: int) -> int:
+        """Rows of a tile: chosen once per plan and batch size, and never by the pool's size."""
+        if self._tile is not None:
+            return self._tile
+        key = (plan.number, batch)
+        if key not in self._tiles:
+            self._tiles[key] = tiles.default_tile(batch, plan.fixed_cost)
+        return self._tiles[key]
+
+    def forward(
+        self,
+        plan: Plan,
+        inputs: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray],
+        *,
+        keep: bool,
+        copy: Any,
+    ) -> Result:
+        began = time.perf_counter()
+        batch = len(inputs[0])
+        tile = self.tile(plan, batch)
+        call, outputs, homes = self.pool.forward(
+            plan.number, tile, inputs, weights, plan.outputs, keep=keep, copy=copy
+        )
+        self._samples += batch
+        self._non_finite += _non_finite_rows(inputs)
+        self._seconds += time.perf_counter() - began
+        return Result(call, outputs, homes, tile)
+
+    def backward(
+        self,
+        plan: Plan,
+        call: int,
+        homes: dict[int, tuple[int, ...]] | None,
+        inputs: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray],
+        cotangents: Sequence[np.ndarray | None],
+        *,
+        per_sample: bool = False,
+    ) -> list[np.ndarray]:
+        """Gradients for the connected sources, in order."""
+        began = time.perf_counter()
+        assert plan.connected is not None
+        tile = 1 if per_sample else self.tile(plan, len(inputs[0]))
+        found = self.pool.backward(
+            plan.number,
+            tile,
+            call,
+            homes,
+            inputs,
+            weights,
+            cotangents,
+            [(n, self.source_spec(n, inputs)) for n, there in enumerate(plan.connected) if there],
+            per_tile=per_sample,
+        )
+        self._seconds += time.perf_counter() - began
+        return found
+
+    def source_spec(self, source: int, inputs: Sequence[np.ndarray]) -> ArraySpec:
+        """Shape and dtype of a source: of one row for an input, of all of a variable."""
+        if source < len(inputs):
+            array = inputs[source]
+            return ArraySpec(array.shape[1:], array.dtype.str)
+        variable = self.variables[self.trainable[source - len(inputs)]]
+        return ArraySpec(tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype).str)
+
+    def stats(self) -> dict[str, Any]:
+        """Samples, seconds inside calls, and what the surveys found."""
+        rate = self._samples / self._seconds if self._seconds else 0.0
+        randomness = "none"
+        if any(plan.draws for plan in self._plans.values()):
+            seeded = all(plan.reproducible for plan in self._plans.values() if plan.draws)
+            randomness = "seeded" if seeded else "not seedable: the same bits are not promised"
+        return {
+            "samples": self._samples,
+            "non_finite_samples": self._non_finite,
+            "call_seconds": self._seconds,
+            "survey_seconds": self._survey_seconds,
+            "samples_per_second": rate,
+            "random_draws": randomness,
+            "tiles_by_batch": {batch: tile for (_, batch), tile in sorted(self._tiles.items())},
+        }
+
+    def close(self) -> None:
+        self.pool.discard(self._number)
+
+
+def _non_finite_rows(inputs: Sequence[np.ndarray]) -> int:
+    """How many samples have a NaN or an infinity in any of their inputs."""
+    bad: Any = False
+    for array in inputs:
+        if array.dtype.kind in "fc":
+            finite = np.isfinite(array)
+            if not finite.all():
+                bad = bad | ~finite.reshape(len(array), -1).all(axis=1)
+    return int(np.sum(bad))

@@ -1,0 +1,37 @@
+"""``sequential``: the model in place, as if there were no qpool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qpool.executors.base import Executor
+
+
+class SequentialExecutor(Executor):
+    """Calls the model itself, in this process."""
+
+    def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        function = self.model if method == "__call__" else getattr(self.model, method)
+        return function(*args, **kwargs)
+
+    def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
+        import tensorflow as tf
+
+        from workers import recipes
+
+        function = self.model if callable(self.model) else self.model.generate
+        variables = recipes.trainable_variables(self.model)
+        rows: list[list[Any]] = []
+        for index in range(len(z)):
+            with tf.GradientTape() as tape:
+                outputs = function(z[index : index + 1])
+            seeds = tf.nest.map_structure(lambda c, n=index: c[n : n + 1], cotangent)
+            rows.append(
+                tape.gradient(
+                    tf.nest.flatten(outputs),
+                    variables,
+                    output_gradients=tf.nest.flatten(seeds),
+                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                )
+            )
+        return [tf.stack(column) for column in zip(*rows, strict=True)]

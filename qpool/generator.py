@@ -1,0 +1,301 @@
+"""``parallelize``: a model whose call runs in the pool.
+
+The pooled object *is* the model for everything but the pooled methods: an instance of a subclass
+of the model's class that shares the model's ``__dict__``. So isinstance, attributes (read and
+written), Keras's tracking and checkpoint keys are the model's own, and no list of things to
+forward can be incomplete. Owns that object and the choice of strategy per call.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from qpool.executors import Executor, Options, executor_class
+from workers import sf_compat
+from workers.errors import ConfigurationError, InputError, ModelError, PoolClosedError, nearest
+
+#: Engines that a replica can hold.
+_ENGINES = ("stock",)
+
+
+class _Room:
+    """What a pooled model has beside the model's own attributes."""
+
+    def __init__(
+        self, model: Any, methods: tuple[str, ...], strategy: str, options: Options
+    ) -> None:
+        self.model = model
+        self.methods = methods
+        self.strategy = strategy
+        self.options = options
+        self.closed = False
+        self._executors: dict[type[Executor], Executor] = {}
+
+    def executor(self, strategy: str | None = None) -> Executor:
+        """The strategy's executor, made when it is first asked for."""
+        if self.closed:
+            raise PoolClosedError("this generator was closed; parallelize the model again")
+        chosen = executor_class(strategy or self.strategy)
+        if chosen not in self._executors:
+            self._executors[chosen] = chosen(self.model, self.options)
+        return self._executors[chosen]
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            for executor in self._executors.values():
+                executor.close()
+
+
+class ParallelGenerator:
+    """What :func:`parallelize` adds to a model. Made by it, never directly."""
+
+    __slots__ = ()
+    _qpool: _Room
+
+    def generate(self, *args: Any, strategy: str | None = None, **kwargs: Any) -> Any:
+        """The model's ``generate``, or its call where it has none, computed by ``strategy``."""
+        method = "generate" if "generate" in self._qpool.methods else "__call__"
+        return self._qpool.executor(strategy).call(method, args, kwargs)
+
+    def warm_up(self, batch: Any) -> None:
+        """Do ahead what the first call and its gradient would do: compile, size, allocate.
+
+        ``batch`` is a batch of inputs, or a number of rows if the model says its ``latent_dim``
+        (rows are then drawn from the standard normal distribution).
+        """
+        import numpy as np
+        import tensorflow as tf
+
+        if isinstance(batch, int) and not isinstance(batch, bool):
+            width = getattr(self._qpool.model, "latent_dim", None)
+            if not isinstance(width, int):
+                raise InputError(
+                    "warm_up(rows) needs a model with a latent_dim; pass a batch of inputs instead"
+                )
+            if batch < 1:
+                raise InputError(f"warm_up needs at least one row, not {batch}")
+            draws = np.random.default_rng(0).standard_normal((batch, width))
+            dtype = self._qpool.model.trainable_variables[0].dtype
+            batch = tf.constant(draws, tf.as_dtype(dtype).real_dtype)
+        with tf.GradientTape() as tape:
+            outputs = tf.nest.flatten(self.generate(batch))
+        tape.gradient(outputs, self._qpool.model.trainable_variables)
+
+    def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
+        """The gradient of each sample: one (batch, *variable.shape) tensor per variable.
+
+        ``cotangent`` has the structure and shapes of the outputs; sample n's outputs are
+        contracted with its row n. Variables are in the order of ``trainable_variables``.
+        """
+        return self._qpool.executor().per_sample_gradients(z, cotangent)
+
+    def stats(self) -> dict[str, Any]:
+        """What was measured: samples/s, CPU use of each worker, time by phase."""
+        return self._qpool.executor().stats()
+
+    def close(self) -> None:
+        """Free what the pooled call holds; the model itself stays as usable as it was."""
+        self._qpool.close()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        # A pool does not travel, nor is it stored: a copy is the model itself.
+        return _unpooled, (self._qpool.model,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._qpool.model, memo)
+
+    def __copy__(self) -> Any:
+        return copy.copy(self._qpool.model)
+
+
+def parallelize(
+    model: Any,
+    workers: int | None = None,
+    strategy: str = "auto",
+    *,
+    tile: int | None = None,
+    threads: int = 1,
+    start_method: str | None = None,
+    pin: bool = True,
+    engine: str = "stock",
+    methods: tuple[str, ...] | list[str] | str = (),
+    sharded: tuple[str, ...] | list[str] | str = (),
+    pool: Any = None,
+    timeout: float | None = None,
+    seed: int = 0,
+) -> Any:
+    """Put a pool of processes behind a model's call.
+
+    Args:
+        model: callable on z (or with ``.generate(z)``) with ``.trainable_variables``: a plain
+            class, a tf.Module, a Keras layer or model; or a factory, called without arguments
+            here and in every worker, that makes one.
+        workers: processes; default: the physical cores this process may use.
+        strategy: ``"processes"``, ``"sequential"`` (the model in place) or ``"auto"``.
+        tile: rows computed at once, a power of two; default: from the model and the batch.
+        threads: threads and cores of each worker.
+        start_method: ``"forkserver"`` or ``"spawn"``; default: the best of this system.
+        pin: pin each worker to its own cores.
+        engine: ``"stock"``: Strawberry Fields as it is.
+        methods: further methods to pool. Their first argument is sharded along its leading axis.
+        sharded: names of further arguments to shard with the first. All others go to every
+            worker as constants.
+        pool: a :class:`qpool.Pool` to share, in place of one of the model's own.
+        timeout: seconds a worker may go without finishing a tile before it is replaced.
+        seed: start of the random draws of a model that draws.
+
+    Returns:
+        An object that is the model (same attributes, variables and type) with its call and its
+        ``generate`` pooled, and with ``warm_up``, ``per_sample_gradients``, ``stats``, ``close``.
+        What the model returns for z of shape (batch, ...), it returns, in the same dtype; every
+        output has a leading batch axis.
+
+    Raises:
+        ModelError, ShippingError, ConfigurationError, StartupError: before any call.
+    """
+    sf_compat.install()
+    executor_class(strategy)
+    if engine not in _ENGINES:
+        raise ConfigurationError(f"unknown engine {engine!r}: {nearest(str(engine), _ENGINES)}")
+    model, factory = _model_and_factory(model)
+    if isinstance(model, ParallelGenerator):
+        raise ModelError("the model is pooled already; parallelize the original")
+    names = (methods,) if isinstance(methods, str) else tuple(methods)
+    pooled_methods = _pooled_methods(model, names)
+    options = Options(
+        workers=workers,
+        threads=threads,
+        tile=tile,
+        start_method=start_method,
+        pin=pin,
+        engine=engine,
+        sharded=(sharded,) if isinstance(sharded, str) else tuple(sharded),
+        pool=pool,
+        timeout=timeout,
+        seed=seed,
+        factory=factory,
+    )
+    room = _Room(model, pooled_methods, strategy, options)
+    pooled = _share(model, room)
+    room.executor()
+    return pooled
+
+
+def create_parallel_generator(
+    generator_class: Callable[..., Any],
+    *args: Any,
+    workers: int | None = None,
+    strategy: str = "auto",
+    **kwargs: Any,
+) -> Any:
+    """Make a generator and parallelize it.
+
+    Keyword arguments that :func:`parallelize` has go there, all others to ``generator_class``.
+    """
+    ours = set(inspect.signature(parallelize).parameters) - {"model"}
+    options = {name: kwargs.pop(name) for name in list(kwargs) if name in ours}
+    sf_compat.install()
+    generator = generator_class(*args, **kwargs)
+    return parallelize(generator, workers, strategy, **options)
+
+
+def _unpooled(model: Any) -> Any:
+    return model
+
+
+def _model_and_factory(given: Any) -> tuple[Any, Callable[[], Any] | None]:
+    """The model itself, and the factory it came from if it came from one."""
+    if isinstance(given, type) or not hasattr(given, "trainable_variables"):
+        if not callable(given):
+            raise ModelError(
+                f"{type(given).__name__} has no trainable_variables and is not a factory: expected "
+                "an object with .trainable_variables that is callable on z or has .generate(z)"
+            )
+        try:
+            inspect.signature(given).bind()
+        except TypeError:
+            name = getattr(given, "__name__", type(given).__name__)
+            raise ModelError(
+                f"{name} has no trainable_variables, so it could only be a factory, but it cannot "
+                "be called without arguments. Pass a model, or lambda: Model(...)"
+            ) from None
+        except ValueError:
+            pass  # no signature to be had: calling it will tell
+        model = given()
+        if not hasattr(model, "trainable_variables"):
+            raise ModelError(
+                f"the factory made a {type(model).__name__}, which has no trainable_variables"
+            )
+        return model, given
+    return given, None
+
+
+def _pooled_methods(model: Any, extra: tuple[str, ...]) -> tuple[str, ...]:
+    own = [name for name in ("__call__", "generate") if callable(getattr(model, name, None))]
+    for name in extra:
+        if not callable(getattr(model, name, None)):
+            known = [n for n in dir(model) if not n.startswith("_") and callable(getattr(model, n, None))]
+            raise ConfigurationError(
+                f"methods= names {name!r}, which {type(model).__name__} does not have: "
+                f"{nearest(name, known)}"
+            )
+    if not own and not extra:
+        raise ModelError(
+            f"{type(model).__name__} is not callable and has no .generate(z): expected one of "
+            "them, or methods=(...) to say what to pool"
+        )
+    return tuple(dict.fromkeys((*own, *extra)))
+
+
+def _share(model: Any, room: _Room) -> Any:
+    """An instance of a subclass of the model's class, over the model's own ``__dict__``."""
+    cls = type(model)
+    if not hasattr(model, "__dict__"):
+        raise ModelError(f"{cls.__name__} has __slots__ and no __dict__; add '__dict__' to them")
+    namespace: dict[str, Any] = {
+        "__slots__": ("_qpool",),
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        # To whoever asks by this name (Keras when it saves), it is the model's own class.
+        "__class__": property(lambda self: cls),
+    }
+    for name in room.methods:
+        # Keras's own __call__ stays in charge (building, masks, scopes); it calls ``call``.
+        target = "call" if name == "__call__" and _is_keras(model) else name
+        namespace[target] = _pooled_method(name, getattr(cls, target, None))
+    if _is_keras(model):
+        # XLA cannot hold the way to the pool; fit(jit_compile="auto") asks this.
+        namespace["supports_jit"] = property(lambda self: False, lambda self, value: None)
+    subclass = type(cls)(cls.__name__, (ParallelGenerator, cls), namespace)
+    pooled = object.__new__(subclass)
+    object.__setattr__(pooled, "__dict__", model.__dict__)
+    object.__setattr__(pooled, "_qpool", room)
+    return pooled
+
+
+def _pooled_method(name: str, original: Any) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        strategy = kwargs.pop("strategy", None)
+        return self._qpool.executor(strategy).call(name, args, kwargs)
+
+    if inspect.isfunction(original):
+        functools.update_wrapper(method, original)
+    else:
+        method.__name__ = name
+    return method
+
+
+def _is_keras(model: Any) -> bool:
+    return any(base.__module__.startswith("keras.") for base in type(model).__mro__)

@@ -1,0 +1,436 @@
+"""The bridge between TensorFlow's autodiff and the pool: a ``tf.custom_gradient``.
+
+    forward   inputs, weights --> pool.forward  --> outputs        (workers keep their tapes)
+    backward  cotangents      --> pool.backward --> vjp, reassembled in tile order
+
+The only module that knows both tapes and the pool. Weights enter as explicit inputs, so whatever
+watches the model's variables sees them used; gradients leave in the same order. In a graph both
+directions are a ``tf.numpy_function``.
+
+A derivative of a derivative is refused: a pulled-back cotangent is a number by the time it is
+here, and treating it as a constant would be wrong without a word.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from qpool.shipping import dumps
+from workers.errors import InputError, SecondOrderGradientError
+from workers.layout import ArraySpec
+from workers.protocol import Sharded
+
+if TYPE_CHECKING:
+    from qpool.executors.processes.remote import Plan, RemoteModel
+
+try:  # whether any tape could be listening: without one, a call is spared the bookkeeping
+    from tensorflow.python.eager.record import could_possibly_record as _recording
+except ImportError:  # pragma: no cover - a TensorFlow that has moved it
+
+    def _recording() -> bool:
+        return True
+
+
+#: Graph calls whose workers are remembered for their backward pass; older ones are recomputed.
+_REMEMBERED_CALLS = 64
+
+#: Rows of the standard normal draws that stand in for a batch when a graph is traced.
+_TRACE_ROWS = 4
+
+
+class Bridge:
+    """Differentiable calls of one remote model."""
+
+    def __init__(self, model: Any, remote: RemoteModel, sharded: Sequence[str]) -> None:
+        self._model = model
+        self._remote = remote
+        self._sharded = frozenset(sharded)
+        self._signatures: dict[str, list[str]] = {}
+        self._functions: dict[Any, Callable[..., Any]] = {}
+        self._homes: OrderedDict[int, dict[int, tuple[int, ...]]] = OrderedDict()
+        self._plain_arguments = dumps(((Sharded(0),), {}), "the arguments")
+
+    # -- calls -----------------------------------------------------------------------------
+
+    def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a pooled method; what it returns is differentiable once."""
+        arguments, inputs, as_tensor = self._split(method, args, kwargs)
+        if tf.executing_eagerly() and all(_is_eager(x) for x in inputs):
+            arrays = [np.asarray(x) for x in inputs]
+            self._check(arrays)
+            recording = _recording()
+            weights = self._weights()
+            plan = self._remote.plan(
+                method, arguments, as_tensor, arrays, weights, gradient=recording
+            )
+            if not recording:
+                result = self._remote.forward(plan, arrays, weights, keep=False, copy=tf.constant)
+                return self._pack(plan, result.outputs)
+        else:
+            plan = self._plan_of_graph(method, arguments, as_tensor, inputs)
+        tensors = [tf.convert_to_tensor(x) for x in inputs]
+        variables = [tf.convert_to_tensor(variable) for variable in self._remote.variables]
+        outputs = self._function(plan, len(inputs))(*tensors, *variables)
+        return self._pack(plan, outputs)
+
+    def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
+        """One (batch, *variable.shape) tensor for each trainable variable."""
+        method = "__call__" if callable(self._model) else "generate"
+        arguments, inputs, as_tensor = self._split(method, (z,), {})
+        arrays = [np.asarray(x) for x in inputs]
+        self._check(arrays)
+        weights = self._weights()
+        plan = self._remote.plan(method, arguments, as_tensor, arrays, weights, gradient=True)
+        batch = len(arrays[0])
+        seeds = [
+            self._cotangent(spec, batch, seed)
+            for spec, seed in zip(plan.outputs, tf.nest.flatten(cotangent), strict=True)
+        ]
+        result = self._remote.forward(plan, arrays, weights, keep=False, copy=_nothing)
+        found = self._remote.backward(
+            plan, result.call, None, arrays, weights, seeds, per_sample=True
+        )
+        by_source = dict(zip(_where(plan.connected), found, strict=True))
+        gradients = []
+        for place, index in enumerate(self._remote.trainable):
+            gradient = by_source.get(len(inputs) + place)
+            variable = self._remote.variables[index]
+            gradients.append(
+                tf.zeros((batch, *variable.shape), variable.dtype)
+                if gradient is None
+                else tf.constant(gradient)
+            )
+        return gradients
+
+    # -- arguments -------------------------------------------------------------------------
+
+    def _split(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bytes, list[Any], tuple[bool, ...]]:
+        """Pickled arguments with markers for the inputs, the inputs, and which are tensors."""
+        if len(args) == 1 and not kwargs and not isinstance(args[0], list | tuple | dict):
+            inputs = [_as_input(args[0], "the first argument")]
+            return self._plain_arguments, inputs, (not isinstance(inputs[0], np.ndarray),)
+        names = self._names(method)
+        inputs: list[Any] = []
+
+        def mark(name: str, value: Any, first: bool) -> Any:
+            if not (first or name in self._sharded) or value is None:
+                _check_constant(name, value)
+                return value
+            inputs.append(_as_input(value, name))
+            return Sharded(len(inputs) - 1)
+
+        positional = tuple(
+            mark(names[n] if n < len(names) else f"argument {n}", value, n == 0)
+            for n, value in enumerate(args)
+        )
+        first_name = names[0] if names and not args else None
+        keyword = {name: mark(name, value, name == first_name) for name, value in kwargs.items()}
+        if not inputs:
+            raise InputError(
+                f"{method} was called without its first argument: expected an array with a "
+                "leading batch axis"
+            )
+        return (
+            dumps((positional, keyword), "the arguments"),
+            inputs,
+            tuple(not isinstance(x, np.ndarray) for x in inputs),
+        )
+
+    def _names(self, method: str) -> list[str]:
+        if method not in self._signatures:
+            name = "call" if method == "__call__" and hasattr(self._model, "call") else method
+            try:
+                parameters = inspect.signature(getattr(self._model, name)).parameters
+            except (TypeError, ValueError):
+                parameters = {}  # type: ignore[assignment]
+            self._signatures[method] = list(parameters)
+        return self._signatures[method]
+
+    def _check(self, arrays: Sequence[np.ndarray]) -> None:
+        for array in arrays:
+            _check_array(array.shape, array.dtype)
+        lengths = {len(array) for array in arrays}
+        if len(lengths) > 1:
+            raise InputError(
+                "the sharded inputs differ in their leading (batch) axis: expected one length, "
+                f"came {[array.shape for array in arrays]}"
+            )
+        if 0 in lengths:
+            raise InputError("an empty batch: expected at least one row")
+        self._check_width(arrays[0].shape)
+
+    def _check_width(self, shape: tuple[int | None, ...]) -> None:
+        for name in ("latent_dim", "input_dim"):
+            width = getattr(self._model, name, None)
+            if isinstance(width, int) and not isinstance(width, bool):
+                if len(shape) != 2 or shape[1] not in (width, None):
+                    raise InputError(
+                        f"expected (batch, {width}), as the model's {name} says; came {shape}"
+                    )
+                return
+
+    # -- plans -----------------------------------------------------------------------------
+
+    def _weights(self) -> list[np.ndarray]:
+        return [np.asarray(variable) for variable in self._remote.variables]
+
+    def _plan_of_graph(
+        self, method: str, arguments: bytes, as_tensor: tuple[bool, ...], inputs: Sequence[Any]
+    ) -> Plan:
+        """The plan for symbolic inputs: known from an earlier call, or surveyed with stand-ins."""
+        specs = []
+        for x in inputs:
+            shape, dtype = x.shape, np.dtype(getattr(x.dtype, "as_numpy_dtype", x.dtype))
+            if shape.rank is None if isinstance(x, tf.Tensor) else False:
+                raise InputError(
+                    "an input of unknown rank in a graph: expected (batch, ...); set its shape"
+                )
+            _check_array(tuple(shape), dtype)
+            tail = tuple(shape)[1:]
+            if None in tail:
+                raise InputError(
+                    f"an input of shape {tuple(shape)} in a graph: only the batch may be unknown"
+                )
+            specs.append(ArraySpec(tail, dtype.str))
+        self._check_width((None, *specs[0].shape))
+        plan = self._remote.find(method, arguments, as_tensor, tuple(specs))
+        if plan is not None and plan.connected is not None:
+            return plan
+        generator = np.random.default_rng(0)
+        with tf.init_scope():  # out of the graph: variables have values there
+            weights = self._weights()
+            stand_ins = [_stand_in(generator, spec, _TRACE_ROWS) for spec in specs]
+            return self._remote.plan(
+                method, arguments, as_tensor, stand_ins, weights, gradient=True
+            )
+
+    def _pack(self, plan: Plan, outputs: Sequence[Any]) -> Any:
+        if tf.executing_eagerly():
+            outputs = [
+                x if tensor else x.numpy() for x, tensor in zip(outputs, plan.tensors, strict=True)
+            ]
+        return tf.nest.map_structure(lambda index: outputs[index], plan.structure)
+
+    # -- the custom gradient ---------------------------------------------------------------
+
+    def _function(self, plan: Plan, inputs: int) -> Callable[..., Any]:
+        """The differentiable function of a plan, built once: (inputs, weights) -> outputs."""
+        if plan.number not in self._functions:
+            self._functions[plan.number] = self._build(plan, inputs)
+        return self._functions[plan.number]
+
+    def _build(self, plan: Plan, inputs: int) -> Callable[..., Any]:
+        @tf.custom_gradient
+        def pooled_call(*tensors: Any) -> tuple[list[Any], Callable[..., Any]]:
+            if tf.executing_eagerly():
+                outputs, ticket = self._forward_eagerly(plan, inputs, tensors)
+            else:
+                outputs, ticket = self._forward_in_graph(plan, inputs, tensors)
+
+            def pull_back(*cotangents: Any) -> list[Any]:
+                given = [
+                    c for c, spec in zip(cotangents, plan.outputs, strict=True) if _is_float(spec)
+                ]
+                found = iter(pooled_vjp(ticket, *tensors, *given))
+                sources = self._sources(plan, inputs)
+                return [
+                    next(found) if source is not None and plan.connected[source] else None  # type: ignore[index]
+                    for source in sources
+                ]
+
+            return outputs, pull_back
+
+        def pooled_vjp(ticket: Any, *arguments: Any) -> list[Any]:
+            @tf.custom_gradient
+            def vjp(*arguments: Any) -> tuple[list[Any], Callable[..., Any]]:
+                if tf.executing_eagerly():
+                    found = self._backward_eagerly(plan, inputs, ticket, arguments)
+                else:
+                    found = self._backward_in_graph(plan, inputs, ticket, arguments)
+                return found, _refuse_second_order
+
+            if not any(plan.connected or ()):
+                return []
+            found = vjp(*arguments)
+            return found if isinstance(found, list | tuple) else [found]
+
+        return pooled_call
+
+    def _sources(self, plan: Plan, inputs: int) -> list[int | None]:
+        """For each argument of the function, its number as a source; None for a constant."""
+        place = {index: n for n, index in enumerate(self._remote.trainable)}
+        weights = [
+            None if index not in place else inputs + place[index]
+            for index in range(len(self._remote.variables))
+        ]
+        return [*range(inputs), *weights]
+
+    def _forward_eagerly(
+        self, plan: Plan, inputs: int, tensors: Sequence[Any]
+    ) -> tuple[list[Any], _Ticket]:
+        arrays = [np.asarray(x) for x in tensors]
+        result = self._remote.forward(
+            plan, arrays[:inputs], arrays[inputs:], keep=True, copy=tf.constant
+        )
+        return result.outputs, _Ticket(self._remote, result.call, result.homes)
+
+    def _backward_eagerly(
+        self, plan: Plan, inputs: int, ticket: _Ticket, arguments: Sequence[Any]
+    ) -> list[Any]:
+        arrays = [np.asarray(x) for x in arguments]
+        found = self._pull_back(plan, inputs, ticket.call, ticket.homes, arrays)
+        return [tf.constant(gradient) for gradient in found]
+
+    def _forward_in_graph(
+        self, plan: Plan, inputs: int, tensors: Sequence[Any]
+    ) -> tuple[list[Any], Any]:
+        keep = _recording()
+
+        def run(*arrays: np.ndarray) -> list[np.ndarray]:
+            self._check(arrays[:inputs])
+            result = self._remote.forward(
+                plan, arrays[:inputs], arrays[inputs:], keep=keep, copy=np.array
+            )
+            self._homes[result.call] = result.homes
+            while len(self._homes) > _REMEMBERED_CALLS:
+                self._homes.popitem(last=False)
+            return [np.asarray(result.call, np.int64), *result.outputs]
+
+        types = [tf.int64, *(tf.as_dtype(np.dtype(spec.dtype)) for spec in plan.outputs)]
+        ticket, *outputs = tf.numpy_function(run, list(tensors), types)
+        ticket.set_shape(())
+        batch = tensors[0].shape[0]
+        for output, spec in zip(outputs, plan.outputs, strict=True):
+            output.set_shape((batch, *spec.shape))
+        return outputs, ticket
+
+    def _backward_in_graph(
+        self, plan: Plan, inputs: int, ticket: Any, arguments: Sequence[Any]
+    ) -> list[Any]:
+        def run(call: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+            homes = self._homes.pop(int(call), None)
+            return self._pull_back(plan, inputs, int(call), homes, arrays)
+
+        wanted = _where(plan.connected)
+        sources = {n: a for n, a in zip(self._sources(plan, inputs), arguments, strict=False)}
+        types = [sources[n].dtype for n in wanted]
+        found = tf.numpy_function(run, [ticket, *arguments], types)
+        for gradient, n in zip(found, wanted, strict=True):
+            gradient.set_shape(sources[n].shape)
+        return list(found)
+
+    def _pull_back(
+        self,
+        plan: Plan,
+        inputs: int,
+        call: int,
+        homes: dict[int, tuple[int, ...]] | None,
+        arrays: Sequence[np.ndarray],
+    ) -> list[np.ndarray]:
+        end = inputs + len(self._remote.variables)
+        given = iter(arrays[end:])
+        cotangents = [next(given) if _is_float(spec) else None for spec in plan.outputs]
+        return self._remote.backward(
+            plan, call, homes, arrays[:inputs], arrays[inputs:end], cotangents
+        )
+
+    @staticmethod
+    def _cotangent(spec: ArraySpec, batch: int, seed: Any) -> np.ndarray | None:
+        if not _is_float(spec):
+            return None
+        array = np.asarray(seed, spec.dtype)
+        if array.shape != (batch, *spec.shape):
+            raise InputError(
+                f"a cotangent has the shape of its output: expected {(batch, *spec.shape)}, "
+                f"came {array.shape}"
+            )
+        return array
+
+
+class _Ticket:
+    """An eager forward call. When the last tape that could ask for it goes, workers let go too."""
+
+    def __init__(
+        self, remote: RemoteModel, call: int, homes: dict[int, tuple[int, ...]]
+    ) -> None:
+        self.call = call
+        self.homes = homes
+        weakref.finalize(self, remote.pool.forget, call).atexit = False
+
+
+def _refuse_second_order(*_: Any) -> None:
+    raise SecondOrderGradientError(
+        "a second derivative was asked of the pool (a gradient penalty, a Hessian, or an outer "
+        "tape around tape.gradient): workers hand back first derivatives only. Use "
+        "strategy='sequential' for this call, or take the penalty on a part that is not pooled"
+    )
+
+
+def _is_eager(x: Any) -> bool:
+    return isinstance(x, np.ndarray) or (isinstance(x, tf.Tensor) and hasattr(x, "numpy"))
+
+
+def _is_float(spec: ArraySpec) -> bool:
+    return np.dtype(spec.dtype).kind in "fc"
+
+
+def _where(flags: Sequence[bool] | None) -> list[int]:
+    return [n for n, flag in enumerate(flags or ()) if flag]
+
+
+def _nothing(_array: np.ndarray) -> None:
+    return None
+
+
+def _as_input(value: Any, name: str) -> Any:
+    """A sharded input: an ndarray stays one, all else becomes a tensor."""
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, tf.Tensor):
+        return value
+    try:
+        return tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{name} must be an array of numbers with a leading batch axis; came "
+            f"{type(value).__name__}: {error}"
+        ) from error
+
+
+def _check_array(shape: tuple[int | None, ...], dtype: np.dtype) -> None:
+    if len(shape) == 0:
+        raise InputError("expected an array with a leading batch axis; came a scalar (rank 0)")
+    if dtype.kind not in "fciub":
+        raise InputError(f"expected numbers; came dtype {dtype}")
+
+
+def _check_constant(name: str, value: Any) -> None:
+    """Refuse what could not be a constant of the call without changing the result."""
+    for leaf in tf.nest.flatten(value):
+        if isinstance(leaf, tf.Variable):
+            raise InputError(
+                f"{name} is a tf.Variable; workers get constants, so its gradient would be lost. "
+                f"Make it an attribute of the model, or shard it: sharded=({name!r},)"
+            )
+        if isinstance(leaf, tf.Tensor) and not hasattr(leaf, "numpy"):
+            raise InputError(
+                f"{name} is a tensor of the graph being traced; workers get constants. Pass an "
+                f"ndarray, or shard it along its leading axis: sharded=({name!r},)"
+            )
+
+
+def _stand_in(generator: np.random.Generator, spec: ArraySpec, rows: int) -> np.ndarray:
+    """A batch to learn shapes from: standard normal, or zeros for whole numbers."""
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind not in "fc":
+        return np.zeros((rows, *spec.shape), dtype)
+    return generator.standard_normal((rows, *spec.shape)).astype(dtype)

@@ -1,0 +1,74 @@
+"""Pin a process to its cores and bound its threads.
+
+Owns what one process does to itself. Which cores a worker gets is decided by the coordinator.
+Threads are bounded twice: by environment variables that must be set before the libraries load,
+and by TensorFlow's own configuration after it loaded and before it first computes.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+#: Read once, when a library is loaded. TensorFlow's threads ignore affinity, so they are bounded.
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+)
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Variables for a process that has not loaded TensorFlow yet.
+
+    oneDNN picks kernels by shape and thread count; without it, the same tile gives the same bits.
+    GPUs are hidden: many workers on one GPU is a choice to be made, not one to fall into.
+    """
+    bounded = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    return bounded | {
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
+        "CUDA_VISIBLE_DEVICES": "-1",
+    }
+
+
+def bound_tensorflow(threads: int) -> None:
+    """Bound TensorFlow's two thread pools; must come before its first operation."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def pin(cores: tuple[int, ...]) -> tuple[int, ...]:
+    """Pin this process (every thread of it) and return the cores it is on now.
+
+    Empty ``cores``, or a system without affinity calls, pins nothing.
+    """
+    if cores and hasattr(os, "sched_setaffinity"):
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), cores)
+    return current_cores()
+
+
+def current_cores() -> tuple[int, ...]:
+    """The cores this process may run on; empty where the system does not tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return ()
+
+
+def thread_counts() -> dict[str, Any]:
+    """What the libraries say of their own thread counts, after loading."""
+    import tensorflow as tf
+
+    return {
+        "tensorflow_intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
+        "tensorflow_inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+    }

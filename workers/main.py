@@ -1,0 +1,253 @@
+"""The worker process: receive, compute, reply.
+
+    Start -> pin, bound threads, import -> Hello -> [ message -> reply ]* -> Stop or end of file
+
+Owns the process itself: its signals, its watch over the coordinator's life, its progress counter.
+What is computed is the replica's business. A worker holds no state that matters: everything it
+knows it was told, and can be told again to its successor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import functools
+import os
+import pickle
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from workers import affinity, protocol, sf_compat
+from workers.arena import Arena, Segment
+from workers.errors import QPoolError, RemoteError
+
+#: Bytes from one worker's progress counter to the next: a cache line each.
+SLOT_BYTES = 64
+
+
+def serve(channel: Connection, segment_handle: int | None) -> None:
+    """Run a worker over ``channel`` until it is told to stop or the coordinator is gone.
+
+    ``segment_handle`` is the arena's file descriptor in this process (POSIX).
+    """
+    # The coordinator decides what Ctrl-C means; a dying one is seen on the channel.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(RuntimeError, OSError, AttributeError, ValueError):
+        faulthandler.enable()
+    start: protocol.Start = pickle.loads(channel.recv_bytes())
+    _die_with(start.coordinator)
+    worker = _Worker(channel, start, segment_handle)
+    try:
+        worker.run()
+    except (EOFError, ConnectionError):
+        pass  # the coordinator has gone or let go
+
+
+class _Worker:
+    def __init__(
+        self, channel: Connection, start: protocol.Start, segment_handle: int | None
+    ) -> None:
+        self._channel = channel
+        self._number = start.worker
+        self._segment_handle = segment_handle
+        self._arena = Arena.attach(self._here(start.segment))
+        self._slot = start.slot
+        sys.path[:] = start.path
+        began = time.perf_counter()
+        affinity.pin(start.cores)
+        sf_compat.install()
+        import strawberryfields
+        import tensorflow as tf
+
+        affinity.bound_tensorflow(start.threads)
+        tf.constant(0.0)  # TensorFlow's runtime starts here, within its bounds
+        cores = affinity.pin(start.cores)  # again: a library may have reset it while loading
+        self._replicas: dict[int, Any] = {}
+        self._models_of_plans: dict[int, int] = {}
+        self._frames: dict[int, protocol.Frame] = {}
+        self._handlers: dict[type, Callable[[Any], Any]] = {
+            protocol.Remap: self._remap,
+            protocol.Build: self._build,
+            protocol.Place: self._place,
+            protocol.Plan: self._plan,
+            protocol.Frame: self._frame,
+            protocol.Survey: self._survey,
+            protocol.Compute: self._compute,
+            protocol.Forget: self._forget,
+            protocol.Discard: self._discard,
+        }
+        self._send(
+            protocol.Hello(
+                pid=os.getpid(),
+                cores=cores,
+                pinned=bool(start.cores) and cores == tuple(sorted(start.cores)),
+                threads=affinity.thread_counts(),
+                versions={
+                    "python": sys.version.split()[0],
+                    "tensorflow": tf.__version__,
+                    "strawberryfields": strawberryfields.__version__,
+                    "numpy": np.__version__,
+                },
+                import_seconds=time.perf_counter() - began,
+            )
+        )
+
+    def run(self) -> None:
+        while True:
+            message = pickle.loads(self._channel.recv_bytes())
+            if isinstance(message, protocol.Stop):
+                return
+            ticket = getattr(message, "ticket", 0)
+            try:
+                reply = self._handlers[type(message)](message)
+            except Exception as error:
+                reply = protocol.Failed(ticket, self._remote(error, message))
+            if reply is not None:
+                self._send(reply)
+
+    # -- one method a message --------------------------------------------------------------
+
+    def _remap(self, message: protocol.Remap) -> None:
+        self._arena.remap(self._here(message.segment))
+
+    def _build(self, message: protocol.Build) -> protocol.Built:
+        from workers.replica import Replica
+
+        began = time.perf_counter()
+        self._replicas[message.model] = Replica(message, self._arena.buffer)
+        return protocol.Built(message.model, time.perf_counter() - began)
+
+    def _place(self, message: protocol.Place) -> None:
+        self._replicas[message.model].place(message.weights, self._arena.buffer)
+
+    def _plan(self, message: protocol.Plan) -> None:
+        self._models_of_plans[message.plan] = message.model
+        self._replicas[message.model].add_plan(message)
+
+    def _frame(self, message: protocol.Frame) -> None:
+        self._frames[message.frame] = message
+
+    def _survey(self, message: protocol.Survey) -> protocol.Surveyed:
+        replica = self._replicas[self._models_of_plans[message.plan]]
+        return replica.survey(message, self._frames[message.frame], self._arena.buffer)
+
+    def _compute(self, message: protocol.Compute) -> protocol.Computed:
+        began = time.perf_counter()
+        buffer = self._arena.buffer
+        replica = self._replicas[self._models_of_plans[message.plan]]
+        frame = self._frames[message.frame]
+        recomputed = replica.recomputed
+        keep = message.kind is protocol.Kind.FORWARD_KEEPING
+        replica.load(message.weights_version, buffer)
+        progress = progress_counter(buffer, self._slot)
+        for index in message.tiles:
+            if message.kind is protocol.Kind.BACKWARD:
+                replica.backward(message.plan, frame, message.call, index, buffer)
+            else:
+                replica.forward(message.plan, frame, message.call, index, keep, buffer)
+            progress += 1
+        return protocol.Computed(
+            message.ticket,
+            time.perf_counter() - began,
+            time.process_time(),
+            replica.recomputed - recomputed,
+        )
+
+    def _forget(self, message: protocol.Forget) -> None:
+        for replica in self._replicas.values():
+            replica.forget(message.calls)
+
+    def _discard(self, message: protocol.Discard) -> None:
+        self._replicas.pop(message.model, None)
+        gone = [plan for plan, model in self._models_of_plans.items() if model == message.model]
+        for plan in gone:
+            del self._models_of_plans[plan]
+
+    # -- within ----------------------------------------------------------------------------
+
+    def _send(self, reply: Any) -> None:
+        self._channel.send_bytes(pickle.dumps(reply, pickle.HIGHEST_PROTOCOL))
+
+    def _here(self, segment: Segment) -> Segment:
+        """The segment by the descriptor that it has in this process."""
+        if isinstance(segment.handle, int) and self._segment_handle is not None:
+            return replace(segment, handle=self._segment_handle)
+        return segment
+
+    def _remote(self, error: Exception, message: Any) -> QPoolError:
+        """The error as the coordinator will see it, with the original where it pickles."""
+        text = traceback.format_exc()
+        where = type(message).__name__.lower()
+        if isinstance(message, protocol.Compute):
+            where = f"{message.kind.value}, tiles {message.tiles}"
+        if isinstance(error, QPoolError):
+            error.__cause__ = error.__context__ = None
+            return error
+        summary = f"{type(error).__name__}: {error}"
+        return RemoteError(
+            summary,
+            worker=self._number,
+            where=where,
+            traceback=text,
+            original=_picklable(error),
+        )
+
+
+def progress_counter(buffer: memoryview, slot: int) -> np.ndarray:
+    """Tiles that the worker of this slot has finished since it started; one int64."""
+    return np.ndarray((1,), np.int64, buffer, slot * SLOT_BYTES)
+
+
+def _picklable(error: Exception) -> Exception | None:
+    with contextlib.suppress(Exception):
+        error = error.with_traceback(None)
+        error.__cause__ = error.__context__ = None
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    return None
+
+
+def _die_with(coordinator: int) -> None:
+    """End this process when the coordinator ends, even in the middle of a computation.
+
+    Between messages the end of file on the channel says it. In a long tile nobody reads the
+    channel, so a thread watches too: on a pidfd where there is one, by asking once a second
+    elsewhere.
+    """
+    threading.Thread(
+        target=functools.partial(_watch, coordinator), name="qpool-watch", daemon=True
+    ).start()
+
+
+def _watch(coordinator: int) -> None:
+    if hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):
+            watched = select.poll()
+            watched.register(os.pidfd_open(coordinator), select.POLLIN)
+            watched.poll()
+        os._exit(0)
+    import psutil
+
+    while psutil.pid_exists(coordinator):
+        time.sleep(1.0)
+    os._exit(0)
+
+
+def spawned(handle: int, segment_handle: int | None) -> None:
+    """Entry point of a worker started as a fresh interpreter; ``handle`` is its channel."""
+    if sys.platform == "win32":
+        from multiprocessing.connection import PipeConnection
+
+        serve(PipeConnection(handle), segment_handle)
+    else:
+        serve(Connection(handle), segment_handle)

@@ -1,0 +1,214 @@
+"""What coordinator and workers say to each other: frozen messages, one dataclass each.
+
+A worker is told what it lacks (segment, model, plan, frame) and then sent work that names those
+things by number. Arrays never travel in messages; they lie in the arena, and a Frame says where.
+
+    coordinator -> worker                         worker -> coordinator
+      Start        who you are                      Hello
+      Remap        the segment has grown            -
+      Build        a model                          Built | Failed
+      Plan         a method and its constants       -
+      Frame        where a batch's arrays lie       -
+      Survey       learn outputs and cost           Surveyed | Failed
+      Compute      tiles, forward or backward       Computed | Failed
+      Forget       free what is kept for backward   -
+      Discard      a model and its plans            -
+      Stop                                          (end of file)
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from workers.arena import Segment
+from workers.errors import QPoolError
+from workers.layout import ArraySpec, Placed
+
+
+class Kind(enum.Enum):
+    """What to compute for each tile."""
+
+    FORWARD = "forward"
+    FORWARD_KEEPING = "forward, keeping what the backward pass needs"
+    BACKWARD = "backward"
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """Stands in a plan's arguments for the n-th sharded input."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Remap:
+    segment: Segment
+
+
+@dataclass(frozen=True)
+class Build:
+    """``shipment`` unpickles to a model and its variables; ``weights`` says where values lie."""
+
+    model: int
+    shipment: bytes
+    weights: tuple[Placed, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """The model's weights have moved within the arena."""
+
+    model: int
+    weights: tuple[Placed, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One method of one model, called in one way.
+
+    ``arguments`` unpickles to ``(args, kwargs)`` in which :class:`Sharded` marks the inputs.
+    ``as_tensor`` says which inputs the model gets as tensors (the others as ndarrays).
+    ``rows`` is the constant number of rows the model must be called with, 0 for any. A survey
+    finds out whether the method ``draws`` random numbers, and whether seeding makes the draws
+    ``reproducible``; the plan is then told anew.
+    """
+
+    plan: int
+    model: int
+    method: str
+    arguments: bytes
+    as_tensor: tuple[bool, ...]
+    rows: int
+    draws: bool = False
+    reproducible: bool = True
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the arrays of a batch lie. Row ranges of tiles follow from ``tile`` and ``batch``.
+
+    ``weight_gradients`` have one row per tile; all others one row per sample. ``connected``
+    lists, per gradient array, the source it belongs to (inputs first, then trainable variables).
+    """
+
+    frame: int
+    batch: int
+    tile: int
+    inputs: tuple[Placed, ...]
+    outputs: tuple[Placed, ...] = ()
+    cotangents: tuple[Placed | None, ...] = ()
+    input_gradients: tuple[tuple[int, Placed], ...] = ()
+    weight_gradients: tuple[tuple[int, Placed], ...] = ()
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Run the model on the frame's first rows and report what comes out, and what it costs."""
+
+    ticket: int
+    plan: int
+    frame: int
+    weights_version: int
+    gradient: bool
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Tiles of one batch. ``call`` numbers the forward call; its backward carries the same."""
+
+    ticket: int
+    kind: Kind
+    call: int
+    plan: int
+    frame: int
+    weights_version: int
+    tiles: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Forget:
+    calls: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Discard:
+    model: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    pass
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first message: who the worker is, and what it is to do to itself before it loads.
+
+    ``slot`` is the number of its progress counter at the beginning of the arena.
+    """
+
+    worker: int
+    slot: int
+    cores: tuple[int, ...]
+    threads: int
+    coordinator: int
+    segment: Segment
+    path: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The handshake: who the worker is, after its imports and after it was pinned."""
+
+    pid: int
+    cores: tuple[int, ...]
+    pinned: bool
+    threads: dict[str, Any]
+    versions: dict[str, str]
+    import_seconds: float
+
+
+@dataclass(frozen=True)
+class Built:
+    model: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """``structure`` is the pickled nest of outputs with a number at each leaf; ``outputs`` are
+    specs of one row each, ``tensors`` says which are tensors (the others are ndarrays).
+
+    ``draws``: the model draws random numbers; ``reproducible``: seeding makes them the same.
+    ``fixed_cost``: interpreter work per call that does not depend on its rows, in rows.
+    ``connected``: for each gradient source, whether any output depends on it; empty if not asked.
+    """
+
+    ticket: int
+    structure: bytes
+    outputs: tuple[ArraySpec, ...]
+    tensors: tuple[bool, ...]
+    draws: bool
+    reproducible: bool
+    fixed_cost: float
+    connected: tuple[bool, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Computed:
+    """``cpu_seconds`` is the process's CPU time since its start, as the system measured it."""
+
+    ticket: int
+    compute_seconds: float
+    cpu_seconds: float
+    recomputed: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    ticket: int
+    error: QPoolError

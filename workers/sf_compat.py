@@ -1,0 +1,101 @@
+"""Strawberry Fields 0.23 on current SciPy and setuptools.
+
+Two names that SF imports are gone: ``scipy.integrate.simps`` (SciPy 1.14) and ``pkg_resources``
+(setuptools 82). :func:`install` puts a finder on ``sys.meta_path`` that watches for the three SF
+modules that need them, and lends the missing name while such a module runs its imports. Nothing
+else in the process ever sees the loan, nothing is imported ahead of time, and where a name is
+present nothing is lent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+
+@contextlib.contextmanager
+def _simps() -> Iterator[None]:
+    """``scipy.integrate.simps``, by its new name ``simpson``."""
+    import scipy.integrate
+
+    if hasattr(scipy.integrate, "simps"):
+        yield
+        return
+    scipy.integrate.simps = scipy.integrate.simpson
+    try:
+        yield
+    finally:
+        del scipy.integrate.simps
+
+
+@contextlib.contextmanager
+def _pkg_resources() -> Iterator[None]:
+    """``pkg_resources.resource_filename``, the one function of it that SF calls."""
+    if importlib.util.find_spec("pkg_resources") is not None:
+        yield
+        return
+    lent = types.ModuleType("pkg_resources")
+    lent.resource_filename = _resource_filename  # type: ignore[attr-defined]
+    sys.modules["pkg_resources"] = lent
+    try:
+        yield
+    finally:
+        del sys.modules["pkg_resources"]
+
+
+def _resource_filename(package: str, resource: str) -> str:
+    folder = importlib.import_module(package).__path__[0]
+    return f"{folder}/{resource}"
+
+
+#: SF's module -> what it needs lent while it is being imported.
+_LOANS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "strawberryfields.backends.states": _simps,
+    "strawberryfields.apps.data.sample": _pkg_resources,
+    "strawberryfields.apps.data.feature": _pkg_resources,
+}
+
+
+class _LendingLoader(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader, name: str) -> None:
+        self._loader = loader
+        self._name = name
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        # The module keeps its own loader: whoever asks for its source or resources finds them.
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        with _LOANS[self._name]():
+            self._loader.exec_module(module)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: types.ModuleType | None = None,
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in _LOANS:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _LendingLoader(spec.loader, fullname)
+        return spec
+
+
+def install() -> None:
+    """Watch for Strawberry Fields being imported; calling it again does nothing."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
