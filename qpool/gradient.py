@@ -181,7 +181,7 @@ class Bridge:
     # -- plans -----------------------------------------------------------------------------
 
     def _weights(self) -> list[np.ndarray]:
-        return [np.asarray(variable) for variable in self._remote.variables]
+        return [_value(variable) for variable in self._remote.variables]
 
     def _plan_of_graph(
         self, method: str, arguments: bytes, as_tensor: tuple[bool, ...], inputs: Sequence[Any]
@@ -373,6 +373,11 @@ def _refuse_second_order(*_: Any) -> None:
         "tape around tape.gradient): workers hand back first derivatives only. Use "
         "strategy='sequential' for this call, or take the penalty on a part that is not pooled"
     )
+
+
+def _value(variable: tf.Variable) -> np.ndarray:
+    """The variable's value now. The bare read costs a third of what ``.numpy()`` does."""
+    return np.asarray(tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype))
 
 
 def _is_eager(x: Any) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
+import logging
 import os
 import pickle
 import select
@@ -30,6 +31,7 @@ import numpy as np
 from workers import affinity, protocol, sf_compat
 from workers.arena import Arena, Segment
 from workers.errors import QPoolError, RemoteError
+from workers.waiting import Waiter
 
 #: Bytes from one worker's progress counter to the next: a cache line each.
 SLOT_BYTES = 64
@@ -65,11 +67,13 @@ class _Worker:
         sys.path[:] = start.path
         began = time.perf_counter()
         affinity.pin(start.cores)
+        affinity.yield_to_coordinator()
         sf_compat.install()
         import strawberryfields
         import tensorflow as tf
 
         affinity.bound_tensorflow(start.threads)
+        tf.get_logger().addFilter(_OnceFrom(first=start.worker == 0))
         tf.constant(0.0)  # TensorFlow's runtime starts here, within its bounds
         cores = affinity.pin(start.cores)  # again: a library may have reset it while loading
         self._replicas: dict[int, Any] = {}
@@ -103,7 +107,10 @@ class _Worker:
         )
 
     def run(self) -> None:
+        waiter = Waiter()
+        waiter.add(self._channel)
         while True:
+            waiter.wait(None)
             message = pickle.loads(self._channel.recv_bytes())
             if isinstance(message, protocol.Stop):
                 return
@@ -201,6 +208,24 @@ class _Worker:
             traceback=text,
             original=_picklable(error),
         )
+
+
+class _OnceFrom(logging.Filter):
+    """TensorFlow's warnings: each once, from the first worker. All workers run the same code, and
+    stock Strawberry Fields casts a complex tensor to a real one, with a warning, in each gate."""
+
+    def __init__(self, *, first: bool) -> None:
+        super().__init__()
+        self._first = first
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno > logging.WARNING:
+            return True
+        message = record.getMessage()
+        new = self._first and message not in self._said
+        self._said.add(message)
+        return new
 
 
 def progress_counter(buffer: memoryview, slot: int) -> np.ndarray:

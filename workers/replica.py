@@ -10,6 +10,7 @@ before, and which replica it is, leaves no trace in the result.
 
 from __future__ import annotations
 
+import gc
 import pickle
 import random
 import sys
@@ -31,8 +32,9 @@ from workers.protocol import Build, Frame, Plan, Sharded, Survey, Surveyed
 #: three at once (generator, critic on real, critic on generated); older ones are recomputed.
 KEPT_CALLS = 8
 
-#: A second count of rows for the survey: with one row, it splits a call's cost into its parts.
-_SURVEY_ROWS = 3
+#: Two counts of rows for the survey: together they split a call's cost into its parts. Not one
+#: row, which Strawberry Fields computes in another way (without a batch axis).
+_SURVEY_ROWS = (2, 6)
 
 
 @dataclass(frozen=True)
@@ -123,18 +125,17 @@ class Replica:
         started = time.perf_counter()
         method = self._plans[request.plan]
         self.load(request.weights_version, buffer)
-        few = method.plan.rows or 1
-        many = method.plan.rows or _SURVEY_ROWS
+        few, many = (method.plan.rows,) * 2 if method.plan.rows else _SURVEY_ROWS
 
-        first = self._run(method, _take(frame.inputs, 0, 1, few, buffer), buffer)
+        first = self._run(method, self._first_rows(frame, few, buffer), buffer)
         structure, outputs = _flatten(first, few)
         calls_few, second = _interpreter_calls(
-            lambda: self._run(method, _take(frame.inputs, 0, 1, few, buffer), buffer)
+            lambda: self._run(method, self._first_rows(frame, few, buffer), buffer)
         )
         draws = _bits(outputs) != _bits(tf.nest.flatten(second))
-        rows = min(many, frame.batch)
-        calls_many, third = _interpreter_calls(
-            lambda: self._run(method, _take(frame.inputs, 0, rows, many, buffer), buffer)
+        third = self._run(method, self._first_rows(frame, many, buffer), buffer)
+        calls_many, _ = _interpreter_calls(
+            lambda: self._run(method, self._first_rows(frame, many, buffer), buffer)
         )
         specs = [_row_spec(output) for output in outputs]
         if specs != [_row_spec(output) for output in _flatten(third, many)[1]]:
@@ -147,12 +148,12 @@ class Replica:
             again = []
             for _ in range(2):
                 self._reseed(0, 0)
-                rows_again = _take(frame.inputs, 0, 1, few, buffer)
-                again.append(_bits(tf.nest.flatten(self._run(method, rows_again, buffer))))
+                rows = self._first_rows(frame, few, buffer)
+                again.append(_bits(tf.nest.flatten(self._run(method, rows, buffer))))
             reproducible = again[0] == again[1]
         connected: tuple[bool, ...] = ()
         if request.gradient:
-            kept = self._record(method, _take(frame.inputs, 0, 1, few, buffer), buffer)
+            kept = self._record(method, self._first_rows(frame, few, buffer), buffer)
             connected = tuple(g is not None for g in self._gradients(kept, None))
         per_row = max(calls_many - calls_few, 0) / max(many - few, 1)
         fixed = max(calls_few - per_row * few, 0.0)
@@ -236,6 +237,10 @@ class Replica:
             )
 
     # -- within ----------------------------------------------------------------------------
+
+    @staticmethod
+    def _first_rows(frame: Frame, rows: int, buffer: memoryview) -> list[np.ndarray]:
+        return _take(frame.inputs, 0, min(rows, frame.batch), rows, buffer)
 
     def _run(self, method: _Method, arrays: list[np.ndarray], buffer: memoryview) -> Any:
         outputs = method(_as_the_model_wants(method.plan, arrays))
@@ -377,7 +382,8 @@ def _interpreter_calls(function: Callable[[], Any]) -> tuple[int, Any]:
 
     Unlike seconds, the count is the same on every machine and in every run, so a choice made
     from it (the tile size) is too. Eager Strawberry Fields spends its time under the
-    interpreter, which makes the count a fair measure of cost.
+    interpreter, which makes the count a fair measure of cost. Call it once before, so that what
+    a first call alone does is not counted; the collector waits, for it comes when it likes.
     """
     count = 0
 
@@ -385,10 +391,13 @@ def _interpreter_calls(function: Callable[[], Any]) -> tuple[int, Any]:
         nonlocal count
         count += event in ("call", "c_call")
 
-    former = sys.getprofile()
+    former, collecting = sys.getprofile(), gc.isenabled()
+    gc.disable()
     sys.setprofile(profile)
     try:
         result = function()
     finally:
         sys.setprofile(former)
+        if collecting:
+            gc.enable()
     return count, result

@@ -22,7 +22,6 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import wait as wait_for_connections
 from typing import Any
 
 import numpy as np
@@ -54,6 +53,7 @@ from workers.errors import (
 from workers.layout import ArraySpec, Placed, place
 from workers.main import SLOT_BYTES, progress_counter
 from workers.protocol import Kind
+from workers.waiting import Waiter
 
 log = logging.getLogger("qpool")
 
@@ -153,7 +153,7 @@ class Pool:
         self._frames: dict[Any, protocol.Frame] = {}
         self._scratch = count * SLOT_BYTES
         self._arena: Arena | None = None
-        self._poll: Any = None
+        self._waiter = Waiter()
         self._started: float | None = None
         self._counters = _Counters()
         self._worker_counters = {n: _WorkerCounters() for n in range(count)}
@@ -277,7 +277,7 @@ class Pool:
         """Have one worker run the plan on the first rows and report what comes out."""
         with self._lock:
             self._ready()
-            few = [x[: max(4, self._plans[plan].rows)] for x in inputs]
+            few = [x[: max(8, self._plans[plan].rows)] for x in inputs]
             frame = self._frame(("survey", plan), few, len(few[0]), 0, [], [], [], [])
             model = self._models[self._plans[plan].model]
             self._write_weights(model, weights)
@@ -452,6 +452,7 @@ class Pool:
                     path=tuple(sys.path),
                 )
             )
+        self._waiter.add(worker.channel)
         self._joining[number] = worker
 
     def _greet(self, worker: WorkerProcess) -> None:
@@ -460,6 +461,7 @@ class Pool:
             hello = worker.receive()
         except (EOFError, OSError) as error:
             self._joining.pop(worker.number, None)
+            self._waiter.remove(worker.channel)
             how = worker.collect()
             raise StartupError(
                 f"worker {worker.number} {how} while starting; its own output is above"
@@ -477,6 +479,7 @@ class Pool:
     def _bury(self, worker: WorkerProcess, cause: str | None = None) -> str:
         """A worker is lost: make sure that it is dead, say how, start its successor."""
         worker.kill()
+        self._waiter.remove(worker.channel)
         how = worker.collect()
         self._workers.pop(worker.number, None)
         self._joining.pop(worker.number, None)
@@ -495,8 +498,8 @@ class Pool:
         """Those of ``workers`` that have something to say (or have died), by the deadline."""
         remaining = max(0.0, deadline - time.monotonic())
         by_channel = {worker.channel: worker for worker in workers}
-        ready = wait_for_connections(list(by_channel), remaining)
-        return [by_channel[channel] for channel in ready]  # type: ignore[index]
+        ready = self._waiter.wait(remaining)
+        return [by_channel[channel] for channel in ready if channel in by_channel]
 
     def _check_open(self) -> None:
         if self._closed:

@@ -212,6 +212,7 @@ class RemoteModel:
             "survey_seconds": self._survey_seconds,
             "samples_per_second": rate,
             "random_draws": randomness,
+            "fixed_cost_in_rows": [plan.fixed_cost for plan in self._plans.values()],
             "tiles_by_batch": {batch: tile for (_, batch), tile in sorted(self._tiles.items())},
         }
 

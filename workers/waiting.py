@@ -1,0 +1,54 @@
+"""Wait on channels with little latency.
+
+Owns the trade between latency and an idle core. A core that sleeps 0.2 ms wakes cold: on the
+machine where this was measured the next TensorFlow call then takes 46 us in place of 6. So a
+waiter first polls for a short while, offering its core to others each time round, and only then
+sleeps. Where there is no ``poll`` (Windows) it just sleeps.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for_any
+
+#: Seconds to poll before sleeping: as long as the answer to a small batch takes, and far below
+#: what a batch of any weight takes, so that a busy machine loses next to nothing to it.
+SPIN_SECONDS = 200e-6
+
+
+class Waiter:
+    """Waits on a changing set of channels."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll() if hasattr(select, "poll") else None
+        self._channels: dict[int, Connection] = {}
+
+    def add(self, channel: Connection) -> None:
+        self._channels[channel.fileno()] = channel
+        if self._poll is not None:
+            self._poll.register(channel.fileno(), select.POLLIN)
+
+    def remove(self, channel: Connection) -> None:
+        """Stop waiting on a channel that is still open."""
+        del self._channels[channel.fileno()]
+        if self._poll is not None:
+            self._poll.unregister(channel.fileno())
+
+    def wait(self, seconds: float | None) -> Sequence[Connection]:
+        """Channels with something to read, or at their end; empty after ``seconds``."""
+        if self._poll is None:
+            return wait_for_any(list(self._channels.values()), seconds)  # type: ignore[return-value]
+        poll = self._poll.poll
+        ready = poll(0)
+        if not ready:
+            until = time.perf_counter() + SPIN_SECONDS
+            while not ready and time.perf_counter() < until:
+                os.sched_yield()
+                ready = poll(0)
+            if not ready:
+                ready = poll(None if seconds is None else max(0, int(seconds * 1000)))
+        return [self._channels[handle] for handle, _ in ready]
