@@ -1,0 +1,5 @@
+"""``python -m qpool``."""
+
+from qpool.cli import main
+
+main()

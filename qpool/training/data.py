@@ -1,0 +1,110 @@
+"""Real two-dimensional data sets that ship inside scikit-learn, and checks for any data.
+
+Owns loading, checking and standardising. Data sets are rows of numbers; nothing is downloaded
+and nothing is made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from workers.errors import DataError, nearest
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Standardised rows, and the way back.
+
+    ``rows`` is (samples, columns), float32, mean 0 and standard deviation 1 in each column; a
+    value in the data's own unit is ``row * scale + shift``.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    rows: np.ndarray
+    shift: np.ndarray
+    scale: np.ndarray
+
+    def in_units(self, rows: np.ndarray) -> np.ndarray:
+        """Standardised rows in the data's own units."""
+        return np.asarray(rows) * self.scale + self.shift
+
+
+def _iris() -> tuple[Any, tuple[str, ...]]:
+    from sklearn.datasets import load_iris
+
+    return load_iris().data[:, 2:4], ("petal length (cm)", "petal width (cm)")
+
+
+def _wine() -> tuple[Any, tuple[str, ...]]:
+    from sklearn.datasets import load_wine
+
+    data = load_wine()
+    columns = [data.feature_names.index(name) for name in ("flavanoids", "color_intensity")]
+    return data.data[:, columns], ("flavanoids", "colour intensity")
+
+
+def _breast_cancer() -> tuple[Any, tuple[str, ...]]:
+    from sklearn.datasets import load_breast_cancer
+
+    data = load_breast_cancer()
+    columns = [list(data.feature_names).index(n) for n in ("mean texture", "mean concave points")]
+    return data.data[:, columns], ("mean texture", "mean concave points")
+
+
+_SETS: dict[str, Callable[[], tuple[Any, tuple[str, ...]]]] = {
+    "iris": _iris,
+    "wine": _wine,
+    "breast-cancer": _breast_cancer,
+}
+
+
+def names() -> tuple[str, ...]:
+    """The data sets that :func:`load` knows."""
+    return tuple(_SETS)
+
+
+def load(name: str) -> DataSet:
+    """A named data set, standardised; DataError names the nearest known one."""
+    try:
+        load_rows = _SETS[name]
+    except KeyError:
+        raise DataError(f"unknown data set {name!r}: {nearest(name, names())}") from None
+    rows, columns = load_rows()
+    return standardise(name, rows, columns)
+
+
+def standardise(name: str, rows: Any, columns: tuple[str, ...]) -> DataSet:
+    """Check and standardise any rows."""
+    values = check(rows)
+    shift, scale = values.mean(axis=0), values.std(axis=0)
+    constant = [columns[n] for n in np.flatnonzero(scale == 0)]
+    if constant:
+        raise DataError(f"constant columns {constant}: expected values that vary; drop them")
+    return DataSet(name, columns, ((values - shift) / scale).astype(np.float32), shift, scale)
+
+
+def check(rows: Any, width: int | None = None, batch_size: int = 1) -> np.ndarray:
+    """The rows as a float64 array of rank 2, or a DataError that says what is wrong with them."""
+    try:
+        values = np.asarray(rows, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"data must be rows of numbers: {error}") from error
+    if values.ndim != 2:
+        raise DataError(f"data must be (samples, columns); came shape {values.shape}")
+    if width is not None and values.shape[1] != width:
+        raise DataError(
+            f"the generator makes samples of width {width}; the data has {values.shape[1]} columns"
+        )
+    if len(values) < batch_size:
+        raise DataError(
+            f"{len(values)} rows are fewer than a batch of {batch_size}; use a smaller batch_size"
+        )
+    bad = int((~np.isfinite(values)).any(axis=1).sum())
+    if bad:
+        raise DataError(f"{bad} of {len(values)} rows have a NaN or an infinity; drop or fill them")
+    return values
