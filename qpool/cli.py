@@ -1,0 +1,78 @@
+"""The ``qpool`` command. Owns options and exit codes; what a command does is elsewhere.
+
+Nothing heavy is imported before a command needs it: ``qpool --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qpool.training.run import Config
+from workers.errors import QPoolError
+
+_DEFAULT = Config()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="qpool-sf", prog_name="qpool")
+def cli() -> None:
+    """A worker pool behind the generators of continuous-variable quantum GANs.
+
+    Start with `qpool train`: it trains a small quantum GAN on real data through the pool, in
+    about two minutes on two cores, and leaves a run directory with pictures.
+    """
+
+
+@cli.command()
+@click.option("--data", default=_DEFAULT.data, help="Data set: iris, wine, breast-cancer.")
+@click.option("--steps", default=_DEFAULT.steps, help="Training steps (rounded up to epochs).")
+@click.option("--batch-size", default=_DEFAULT.batch_size, help="Samples in a step.")
+@click.option("--layers", default=_DEFAULT.layers, help="Layers of the quantum network.")
+@click.option("--cutoff", default=_DEFAULT.cutoff, help="Fock states kept per mode.")
+@click.option("--encoding", default=_DEFAULT.encoding, help="How latent vectors enter.")
+@click.option("--generator-rate", default=_DEFAULT.generator_rate, help="Its learning rate.")
+@click.option("--critic-rate", default=_DEFAULT.critic_rate, help="Its learning rate.")
+@click.option("--critic-steps", default=_DEFAULT.critic_steps, help="Critic updates in a step.")
+@click.option("--penalty", default=_DEFAULT.penalty, help="Weight of the gradient penalty.")
+@click.option("--workers", type=int, help="Worker processes.  [default: physical cores]")
+@click.option("--strategy", default=_DEFAULT.strategy, help="processes, sequential or auto.")
+@click.option("--tile", type=int, help="Rows computed at once.  [default: from the model]")
+@click.option("--start-method", help="forkserver or spawn.  [default: the system's best]")
+@click.option("--seed", default=_DEFAULT.seed, help="Of weights, latent draws and shuffling.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/DATE]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def train(out: Path | None, as_json: bool, **options: Any) -> None:
+    """Train a small quantum GAN on a real two-dimensional data set, through the pool."""
+    from qpool.training import run
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    directory = out or run.default_directory()
+    summary = run.train(Config(**options), directory)
+    if as_json:
+        click.echo(json.dumps(summary))
+    else:
+        click.echo(run.sentence(summary))
+        click.echo(f"the run is in {directory}; look at {directory / 'samples.png'}")
+
+
+def main() -> None:
+    """Entry point: an expected error is one message and exit code 1, Ctrl-C is 130."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except QPoolError as error:
+        click.echo(f"qpool: {error}", err=True)
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("qpool: interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,103 @@
+"""Progress for people: a live line in a terminal, plain lines elsewhere. A Keras callback.
+
+Owns what is shown. Figures are measured: samples/s over the last second or so, CPU use of each
+worker as its CPU seconds (the system's count) over wall seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+#: Seconds between plain lines, and between refreshes of the figures in a terminal.
+_LINE_SECONDS = 10.0
+_REFRESH_SECONDS = 1.0
+
+
+class Display(keras.callbacks.Callback):
+    """Shows steps, losses, samples/s and the CPU use of each worker."""
+
+    def __init__(self, generator: Any, steps: int, batch_size: int, console: Console) -> None:
+        super().__init__()
+        self._generator = generator
+        self._steps = steps
+        self._batch = batch_size
+        self._console = console
+        self._step = 0
+        self._last = (time.monotonic(), 0, self._cpu_seconds())
+        self._progress: Progress | None = None
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._last = (time.monotonic(), 0, self._cpu_seconds())
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._progress.add_task("train", total=self._steps, figures="")
+            self._progress.start()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._step += 1
+        now = time.monotonic()
+        since, step, cpu = self._last
+        period = _REFRESH_SECONDS if self._progress else _LINE_SECONDS
+        if self._progress:
+            self._progress.update(self._task, completed=self._step)
+        if now - since < period and self._step < self._steps:
+            return
+        current = self._cpu_seconds()
+        figures = self._figures(logs or {}, now - since, self._step - step, cpu, current)
+        self._last = (now, self._step, current)
+        if self._progress:
+            self._progress.update(self._task, figures=figures)
+        else:
+            self._console.print(
+                f"step {self._step}/{self._steps}  {figures}", highlight=False, soft_wrap=True
+            )
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back; also when training ended by an exception."""
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def _cpu_seconds(self) -> list[tuple[int | None, float]]:
+        """(pid, CPU seconds so far) of each worker; none without a pool."""
+        workers = self._generator.stats().get("pool", {}).get("workers", [])
+        return [(worker["pid"], worker["cpu_seconds"]) for worker in workers]
+
+    def _figures(
+        self,
+        logs: dict[str, Any],
+        seconds: float,
+        steps: int,
+        before: list[tuple[int | None, float]],
+        now: list[tuple[int | None, float]],
+    ) -> str:
+        losses = "  ".join(
+            f"{short} {float(logs[name]):+.3f}"
+            for short, name in (("generator", "generator_loss"), ("critic", "critic_loss"))
+            if name in logs
+        )
+        rate = steps * self._batch / seconds if seconds else 0.0
+        # A worker that was replaced counts from its own start: the difference would be nonsense.
+        use = [
+            f"{100 * (after - earlier) / seconds:.0f}%"
+            for (pid, earlier), (same, after) in zip(before, now, strict=False)
+            if pid == same and seconds
+        ]
+        cpu = f"  CPU of workers {' '.join(use)}" if use else ""
+        return f"{losses}  {rate:.0f} samples/s{cpu}"

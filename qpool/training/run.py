@@ -1,0 +1,216 @@
+"""A training run from start to end, and the directory that holds it.
+
+    RUN/config.json           what was asked, versions, host
+        history.csv           losses per epoch
+        generator.weights.h5  critic.weights.h5
+        samples.png           real and generated samples side by side
+        losses.png
+        summary.json          distances, samples/s, CPU use of each worker
+
+Owns the directory's contents and the order of a run. Heavy imports happen in :func:`train`, so
+that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.errors import ConfigurationError
+
+#: Generated samples for the distances and the picture.
+_SAMPLES = 512
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on."""
+
+    data: str = "breast-cancer"
+    steps: int = 250
+    batch_size: int = 32
+    modes: int = 2
+    layers: int = 2
+    cutoff: int = 6
+    encoding: str = "coherent_state"
+    generator_rate: float = 0.02
+    critic_rate: float = 0.02
+    critic_steps: int = 3
+    penalty: float = 1.0
+    workers: int | None = None
+    strategy: str = "auto"
+    tile: int | None = None
+    start_method: str | None = None
+    seed: int = 1
+
+
+def train(config: Config, out: Path, console: Any = None) -> dict[str, Any]:
+    """Train as ``config`` says, fill the directory ``out`` and return the summary."""
+    from rich.console import Console
+
+    console = console or Console(stderr=True)
+    directory = _new_directory(out)
+    _check(config)
+    import keras
+    import numpy as np
+
+    import qpool
+    from qpool.models import encodings
+    from qpool.training import data, distance, plots
+    from qpool.training.display import Display
+    from qpool.training.trainer import QuantumGANTrainer
+
+    rows = data.load(config.data)
+    if config.modes != rows.rows.shape[1]:
+        raise ConfigurationError(
+            f"modes={config.modes} makes samples of that width; {config.data} has "
+            f"{rows.rows.shape[1]} columns"
+        )
+    data.check(rows.rows, batch_size=config.batch_size)
+    width = encodings.find(config.encoding).width(config.modes)
+    keras.utils.set_random_seed(config.seed)
+    _write_json(directory / "config.json", {**dataclasses.asdict(config), "host": _host()})
+
+    began = time.monotonic()
+    console.print("starting the workers (imports TensorFlow and Strawberry Fields) ...")
+    generator = qpool.create_parallel_generator(
+        qpool.models.QuantumSFGenerator,
+        n_modes=config.modes,
+        latent_dim=width,
+        layers=config.layers,
+        cutoff_dim=config.cutoff,
+        encoding_strategy=config.encoding,
+        seed=config.seed,
+        workers=config.workers,
+        strategy=config.strategy,
+        tile=config.tile,
+        start_method=config.start_method,
+    )
+    trainer = QuantumGANTrainer(
+        generator,
+        generator_rate=config.generator_rate,
+        critic_rate=config.critic_rate,
+        critic_steps=config.critic_steps,
+        penalty=config.penalty,
+        seed=config.seed,
+    )
+    with trainer:
+        z = np.random.default_rng(config.seed).standard_normal((_SAMPLES, width))
+        z = z.astype(np.float32)
+
+        def generate() -> np.ndarray:
+            chunks = range(0, _SAMPLES, config.batch_size)
+            return np.concatenate([generator(z[n : n + config.batch_size]) for n in chunks])
+
+        def apart(samples: np.ndarray) -> float:
+            return distance.mean_distance(samples, rows.rows, seed=config.seed)
+
+        distances = {
+            "before": apart(generate()),
+            "floor": distance.real_against_real(rows.rows, seed=config.seed),
+        }
+        console.print(f"ready after {time.monotonic() - began:.0f} s")
+        per_epoch = len(rows.rows) // config.batch_size
+        epochs = -(-config.steps // per_epoch)
+        display = Display(generator, epochs * per_epoch, config.batch_size, console)
+        trained = time.monotonic()
+        cpu_before = _cpu(generator)
+        try:
+            history = trainer.train(rows.rows, epochs, config.batch_size, callbacks=[display])
+        finally:
+            display.close()
+        seconds = time.monotonic() - trained
+        cpu_use = [
+            (after - before) / seconds
+            for before, after in zip(cpu_before, _cpu(generator), strict=True)
+        ]
+        generated = generate()
+        distances["after"] = apart(generated)
+        generator.save_weights(directory / "generator.weights.h5")
+        trainer.critic.save_weights(directory / "critic.weights.h5")
+        stats = generator.stats()
+
+    _write_history(directory / "history.csv", history.history)
+    plots.samples(directory / "samples.png", rows, generated[: 2 * len(rows.rows)], distances)
+    plots.losses(directory / "losses.png", history.history)
+    summary = {
+        "energy_distance": distances,
+        "steps": epochs * per_epoch,
+        "training_seconds": seconds,
+        "samples_per_second": epochs * per_epoch * config.batch_size / seconds,
+        "cpu_use_of_workers": cpu_use,
+        "tiles_by_batch": stats.get("tiles_by_batch", {}),
+        "directory": str(directory),
+    }
+    _write_json(directory / "summary.json", summary)
+    return summary
+
+
+def sentence(summary: dict[str, Any]) -> str:
+    """One line that says how close the generated samples are."""
+    d = summary["energy_distance"]
+    return (
+        f"energy distance to the real data: {d['before']:.3f} before training, "
+        f"{d['after']:.3f} after; real against real: {d['floor']:.3f}"
+    )
+
+
+def default_directory() -> Path:
+    """A fresh name under ``runs/``."""
+    return Path("runs") / time.strftime("%Y-%m-%d-%H%M%S")
+
+
+def _check(config: Config) -> None:
+    for name in ("steps", "batch_size", "modes", "layers"):
+        if getattr(config, name) < 1:
+            raise ConfigurationError(f"{name} must be at least 1, not {getattr(config, name)}")
+
+
+def _new_directory(out: Path) -> Path:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigurationError(f"{out} exists and is not an empty directory; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _cpu(generator: Any) -> list[float]:
+    workers = generator.stats().get("pool", {}).get("workers", [])
+    return [worker["cpu_seconds"] for worker in workers]
+
+
+def _host() -> dict[str, Any]:
+    import numpy
+    import scipy
+    import strawberryfields
+    import tensorflow
+
+    import qpool
+
+    return {
+        "platform": platform.platform(),
+        "python": sys.version.split()[0],
+        "qpool": qpool.__version__,
+        "tensorflow": tensorflow.__version__,
+        "strawberryfields": strawberryfields.__version__,
+        "numpy": numpy.__version__,
+        "scipy": scipy.__version__,
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _write_history(path: Path, history: dict[str, list[float]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", *history])
+        for epoch, values in enumerate(zip(*history.values(), strict=True), 1):
+            writer.writerow([epoch, *(float(value) for value in values)])
