@@ -56,11 +56,8 @@ class ParallelGenerator:
 
     __slots__ = ()
     _qpool: _Room
-
-    def generate(self, *args: Any, strategy: str | None = None, **kwargs: Any) -> Any:
-        """The model's ``generate``, or its call where it has none, computed by ``strategy``."""
-        method = "generate" if "generate" in self._qpool.methods else "__call__"
-        return self._qpool.executor(strategy).call(method, args, kwargs)
+    #: The model's ``generate``, or its call where it has none; takes ``strategy=`` too.
+    generate: Callable[..., Any]
 
     def warm_up(self, batch: Any) -> None:
         """Do ahead what the first call and its gradient would do: compile, size, allocate.
@@ -263,18 +260,19 @@ def _share(model: Any, room: _Room) -> Any:
     cls = type(model)
     if not hasattr(model, "__dict__"):
         raise ModelError(f"{cls.__name__} has __slots__ and no __dict__; add '__dict__' to them")
+    # The class's name and module are the model's: what Keras saves by them, it loads by them.
     namespace: dict[str, Any] = {
         "__slots__": ("_qpool",),
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
-        # To whoever asks by this name (Keras when it saves), it is the model's own class.
-        "__class__": property(lambda self: cls),
     }
+    if "generate" not in room.methods:
+        namespace["generate"] = _pooled_method("__call__", None, "generate")
     for name in room.methods:
         # Keras's own __call__ stays in charge (building, masks, scopes); it calls ``call``.
         target = "call" if name == "__call__" and _is_keras(model) else name
-        namespace[target] = _pooled_method(name, getattr(cls, target, None))
+        namespace[target] = _pooled_method(name, getattr(cls, target, None), target)
     if _is_keras(model):
         # XLA cannot hold the way to the pool; fit(jit_compile="auto") asks this.
         namespace["supports_jit"] = property(lambda self: False, lambda self, value: None)
@@ -285,7 +283,12 @@ def _share(model: Any, room: _Room) -> Any:
     return pooled
 
 
-def _pooled_method(name: str, original: Any) -> Callable[..., Any]:
+def _pooled_method(name: str, original: Any, called: str) -> Callable[..., Any]:
+    """The method ``called`` of a pooled object, computed as ``name`` of the model.
+
+    It takes one argument more than the model's own: ``strategy``, for this call.
+    """
+
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         strategy = kwargs.pop("strategy", None)
         return self._qpool.executor(strategy).call(name, args, kwargs)
@@ -293,8 +296,11 @@ def _pooled_method(name: str, original: Any) -> Callable[..., Any]:
     if inspect.isfunction(original):
         functools.update_wrapper(method, original)
     else:
-        method.__name__ = name
-    return method
+        method.__name__ = called
+    import tensorflow as tf
+
+    # A user's tf.function would otherwise have AutoGraph rewrite the pool's code.
+    return tf.autograph.experimental.do_not_convert(method)
 
 
 def _is_keras(model: Any) -> bool:

@@ -240,12 +240,9 @@ class Bridge:
                 given = [
                     c for c, spec in zip(cotangents, plan.outputs, strict=True) if _is_float(spec)
                 ]
-                found = iter(pooled_vjp(ticket, *tensors, *given))
-                sources = self._sources(plan, inputs)
-                return [
-                    next(found) if source is not None and plan.connected[source] else None  # type: ignore[index]
-                    for source in sources
-                ]
+                found = pooled_vjp(ticket, *tensors, *given)
+                of_source = dict(zip(_where(plan.connected), found, strict=True))
+                return [of_source.get(source) for source in self._sources(inputs)]
 
             return outputs, pull_back
 
@@ -265,7 +262,7 @@ class Bridge:
 
         return pooled_call
 
-    def _sources(self, plan: Plan, inputs: int) -> list[int | None]:
+    def _sources(self, inputs: int) -> list[int | None]:
         """For each argument of the function, its number as a source; None for a constant."""
         place = {index: n for n, index in enumerate(self._remote.trainable)}
         weights = [
@@ -321,7 +318,7 @@ class Bridge:
             return self._pull_back(plan, inputs, int(call), homes, arrays)
 
         wanted = _where(plan.connected)
-        sources = {n: a for n, a in zip(self._sources(plan, inputs), arguments, strict=False)}
+        sources = {n: a for n, a in zip(self._sources(inputs), arguments, strict=False)}
         types = [sources[n].dtype for n in wanted]
         found = tf.numpy_function(run, [ticket, *arguments], types)
         for gradient, n in zip(found, wanted, strict=True):

@@ -27,6 +27,10 @@ from typing import Any
 class QPoolError(Exception):
     """Root of everything that qpool raises on purpose."""
 
+    #: AutoGraph would wrap an error raised while a graph is traced into one of its own; errors
+    #: with this mark reach the caller as they are.
+    ag_pass_through = True
+
 
 class ConfigurationError(QPoolError, ValueError):
     """An option, a count or a name that cannot be used."""

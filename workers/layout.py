@@ -49,8 +49,14 @@ class Placed:
         return self.offset + self.spec.nbytes
 
     def view(self, buffer: memoryview) -> np.ndarray:
-        """The array itself, over ``buffer``; it must not outlive the buffer."""
-        return np.ndarray(self.spec.shape, self.spec.dtype, buffer, self.offset)
+        """The array itself, over ``buffer``, which cannot be closed while the array is there."""
+        spec = self.spec
+        if not spec.nbytes:
+            return np.empty(spec.shape, spec.dtype)
+        # Not np.ndarray(buffer=...): that lets go of the buffer's lock at once, and an array over
+        # a segment that was closed is a segmentation fault.
+        size = math.prod(spec.shape)
+        return np.frombuffer(buffer, spec.dtype, size, self.offset).reshape(spec.shape)
 
 
 def align(offset: int) -> int:

@@ -230,7 +230,7 @@ class _OnceFrom(logging.Filter):
 
 def progress_counter(buffer: memoryview, slot: int) -> np.ndarray:
     """Tiles that the worker of this slot has finished since it started; one int64."""
-    return np.ndarray((1,), np.int64, buffer, slot * SLOT_BYTES)
+    return np.frombuffer(buffer, np.int64, 1, slot * SLOT_BYTES)
 
 
 def _picklable(error: Exception) -> Exception | None:

@@ -26,7 +26,7 @@ class QuantumGAN(keras.Model):
         generator: Any,
         critic: Any,
         *,
-        critic_steps: int = 3,
+        critic_steps: int = 5,
         penalty: float = 1.0,
         seed: int = 0,
     ) -> None:

@@ -40,9 +40,9 @@ class Config:
     layers: int = 2
     cutoff: int = 6
     encoding: str = "coherent_state"
-    generator_rate: float = 0.02
-    critic_rate: float = 0.02
-    critic_steps: int = 3
+    generator_rate: float = 0.01
+    critic_rate: float = 0.01
+    critic_steps: int = 5
     penalty: float = 1.0
     workers: int | None = None
     strategy: str = "auto"

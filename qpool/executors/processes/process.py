@@ -52,7 +52,6 @@ class WorkerProcess:
         #: What it has been told: ids and the very objects, so that a change is told again.
         self.told: dict[Any, Any] = {}
         self.hello: protocol.Hello | None = None
-        self.built: dict[int, float] = {}
         #: Why a definition (model, plan) failed; the next failed message is due to it.
         self.failure: PoolError | None = None
 
@@ -63,6 +62,16 @@ class WorkerProcess:
     def receive(self) -> Any:
         """The next reply; EOFError or OSError if the worker is gone."""
         return pickle.loads(self.channel.recv_bytes())
+
+    def cpu_seconds(self) -> float:
+        """CPU time it has used, as the system counts it; 0 if it is gone."""
+        import psutil
+
+        try:
+            times = psutil.Process(self.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(times.user + times.system)
 
     def kill(self) -> None:
         """End it now, stopped or not."""

@@ -1,0 +1,48 @@
+"""Pools that tests share: starting one costs seconds."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import pytest
+
+import qpool
+
+with warnings.catch_warnings():
+    # What libraries say of libraries while they load is not ours to fail on; what they say
+    # later, when our code calls them, is.
+    warnings.simplefilter("ignore")
+    import keras
+    import matplotlib.figure
+    import sklearn.datasets
+    import strawberryfields
+    import tensorflow  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def pool_of() -> Iterator[Callable[[int], qpool.Pool]]:
+    """``pool_of(n)``: the session's pool of n workers."""
+    pools: dict[int, Any] = {}
+
+    def find(workers: int) -> Any:
+        if workers not in pools:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*share cores.*")
+                pools[workers] = qpool.Pool(workers=workers)
+        return pools[workers]
+
+    yield find
+    for pool in pools.values():
+        pool.close()
+
+
+@pytest.fixture(scope="session")
+def pool(pool_of: Callable[[int], qpool.Pool]) -> qpool.Pool:
+    """The session's pool of two workers."""
+    return pool_of(2)

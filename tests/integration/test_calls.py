@@ -1,0 +1,258 @@
+"""The pooled object stands where the model stood: methods, attributes, graphs, structures."""
+
+from __future__ import annotations
+
+import copy
+
+import models
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import qpool
+
+Z = tf.constant(np.random.default_rng(3).normal(size=(9, 2)), tf.float32)
+
+
+@pytest.fixture(scope="module")
+def several(pool):
+    model = models.Several()
+    with qpool.parallelize(
+        model, pool=pool, methods=("generate_batch", "conditional"), sharded=("labels",)
+    ) as generator:
+        yield model, generator
+
+
+def test_it_is_the_model_for_everything_else(pool) -> None:
+    model = models.Displaced(cutoff=3)
+    with qpool.parallelize(model, pool=pool) as generator:
+        assert isinstance(generator, models.Displaced)
+        assert isinstance(generator, qpool.ParallelGenerator)
+        assert generator.trainable_variables is model.trainable_variables
+        assert generator.note == "an attribute like any other"
+        generator.note = "changed"
+        assert model.note == "changed"
+        assert type(copy.copy(generator)) is models.Displaced
+
+
+def test_nested_and_complex_outputs_and_their_gradients(several) -> None:
+    model, generator = several
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(Z)
+        pairs = [(generator(Z), model(Z))]
+        losses = [
+            tf.reduce_sum(out["real"] ** 2) + tf.reduce_sum(tf.abs(out["complex"]) ** 2)
+            for out in pairs[0]
+        ]
+    for name in ("real", "complex"):
+        np.testing.assert_allclose(pairs[0][0][name], pairs[0][1][name], rtol=1e-6)
+        assert pairs[0][0][name].dtype == pairs[0][1][name].dtype
+    for source in (model.w, model.c, Z):
+        ours, theirs = (tape.gradient(loss, source) for loss in losses)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6)
+    assert tape.gradient(losses[0], model.unused) is None
+
+
+def test_constants_reach_every_worker_as_they_are(several) -> None:
+    model, generator = several
+    grid = np.linspace(-1, 1, 5)
+    for flag in (False, True):
+        ours = generator.generate_batch(Z, grid, return_norm=flag)
+        theirs = model.generate_batch(Z, grid, return_norm=flag)
+        assert type(ours) is type(theirs)
+        tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
+    known = len(generator.stats()["fixed_cost_in_rows"])
+    generator.generate_batch(Z, grid.copy(), return_norm=True)
+    assert len(generator.stats()["fixed_cost_in_rows"]) == known  # the same content: known
+
+
+def test_several_sharded_inputs(several) -> None:
+    model, generator = several
+    labels = tf.constant([0, 1, 1, 0, 1, 0, 0, 1, 1])
+    with tf.GradientTape(persistent=True) as tape:
+        ours = generator.conditional(Z, labels=labels, scale=3.0)
+        theirs = model.conditional(Z, labels=labels, scale=3.0)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    gathered = tf.convert_to_tensor(tape.gradient(theirs, model.w))  # from IndexedSlices
+    np.testing.assert_allclose(tape.gradient(ours, model.w), gathered, rtol=1e-6)
+    with pytest.raises(qpool.errors.InputError, match="differ in their leading"):
+        generator.conditional(Z, labels[:4])
+
+
+def test_weights_go_over_once_per_change(several) -> None:
+    model, generator = several
+    generator(Z)
+    before = generator.stats()["pool"]["weight_updates"]
+    generator(Z)
+    generator(Z)
+    assert generator.stats()["pool"]["weight_updates"] == before
+    model.shift.assign(1.5)  # not trainable, and kept in step all the same
+    np.testing.assert_allclose(generator(Z)["real"], model(Z)["real"], rtol=1e-6)
+    assert generator.stats()["pool"]["weight_updates"] == before + 1
+
+
+def test_batches_that_change_and_grow(several) -> None:
+    model, generator = several
+    for batch in (1, 2, 5, 100, 3, 20000, 1):
+        z = tf.random.stateless_normal((batch, 2), (batch, 1))
+        np.testing.assert_allclose(generator(z)["real"], model(z)["real"], rtol=1e-5, atol=1e-6)
+
+
+def test_within_a_graph(several) -> None:
+    model, generator = several
+
+    @tf.function
+    def step(call_pooled, z):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            out = generator(z) if call_pooled else model(z)
+            loss = tf.reduce_sum(out["real"] ** 2) + tf.reduce_sum(tf.abs(out["complex"]))
+        return loss, tape.gradient(loss, [model.w, model.c, z])
+
+    for batch in (4, 7):
+        ours, theirs = step(True, Z[:batch]), step(False, Z[:batch])
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
+        for a, b in zip(ours[1], theirs[1], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_a_graph_with_an_unknown_batch_and_no_call_before(pool) -> None:
+    model = models.Scale(3.0)
+    with qpool.parallelize(model, pool=pool) as generator:
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 2))])
+        def call(z):
+            out = generator(z)
+            assert out.shape.as_list() == [None, 2]
+            return out
+
+        np.testing.assert_allclose(call(Z), 3 * Z, rtol=1e-6)
+        np.testing.assert_allclose(call(Z[:1]), 3 * Z[:1], rtol=1e-6)
+        model.w.assign(4.0)
+        np.testing.assert_allclose(call(Z), 4 * Z, rtol=1e-6)
+
+
+def test_an_outer_tape_around_a_graph(pool) -> None:
+    model = models.Scale(3.0)
+    with qpool.parallelize(model, pool=pool) as generator:
+        call = tf.function(lambda z: generator(z))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(call(Z) ** 2)
+        np.testing.assert_allclose(
+            tape.gradient(loss, model.w), 6 * tf.reduce_sum(Z**2), rtol=1e-5
+        )
+
+
+def test_a_persistent_tape_gives_the_same_gradient_again(pool) -> None:
+    model = models.Scale(3.0)
+    with qpool.parallelize(model, pool=pool) as generator:
+        with tf.GradientTape(persistent=True) as tape:
+            loss = tf.reduce_sum(generator(Z) ** 2)
+        first = tape.gradient(loss, model.w)
+        model.w.assign(7.0)  # the tape's values are those of its time
+        generator(Z)
+        again = tape.gradient(loss, model.w)
+    assert first.numpy().tobytes() == again.numpy().tobytes()
+
+
+def test_second_derivatives_are_refused(pool) -> None:
+    model = models.Scale(3.0)
+    with qpool.parallelize(model, pool=pool) as generator:
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                loss = tf.reduce_sum(generator(Z) ** 2)
+            gradient = inner.gradient(loss, model.w)
+        with pytest.raises(qpool.errors.SecondOrderGradientError, match="sequential"):
+            outer.gradient(gradient, model.w)
+
+        @tf.function
+        def in_graph():
+            with tf.GradientTape() as outer:
+                with tf.GradientTape() as inner:
+                    loss = tf.reduce_sum(generator(Z) ** 2)
+                gradient = inner.gradient(loss, model.w)
+            return outer.gradient(gradient, model.w)
+
+        with pytest.raises(qpool.errors.SecondOrderGradientError):
+            in_graph()
+
+
+def test_generate_where_the_model_has_only_that(pool) -> None:
+    model = models.Generating()
+    z = tf.ones((5, 3))
+    with qpool.parallelize(model, pool=pool) as generator:
+        np.testing.assert_allclose(generator.generate(z), model.generate(z))
+        np.testing.assert_allclose(
+            generator.generate(z, strategy="sequential"), model.generate(z)
+        )
+        generator.warm_up(6)
+        assert generator.stats()["samples"] >= 11
+        with pytest.raises(qpool.errors.InputError, match=r"\(batch, 3\)"):
+            generator.generate(tf.ones((5, 2)))
+
+
+def test_a_factory_makes_the_model_in_every_worker(pool) -> None:
+    generator = qpool.parallelize(lambda: models.Locked(), pool=pool)
+    generator.w.assign(5.0)
+    np.testing.assert_allclose(generator(Z), 5 * Z)
+    generator.close()
+
+
+def test_create_parallel_generator(pool) -> None:
+    generator = qpool.create_parallel_generator(models.Scale, 4.0, pool=pool, tile=2)
+    np.testing.assert_allclose(generator(Z), 4 * Z)
+    generator.close()
+
+
+def test_arrays_lists_and_nan(pool) -> None:
+    with qpool.parallelize(models.Scale(), pool=pool) as generator:
+        ours = generator(np.ones((3, 2), np.float32))
+        np.testing.assert_allclose(ours, 2.0)
+        np.testing.assert_allclose(generator([[1.0, 2.0]]), [[2.0, 4.0]])
+        bad = np.ones((5, 2), np.float32)
+        bad[1, 0], bad[3] = np.nan, np.inf
+        out = generator(tf.constant(bad)).numpy()
+        np.testing.assert_array_equal(out, 2 * bad)
+        assert generator.stats()["non_finite_samples"] == 2
+
+
+def test_draws_follow_seed_call_and_tile(pool_of) -> None:
+    def outputs(workers: int) -> list[bytes]:
+        found = []
+        with qpool.parallelize(models.Drawing(), pool=pool_of(workers), tile=2) as generator:
+            pool_of(workers)._calls = iter(range(10, 100))
+            for _ in range(2):
+                with tf.GradientTape() as tape:
+                    out = generator(Z)
+                    loss = tf.reduce_sum(out)
+                # The gradient for w is the sum of what was drawn: pulled back through that draw.
+                np.testing.assert_allclose(
+                    tape.gradient(loss, generator.w), tf.reduce_sum(out), rtol=1e-5
+                )
+                found.append(out.numpy().tobytes())
+            assert generator.stats()["random_draws"] == "seeded"
+        return found
+
+    one, two = outputs(1), outputs(2)
+    assert one == two
+    assert one[0] != one[1]
+
+
+def test_a_call_that_changes_variables_is_refused(pool) -> None:
+    with (
+        qpool.parallelize(models.Counting(), pool=pool) as generator,
+        pytest.raises(qpool.errors.StatefulCallError, match="seen"),
+    ):
+        generator(Z)
+
+
+def test_two_models_share_a_pool_and_move_within_it(pool) -> None:
+    first = models.Scale(2.0)
+    with qpool.parallelize(first, pool=pool) as one:
+        one(Z)
+        with qpool.parallelize(models.Several(), pool=pool) as two:
+            two(Z)
+            np.testing.assert_allclose(one(Z), 2 * Z)
+        with qpool.parallelize(models.Scale(3.0), pool=pool) as three:
+            np.testing.assert_allclose(three(one(Z)), 6 * Z, rtol=1e-6)

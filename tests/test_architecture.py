@@ -1,0 +1,45 @@
+"""The rules of the house, read off the source."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted([*ROOT.glob("qpool/**/*.py"), *ROOT.glob("workers/**/*.py")])
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+def test_workers_never_import_qpool() -> None:
+    for path in ROOT.glob("workers/**/*.py"):
+        assert not {name for name in imports(path) if name.split(".")[0] == "qpool"}, path
+
+
+def test_dispatch_and_tiles_are_pure() -> None:
+    impure = {"os", "time", "threading", "multiprocessing", "select", "tensorflow", "random"}
+    for name in ("qpool/tiles.py", "qpool/executors/processes/dispatch.py"):
+        assert not imports(ROOT / name) & impure, name
+
+
+def test_only_the_bridge_and_the_trainer_know_tensorflow_and_the_pool() -> None:
+    for path in ROOT.glob("qpool/executors/**/*.py"):
+        if path.name != "sequential.py":
+            assert "tensorflow" not in imports(path), path
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_open_with_what_they_own_and_stay_small(path: Path) -> None:
+    source = path.read_text()
+    assert ast.get_docstring(ast.parse(source)), f"{path} has no docstring"
+    assert len(source.splitlines()) <= 500, f"{path} wants splitting"

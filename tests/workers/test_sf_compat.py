@@ -1,0 +1,73 @@
+"""The loans: made where a name is missing, unseen by others, and not made where it is there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_states_import_and_nothing_stays_behind() -> None:
+    code = """
+        from workers import sf_compat
+        import sys, scipy.integrate
+        before = hasattr(scipy.integrate, "simps")
+        sf_compat.install(); sf_compat.install()
+        import strawberryfields.backends.states as states
+        print(callable(states.simps), hasattr(scipy.integrate, "simps") == before,
+              sum(type(f).__module__ == "workers.sf_compat" for f in sys.meta_path),
+              type(states.__loader__).__name__)
+    """
+    assert run(code) == "True True 1 SourceFileLoader"
+
+
+def test_a_name_that_is_there_is_used() -> None:
+    code = """
+        import scipy.integrate
+        scipy.integrate.simps = marker = lambda *a: "the user's"
+        from workers import sf_compat
+        sf_compat.install()
+        import strawberryfields.backends.states as states
+        print(states.simps is marker, scipy.integrate.simps is marker)
+    """
+    assert run(code) == "True True"
+
+
+@pytest.mark.parametrize("module", ["sample", "feature"])
+def test_app_data_without_pkg_resources(module: str) -> None:
+    code = f"""
+        import sys
+        class Hide:
+            def find_spec(self, name, path=None, target=None):
+                if name == "pkg_resources": raise ModuleNotFoundError(name)
+        from workers import sf_compat
+        sf_compat.install()
+        import importlib.util
+        true = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *a: None if name == "pkg_resources" else true(name, *a)
+        import os, strawberryfields.apps.data.{module} as data
+        print(os.path.isdir(data.DATA_PATH), "pkg_resources" in sys.modules)
+    """
+    assert run(code) == "True False"
+
+
+def test_simpson_integrates_as_simps_did() -> None:
+    import numpy as np
+    import strawberryfields.backends.states as states
+
+    x = np.linspace(0.0, 2.0, 11)
+    assert states.simps(x**2, x) == pytest.approx(8 / 3, rel=1e-12)
