@@ -260,27 +260,45 @@ def _share(model: Any, room: _Room) -> Any:
     cls = type(model)
     if not hasattr(model, "__dict__"):
         raise ModelError(f"{cls.__name__} has __slots__ and no __dict__; add '__dict__' to them")
-    # The class's name and module are the model's: what Keras saves by them, it loads by them.
+    pooled = object.__new__(_pooled_class(cls, room.methods))
+    object.__setattr__(pooled, "__dict__", model.__dict__)
+    object.__setattr__(pooled, "_qpool", room)
+    return pooled
+
+
+@functools.cache
+def _pooled_class(cls: type, methods: tuple[str, ...]) -> type:
+    """A subclass of ``cls`` with these methods pooled, by its name and module."""
     namespace: dict[str, Any] = {
         "__slots__": ("_qpool",),
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
-    if "generate" not in room.methods:
+    keras_class = any(base.__module__.startswith("keras.") for base in cls.__mro__)
+    if "generate" not in methods:
         namespace["generate"] = _pooled_method("__call__", None, "generate")
-    for name in room.methods:
+    for name in methods:
         # Keras's own __call__ stays in charge (building, masks, scopes); it calls ``call``.
-        target = "call" if name == "__call__" and _is_keras(model) else name
+        target = "call" if name == "__call__" and keras_class else name
         namespace[target] = _pooled_method(name, getattr(cls, target, None), target)
-    if _is_keras(model):
+    if keras_class:
         # XLA cannot hold the way to the pool; fit(jit_compile="auto") asks this.
         namespace["supports_jit"] = property(lambda self: False, lambda self, value: None)
     subclass = type(cls)(cls.__name__, (ParallelGenerator, cls), namespace)
-    pooled = object.__new__(subclass)
-    object.__setattr__(pooled, "__dict__", model.__dict__)
-    object.__setattr__(pooled, "_qpool", room)
-    return pooled
+    if keras_class:
+        _save_as(subclass, cls)
+    return subclass
+
+
+def _save_as(subclass: type, cls: type) -> None:
+    """Have Keras save instances of ``subclass`` under the name by which it loads ``cls``."""
+    import keras
+
+    package, found, name = keras.saving.get_registered_name(cls).rpartition(">")
+    if found:
+        for registered in (subclass, cls):  # the last one is what the name loads
+            keras.saving.register_keras_serializable(package, name)(registered)
 
 
 def _pooled_method(name: str, original: Any, called: str) -> Callable[..., Any]:
@@ -301,7 +319,3 @@ def _pooled_method(name: str, original: Any, called: str) -> Callable[..., Any]:
 
     # A user's tf.function would otherwise have AutoGraph rewrite the pool's code.
     return tf.autograph.experimental.do_not_convert(method)
-
-
-def _is_keras(model: Any) -> bool:
-    return any(base.__module__.startswith("keras.") for base in type(model).__mro__)

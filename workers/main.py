@@ -118,7 +118,7 @@ class _Worker:
             try:
                 reply = self._handlers[type(message)](message)
             except Exception as error:
-                reply = protocol.Failed(ticket, self._remote(error, message))
+                reply = protocol.Failed(ticket, self._finished(), self._remote(error, message))
             if reply is not None:
                 self._send(reply)
 
@@ -146,7 +146,8 @@ class _Worker:
 
     def _survey(self, message: protocol.Survey) -> protocol.Surveyed:
         replica = self._replicas[self._models_of_plans[message.plan]]
-        return replica.survey(message, self._frames[message.frame], self._arena.buffer)
+        frame = self._frames[message.frame]
+        return replica.survey(message, frame, self._finished(), self._arena.buffer)
 
     def _compute(self, message: protocol.Compute) -> protocol.Computed:
         began = time.perf_counter()
@@ -165,6 +166,7 @@ class _Worker:
             progress += 1
         return protocol.Computed(
             message.ticket,
+            self._finished(),
             time.perf_counter() - began,
             time.process_time(),
             replica.recomputed - recomputed,
@@ -184,6 +186,9 @@ class _Worker:
 
     def _send(self, reply: Any) -> None:
         self._channel.send_bytes(pickle.dumps(reply, pickle.HIGHEST_PROTOCOL))
+
+    def _finished(self) -> int:
+        return int(progress_counter(self._arena.buffer, self._slot)[0])
 
     def _here(self, segment: Segment) -> Segment:
         """The segment by the descriptor that it has in this process."""
@@ -229,7 +234,7 @@ class _OnceFrom(logging.Filter):
 
 
 def progress_counter(buffer: memoryview, slot: int) -> np.ndarray:
-    """Tiles that the worker of this slot has finished since it started; one int64."""
+    """Tiles that the workers of this slot have finished, one after another; one int64."""
     return np.frombuffer(buffer, np.int64, 1, slot * SLOT_BYTES)
 
 

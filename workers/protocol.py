@@ -14,6 +14,9 @@ things by number. Arrays never travel in messages; they lie in the arena, and a 
       Forget       free what is kept for backward   -
       Discard      a model and its plans            -
       Stop                                          (end of file)
+
+Answers to messages with a ticket carry it, and ``finished``: the worker's progress counter, by
+which the coordinator knows which tile a worker was in when it died.
 """
 
 from __future__ import annotations
@@ -188,6 +191,7 @@ class Surveyed:
     """
 
     ticket: int
+    finished: int
     structure: bytes
     outputs: tuple[ArraySpec, ...]
     tensors: tuple[bool, ...]
@@ -203,6 +207,7 @@ class Computed:
     """``cpu_seconds`` is the process's CPU time since its start, as the system measured it."""
 
     ticket: int
+    finished: int
     compute_seconds: float
     cpu_seconds: float
     recomputed: int
@@ -210,5 +215,8 @@ class Computed:
 
 @dataclass(frozen=True)
 class Failed:
+    """``ticket`` is that of the message, 0 for one that has none."""
+
     ticket: int
+    finished: int
     error: QPoolError

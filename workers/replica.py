@@ -120,7 +120,9 @@ class Replica:
 
     # -- computing -------------------------------------------------------------------------
 
-    def survey(self, request: Survey, frame: Frame, buffer: memoryview) -> Surveyed:
+    def survey(
+        self, request: Survey, frame: Frame, finished: int, buffer: memoryview
+    ) -> Surveyed:
         """Run the first rows and learn what comes out, what it costs and what depends on what."""
         started = time.perf_counter()
         method = self._plans[request.plan]
@@ -159,6 +161,7 @@ class Replica:
         fixed = max(calls_few - per_row * few, 0.0)
         return Surveyed(
             request.ticket,
+            finished,
             pickle.dumps(structure),
             tuple(specs),
             tuple(isinstance(output, tf.Tensor) for output in outputs),

@@ -113,7 +113,7 @@ class Crew:
         self._joining.clear()
         self.launcher.close()
 
-    def bury(self, worker: WorkerProcess) -> str:
+    def bury(self, worker: WorkerProcess) -> Lost:
         """A worker is lost: make sure that it is dead, start its successor, say how it ended."""
         worker.kill()
         self._waiter.remove(worker.channel)
@@ -123,12 +123,14 @@ class Crew:
         self._owed.pop(worker.number, None)
         self.replaced += 1
         log.warning("%s; its tiles run again elsewhere, and a new worker is started", cause)
+        finished = self._progress(worker.number) - worker.answered
         self._launch(worker.number)
-        return cause
+        return Lost(worker.number, cause, finished)
 
     def _launch(self, number: int) -> None:
         segment = self._segment()
         worker = self.launcher.launch(number, segment.handle)
+        worker.answered = self._progress(number)
         worker.told["segment"] = segment
         start = protocol.Start(
             worker=number,
@@ -196,7 +198,7 @@ class Crew:
                 try:
                     replies[worker.number] = worker.receive()
                 except (EOFError, OSError):
-                    lost.append(self.bury(worker))
+                    lost.append(self.bury(worker).cause)
             if waiting and time.monotonic() > deadline:
                 for worker in waiting.values():
                     worker.kill()
@@ -221,7 +223,7 @@ class Crew:
             try:
                 reply = worker.receive()
             except (EOFError, OSError):
-                happened.append((Lost(worker.number, self.bury(worker)), None))
+                happened.append((self.bury(worker), None))
                 continue
             event = self._event(worker, reply)
             if event is not None:
@@ -240,6 +242,7 @@ class Crew:
         owed.discard(reply.ticket)
         if not owed:
             del self._owed[worker.number]
+        worker.answered = reply.finished
         if isinstance(reply, protocol.Failed):
             error, worker.failure = worker.failure or reply.error, None
             return Raised(worker.number, reply.ticket, error)

@@ -36,10 +36,15 @@ class Raised:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker is dead: nothing it was given will come, and it writes no more."""
+    """The worker is dead: nothing more will come of what it was given, and it writes no more.
+
+    ``finished`` is how many of its unanswered tiles it had finished, in the order sent; those
+    are done. The one after them is the one it died in.
+    """
 
     worker: int
     cause: str
+    finished: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,8 @@ class Step:
         self._next_ticket = first_ticket
         self._in_flight: dict[int, tuple[int, tuple[int, ...]]] = {}
         self._waiting: list[int] = []
-        self._attempts = [0] * tiles
-        self._causes: list[str] = []
+        #: For each tile, how the workers that died in it ended.
+        self._causes: list[list[str]] = [[] for _ in range(tiles)]
         self._raised: BaseException | None = None
         self._given_up: tuple[int, ...] = ()
         self.done_by: dict[int, int] = {}
@@ -107,10 +112,9 @@ class Step:
         """The first ticket number this step has not used."""
         return self._next_ticket
 
-    @property
-    def busy(self) -> frozenset[int]:
-        """Workers that owe an answer."""
-        return frozenset(worker for worker, _ in self._in_flight.values())
+    def expects(self, ticket: int) -> bool:
+        """Whether an answer under this ticket is still awaited."""
+        return ticket in self._in_flight
 
     def begin(self) -> list[Instruction]:
         """Send every tile to its home, and spread the homeless evenly."""
@@ -142,13 +146,15 @@ class Step:
         if event.worker in self._workers:
             self._workers.remove(event.worker)
         mine = [t for t, (worker, _) in self._in_flight.items() if worker == event.worker]
-        lost = sorted(tile for ticket in mine for tile in self._in_flight.pop(ticket)[1])
+        given = [tile for ticket in sorted(mine) for tile in self._in_flight.pop(ticket)[1]]
+        self.done_by.update(dict.fromkeys(given[: event.finished], event.worker))
+        lost = given[event.finished :]
         if not lost:
             return self._end()
-        self._causes.append(event.cause)
-        for tile in lost:
-            self._attempts[tile] += 1
-        self._given_up += tuple(t for t in lost if self._attempts[t] >= MAX_ATTEMPTS)
+        suspect = lost[0]
+        self._causes[suspect].append(event.cause)
+        if len(self._causes[suspect]) >= MAX_ATTEMPTS:
+            self._given_up += (suspect,)
         if self._given_up or self._raised:
             self._waiting = []
             return self._end()
@@ -182,7 +188,8 @@ class Step:
         if self._in_flight:
             return []
         if self._raised or self._given_up:
-            return [GiveUp(self._raised, self._given_up, tuple(self._causes))]
+            causes = tuple(cause for tile in self._given_up for cause in self._causes[tile])
+            return [GiveUp(self._raised, self._given_up, causes)]
         if len(self.done_by) == self._tiles:
             return [Complete()]
         return []

@@ -27,7 +27,7 @@ import numpy as np
 from qpool import tiles
 from qpool.executors.processes import topology
 from qpool.executors.processes.crew import Crew
-from qpool.executors.processes.dispatch import Complete, GiveUp, Instruction, Lost, Send, Step
+from qpool.executors.processes.dispatch import Complete, GiveUp, Instruction, Send, Step
 from qpool.executors.processes.process import WorkerProcess, make_launcher
 from qpool.executors.processes.store import Store
 from workers import protocol
@@ -434,7 +434,9 @@ class Pool:
                         return step, replies
                     if isinstance(instruction, GiveUp):
                         raise _failure(instruction, frame)
-                    todo += self._send(step, instruction, plan, frame, message)
+                    # A worker may have died since the instruction to send it something was given.
+                    if step.expects(instruction.ticket):
+                        todo += self._send(step, instruction, plan, frame, message)
                 sent = time.perf_counter()
                 self._counters.send += sent - began
                 for event, reply in self._crew.events():
@@ -464,7 +466,7 @@ class Pool:
         try:
             self._crew.send(worker, instruction.ticket, messages)
         except OSError:
-            return step.on(Lost(worker.number, self._crew.bury(worker)))
+            return step.on(self._crew.bury(worker))
         return []
 
     def _model_news(self, worker: WorkerProcess, number: int) -> list[Any]:

@@ -52,6 +52,8 @@ class WorkerProcess:
         #: What it has been told: ids and the very objects, so that a change is told again.
         self.told: dict[Any, Any] = {}
         self.hello: protocol.Hello | None = None
+        #: Its progress counter when it last answered: tiles beyond that are of unanswered messages.
+        self.answered = 0
         #: Why a definition (model, plan) failed; the next failed message is due to it.
         self.failure: PoolError | None = None
 

@@ -46,6 +46,19 @@ def test_lost_tiles_go_to_the_least_busy_survivor() -> None:
     assert sends(again)[2] == (0,)
 
 
+def test_tiles_finished_before_a_death_are_done_and_the_next_one_is_suspect() -> None:
+    step = Step(3, [0], 1)
+    step.begin()
+    step.on(Lost(0, "first", finished=1))
+    assert step.done_by == {0: 0}
+    assert sends(step.on(Joined(0))) == {0: (1, 2)}
+    step.on(Lost(0, "second", finished=1))
+    assert sends(step.on(Joined(0))) == {0: (2,)}
+    assert step.on(Lost(0, "third")) == []
+    step.on(Joined(0))
+    assert step.on(Lost(0, "fourth")) == [GiveUp(None, (2,), ("second", "third", "fourth"))]
+
+
 def test_with_no_survivor_tiles_wait_for_the_next_to_join() -> None:
     step = Step(2, [0], 1)
     step.begin()
@@ -116,7 +129,8 @@ def test_any_order_of_events_ends_with_every_tile_done_or_given_up(
             else:
                 alive.discard(message.worker)
                 flying = [f for f in flying if f.worker != message.worker]
-                todo = step.on(Lost(message.worker, "lost"))
+                finished = data.draw(st.integers(0, len(message.tiles) - 1))
+                todo = step.on(Lost(message.worker, "lost", finished))
     assert len(ended) == 1
     assert not flying, "the arena is free only when nobody owes an answer"
     if isinstance(ended[0], Complete):
