@@ -61,6 +61,28 @@ def train(out: Path | None, as_json: bool, **options: Any) -> None:
         click.echo(f"the run is in {directory}; look at {directory / 'samples.png'}")
 
 
+@cli.command()
+@click.argument("cases", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON lines.")
+def bench(cases: tuple[str, ...], as_json: bool) -> None:
+    """Run benchmark CASES (default: all): speedup, roundtrip."""
+    from qpool.measure import bench as benchmarks
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name in cases or tuple(benchmarks.CASES):
+        found = benchmarks.run(name)
+        if as_json:
+            click.echo(json.dumps(found))
+            continue
+        click.echo(f"{name}")
+        for key, value in found.items():
+            if isinstance(value, dict):
+                figures = "  ".join(f"{k} {v:.4g}" for k, v in value.items())
+                click.echo(f"  {key}: {figures}")
+            elif key != "case":
+                click.echo(f"  {key}: {value}")
+
+
 def main() -> None:
     """Entry point: an expected error is one message and exit code 1, Ctrl-C is 130."""
     try:

@@ -15,7 +15,7 @@ import numpy as np
 LARGEST_TILE = 64
 
 #: A batch is cut into at least this many tiles, so that there is something to share.
-FEWEST_TILES = 4
+FEWEST_TILES = 2
 
 
 def power_of_two_below(value: int) -> int:

@@ -21,7 +21,7 @@ def test_the_default_tile_is_a_bounded_power_of_two(batch: int, fixed: float) ->
 
 @pytest.mark.parametrize(
     ("batch", "fixed", "tile"),
-    [(16, 0.0, 1), (16, 4.2, 4), (64, 4.2, 8), (64, float("inf"), 16), (1, 9.0, 1), (17, 9.0, 4)],
+    [(16, 0.0, 1), (16, 4.2, 8), (64, 4.2, 8), (64, float("inf"), 32), (1, 9.0, 1), (17, 9.0, 8)],
 )
 def test_default_tiles(batch: int, fixed: float, tile: int) -> None:
     assert tiles.default_tile(batch, fixed) == tile
