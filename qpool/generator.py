@@ -242,7 +242,9 @@ def _pooled_methods(model: Any, extra: tuple[str, ...]) -> tuple[str, ...]:
     own = [name for name in ("__call__", "generate") if callable(getattr(model, name, None))]
     for name in extra:
         if not callable(getattr(model, name, None)):
-            known = [n for n in dir(model) if not n.startswith("_") and callable(getattr(model, n, None))]
+            known = [
+                n for n in dir(model) if not n.startswith("_") and callable(getattr(model, n, None))
+            ]
             raise ConfigurationError(
                 f"methods= names {name!r}, which {type(model).__name__} does not have: "
                 f"{nearest(name, known)}"
@@ -260,7 +262,7 @@ def _share(model: Any, room: _Room) -> Any:
     cls = type(model)
     if not hasattr(model, "__dict__"):
         raise ModelError(f"{cls.__name__} has __slots__ and no __dict__; add '__dict__' to them")
-    pooled = object.__new__(_pooled_class(cls, room.methods))
+    pooled: Any = object.__new__(_pooled_class(cls, room.methods))  # type: ignore[arg-type]
     object.__setattr__(pooled, "__dict__", model.__dict__)
     object.__setattr__(pooled, "_qpool", room)
     return pooled

@@ -116,8 +116,8 @@ class Bridge:
     ) -> tuple[bytes, list[Any], tuple[bool, ...]]:
         """Pickled arguments with markers for the inputs, the inputs, and which are tensors."""
         if len(args) == 1 and not kwargs and not isinstance(args[0], list | tuple | dict):
-            inputs = [_as_input(args[0], "the first argument")]
-            return self._plain_arguments, inputs, (not isinstance(inputs[0], np.ndarray),)
+            only = _as_input(args[0], "the first argument")
+            return self._plain_arguments, [only], (not isinstance(only, np.ndarray),)
         names = self._names(method)
         inputs: list[Any] = []
 
@@ -242,7 +242,7 @@ class Bridge:
                 ]
                 found = pooled_vjp(ticket, *tensors, *given)
                 of_source = dict(zip(_where(plan.connected), found, strict=True))
-                return [of_source.get(source) for source in self._sources(inputs)]
+                return [None if n is None else of_source.get(n) for n in self._sources(inputs)]
 
             return outputs, pull_back
 
@@ -258,7 +258,7 @@ class Bridge:
             if not any(plan.connected or ()):
                 return []
             found = vjp(*arguments)
-            return found if isinstance(found, list | tuple) else [found]
+            return list(found) if isinstance(found, list | tuple) else [found]
 
         return pooled_call
 
@@ -356,9 +356,7 @@ class Bridge:
 class _Ticket:
     """An eager forward call. When the last tape that could ask for it goes, workers let go too."""
 
-    def __init__(
-        self, remote: RemoteModel, call: int, homes: dict[int, tuple[int, ...]]
-    ) -> None:
+    def __init__(self, remote: RemoteModel, call: int, homes: dict[int, tuple[int, ...]]) -> None:
         self.call = call
         self.homes = homes
         weakref.finalize(self, remote.pool.forget, call).atexit = False

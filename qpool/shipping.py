@@ -146,7 +146,7 @@ def _reduce_tensorflow(pickler: _Pickler, value: Any) -> Any:
         return recipes.tf_function, (value.python_function, given)
     if type(value).__module__.startswith(("keras.", "tensorflow.")):
         if hasattr(type(value), "__wrapped__") and isinstance(value, dict | tuple):
-            return recipes.itself, (value.__wrapped__,)
+            return recipes.itself, (value.__wrapped__,)  # type: ignore[union-attr]
         for base in (list, dict, set):
             if issubclass(type(value), base) and type(value) is not base:
                 attributes = dict(getattr(value, "__dict__", {}))

@@ -7,6 +7,7 @@ have the same bits for any number of workers.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -48,7 +49,7 @@ def shards(tiles: int, workers: int) -> list[tuple[int, int]]:
     bounds = [0]
     for worker in range(workers):
         bounds.append(bounds[-1] + base + (worker < extra))
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(itertools.pairwise(bounds))
 
 
 def sum_in_order(partials: np.ndarray) -> np.ndarray:

@@ -18,10 +18,6 @@ with warnings.catch_warnings():
     # What libraries say of libraries while they load is not ours to fail on; what they say
     # later, when our code calls them, is.
     warnings.simplefilter("ignore")
-    import keras
-    import matplotlib.figure
-    import sklearn.datasets
-    import strawberryfields
     import tensorflow  # noqa: F401
 
 

@@ -100,7 +100,10 @@ class Several(tf.Module):
         self.shift = tf.Variable(0.5, trainable=False, name="shift")
 
     def __call__(self, z: Any) -> Any:
-        return {"real": tf.sin(z * self.w) + self.shift, "complex": tf.cast(z, tf.complex64) * self.c}
+        return {
+            "real": tf.sin(z * self.w) + self.shift,
+            "complex": tf.cast(z, tf.complex64) * self.c,
+        }
 
     def generate_batch(self, z: Any, grid: Any, return_norm: bool = False) -> Any:
         assert isinstance(grid, np.ndarray)

@@ -75,7 +75,7 @@ class Arena:
             raise
 
     def grow(self, size: int) -> None:
-        """Make room for ``size`` bytes in all; contents are kept. ArenaError leaves it as it was."""
+        """Make room for ``size`` bytes in all, keeping contents; ArenaError leaves it as it was."""
         size = _round_to_pages(size)
         if size <= self.size:
             return

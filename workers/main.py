@@ -49,10 +49,8 @@ def serve(channel: Connection, segment_handle: int | None) -> None:
     start: protocol.Start = pickle.loads(channel.recv_bytes())
     _die_with(start.coordinator)
     worker = _Worker(channel, start, segment_handle)
-    try:
+    with contextlib.suppress(EOFError, ConnectionError):  # the coordinator has let go
         worker.run()
-    except (EOFError, ConnectionError):
-        pass  # the coordinator has gone or let go
 
 
 class _Worker:

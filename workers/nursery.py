@@ -65,7 +65,7 @@ def serve(control: socket.socket) -> None:
             for handle in handles:
                 os.close(handle)
             children.add(pid)
-            answer = pid
+            answer: int | None = pid
         else:
             answer = _reap(request.pid)
             children.discard(request.pid)

@@ -120,9 +120,7 @@ class Replica:
 
     # -- computing -------------------------------------------------------------------------
 
-    def survey(
-        self, request: Survey, frame: Frame, finished: int, buffer: memoryview
-    ) -> Surveyed:
+    def survey(self, request: Survey, frame: Frame, finished: int, buffer: memoryview) -> Surveyed:
         """Run the first rows and learn what comes out, what it costs and what depends on what."""
         started = time.perf_counter()
         method = self._plans[request.plan]
@@ -205,9 +203,7 @@ class Replica:
                 )
             placed.view(buffer)[start:stop] = value[: stop - start]
 
-    def backward(
-        self, plan: int, frame: Frame, call: int, index: int, buffer: memoryview
-    ) -> None:
+    def backward(self, plan: int, frame: Frame, call: int, index: int, buffer: memoryview) -> None:
         """Pull one tile's cotangents back and write its gradients."""
         method = self._plans[plan]
         start, stop = tile_rows(index, frame.tile, frame.batch)

@@ -1,8 +1,8 @@
 """Strategies by name: where tiles are computed, one strategy a file.
 
-    sequential   the model in place
-    processes    a pool of worker processes with shared memory
-    auto         processes
+sequential   the model in place
+processes    a pool of worker processes with shared memory
+auto         processes
 """
 
 from __future__ import annotations

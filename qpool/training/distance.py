@@ -17,9 +17,7 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.sqrt(max(squared, 0.0)))
 
 
-def mean_distance(
-    rows: np.ndarray, real: np.ndarray, *, draws: int = 50, seed: int = 0
-) -> float:
+def mean_distance(rows: np.ndarray, real: np.ndarray, *, draws: int = 50, seed: int = 0) -> float:
     """Energy distance of ``rows`` to ``real``, the mean over random subsets of half of ``real``.
 
     Each draw compares half of the real rows, chosen at random, with as many of ``rows``. The same

@@ -20,7 +20,10 @@ def samples(path: Path, data: DataSet, generated: np.ndarray, distances: dict[st
 
     figure = Figure(figsize=(9.6, 5.6), layout="constrained")
     grid = figure.add_gridspec(2, 3, width_ratios=(4, 4, 1), height_ratios=(1, 4))
-    sets = (("real", data.in_units(data.rows), _REAL), ("generated", data.in_units(generated), _GENERATED))
+    sets = (
+        ("real", data.in_units(data.rows), _REAL),
+        ("generated", data.in_units(generated), _GENERATED),
+    )
     limits = [_limits(*(rows[:, n] for _, rows, _ in sets)) for n in range(2)]
     side = figure.add_subplot(grid[1, 2])
     for column, (name, rows, colour) in enumerate(sets):

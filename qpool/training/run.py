@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers.errors import ConfigurationError
+from workers.errors import ConfigurationError, nearest
 
 #: Generated samples for the distances and the picture.
 _SAMPLES = 512
@@ -56,8 +56,7 @@ def train(config: Config, out: Path, console: Any = None) -> dict[str, Any]:
     from rich.console import Console
 
     console = console or Console(stderr=True)
-    directory = _new_directory(out)
-    _check(config)
+    _check(config, out)
     import keras
     import numpy as np
 
@@ -76,7 +75,8 @@ def train(config: Config, out: Path, console: Any = None) -> dict[str, Any]:
     data.check(rows.rows, batch_size=config.batch_size)
     width = encodings.find(config.encoding).width(config.modes)
     keras.utils.set_random_seed(config.seed)
-    _write_json(directory / "config.json", {**dataclasses.asdict(config), "host": _host()})
+    out.mkdir(parents=True, exist_ok=True)
+    _write_json(out / "config.json", {**dataclasses.asdict(config), "host": _host()})
 
     began = time.monotonic()
     console.print("starting the workers (imports TensorFlow and Strawberry Fields) ...")
@@ -133,13 +133,13 @@ def train(config: Config, out: Path, console: Any = None) -> dict[str, Any]:
         ]
         generated = generate()
         distances["after"] = apart(generated)
-        generator.save_weights(directory / "generator.weights.h5")
-        trainer.critic.save_weights(directory / "critic.weights.h5")
+        generator.save_weights(out / "generator.weights.h5")
+        trainer.critic.save_weights(out / "critic.weights.h5")
         stats = generator.stats()
 
-    _write_history(directory / "history.csv", history.history)
-    plots.samples(directory / "samples.png", rows, generated[: 2 * len(rows.rows)], distances)
-    plots.losses(directory / "losses.png", history.history)
+    _write_history(out / "history.csv", history.history)
+    plots.samples(out / "samples.png", rows, generated[: 2 * len(rows.rows)], distances)
+    plots.losses(out / "losses.png", history.history)
     summary = {
         "energy_distance": distances,
         "steps": epochs * per_epoch,
@@ -147,9 +147,9 @@ def train(config: Config, out: Path, console: Any = None) -> dict[str, Any]:
         "samples_per_second": epochs * per_epoch * config.batch_size / seconds,
         "cpu_use_of_workers": cpu_use,
         "tiles_by_batch": stats.get("tiles_by_batch", {}),
-        "directory": str(directory),
+        "directory": str(out),
     }
-    _write_json(directory / "summary.json", summary)
+    _write_json(out / "summary.json", summary)
     return summary
 
 
@@ -167,17 +167,21 @@ def default_directory() -> Path:
     return Path("runs") / time.strftime("%Y-%m-%d-%H%M%S")
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, out: Path) -> None:
+    """What can be refused before anything heavy is loaded or written."""
+    from qpool.executors import strategies
+
     for name in ("steps", "batch_size", "modes", "layers"):
         if getattr(config, name) < 1:
             raise ConfigurationError(f"{name} must be at least 1, not {getattr(config, name)}")
-
-
-def _new_directory(out: Path) -> Path:
+    if config.strategy not in strategies():
+        raise ConfigurationError(
+            f"unknown strategy {config.strategy!r}: {nearest(config.strategy, strategies())}"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigurationError(f"{out} exists and is not an empty directory; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+        raise ConfigurationError(
+            f"{out} exists and is not an empty directory; choose another --out"
+        )
 
 
 def _cpu(generator: Any) -> list[float]:

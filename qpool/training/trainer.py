@@ -67,7 +67,7 @@ class QuantumGANTrainer:
         Rows that do not fill a batch are left for another epoch (each shuffles anew). Returns
         Keras's History. DataError for data that cannot be used, before any worker starts.
         """
-        rows = data.check(real_data, batch_size=batch_size).astype(np.float32)
+        rows: np.ndarray = data.check(real_data, batch_size=batch_size).astype(np.float32)
         if epochs < 1 or batch_size < 1:
             raise ConfigurationError(
                 f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}"

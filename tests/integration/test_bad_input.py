@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import qpool
 from qpool import errors
+from qpool.executors import Executor
 
 Z = tf.ones((4, 2))
 
@@ -163,11 +164,10 @@ def test_more_workers_than_cores_is_said_once() -> None:
 def test_custom_strategies_must_keep_the_interface() -> None:
     with pytest.raises(errors.ConfigurationError, match="subclass"):
         qpool.register_strategy("mine", object)
+
+    class Half(Executor):
+        def call(self, method, args, kwargs):
+            return None
+
     with pytest.raises(errors.ConfigurationError, match="per_sample_gradients"):
-        from qpool.executors import Executor
-
-        class Half(Executor):
-            def call(self, method, args, kwargs):
-                return None
-
         qpool.register_strategy("mine", Half)

@@ -61,7 +61,9 @@ def test_constants_reach_every_worker_as_they_are(several) -> None:
         ours = generator.generate_batch(Z, grid, return_norm=flag)
         theirs = model.generate_batch(Z, grid, return_norm=flag)
         assert type(ours) is type(theirs)
-        tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
+        tf.nest.map_structure(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs
+        )
     known = len(generator.stats()["fixed_cost_in_rows"])
     generator.generate_batch(Z, grid.copy(), return_norm=True)
     assert len(generator.stats()["fixed_cost_in_rows"]) == known  # the same content: known
@@ -139,9 +141,7 @@ def test_an_outer_tape_around_a_graph(pool) -> None:
         call = tf.function(lambda z: generator(z))
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(call(Z) ** 2)
-        np.testing.assert_allclose(
-            tape.gradient(loss, model.w), 6 * tf.reduce_sum(Z**2), rtol=1e-5
-        )
+        np.testing.assert_allclose(tape.gradient(loss, model.w), 6 * tf.reduce_sum(Z**2), rtol=1e-5)
 
 
 def test_a_persistent_tape_gives_the_same_gradient_again(pool) -> None:
@@ -183,9 +183,7 @@ def test_generate_where_the_model_has_only_that(pool) -> None:
     z = tf.ones((5, 3))
     with qpool.parallelize(model, pool=pool) as generator:
         np.testing.assert_allclose(generator.generate(z), model.generate(z))
-        np.testing.assert_allclose(
-            generator.generate(z, strategy="sequential"), model.generate(z)
-        )
+        np.testing.assert_allclose(generator.generate(z, strategy="sequential"), model.generate(z))
         generator.warm_up(6)
         assert generator.stats()["samples"] >= 11
         with pytest.raises(qpool.errors.InputError, match=r"\(batch, 3\)"):

@@ -79,9 +79,7 @@ def test_per_sample_gradients_are_those_of_each_sample(pool, truth) -> None:
     for n in range(3):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(weights[n] * model(z[n : n + 1])[0])
-        for ours, theirs in zip(
-            rows, tape.gradient(loss, model.trainable_variables), strict=True
-        ):
+        for ours, theirs in zip(rows, tape.gradient(loss, model.trainable_variables), strict=True):
             assert ours.shape == (3, *theirs.shape)
             assert distance(ours[n], theirs) <= tolerance
     in_place = qpool.parallelize(model, strategy="sequential").per_sample_gradients(z, weights)

@@ -214,9 +214,7 @@ def test_ctrl_c_in_a_call_leaves_the_pool_usable(tmp_path) -> None:
                 print("interrupted", float(tf.reduce_sum(generator(z))), flush=True)
             generator.close()
     """
-    code = textwrap.dedent(code).format(
-        tests=str(TESTS), flag=str(tmp_path / "flag"), spawn=True
-    )
+    code = textwrap.dedent(code).format(tests=str(TESTS), flag=str(tmp_path / "flag"), spawn=True)
     done = subprocess.run(
         [sys.executable, "-c", code.replace("{main}", "0")],
         capture_output=True,

@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from workers.layout import ALIGNMENT, ArraySpec, place, tile_rows
 
 dtypes = st.sampled_from(["<f4", "<f8", "<c8", "<c16", "<i4", "|b1"])
-specs = st.builds(
-    ArraySpec, st.lists(st.integers(0, 5), max_size=3).map(tuple), dtypes
-)
+specs = st.builds(ArraySpec, st.lists(st.integers(0, 5), max_size=3).map(tuple), dtypes)
 
 
 @given(st.lists(specs, max_size=8), st.integers(0, 1000))

@@ -58,7 +58,7 @@ def test_app_data_without_pkg_resources(module: str) -> None:
         sf_compat.install()
         import importlib.util
         true = importlib.util.find_spec
-        importlib.util.find_spec = lambda name, *a: None if name == "pkg_resources" else true(name, *a)
+        importlib.util.find_spec = lambda n, *a: None if n == "pkg_resources" else true(n, *a)
         import os, strawberryfields.apps.data.{module} as data
         print(os.path.isdir(data.DATA_PATH), "pkg_resources" in sys.modules)
     """

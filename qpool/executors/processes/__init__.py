@@ -1,9 +1,9 @@
 """``processes``: a persistent pool of worker processes, and a model's place in it.
 
-    gradient.py (TensorFlow) -> remote.py (one model, arrays) -> pool.py (workers, arena)
-                                                                   |-- dispatch.py   what next
-                                                                   |-- process.py    start, kill
-                                                                   `-- topology.py   which cores
+gradient.py (TensorFlow) -> remote.py (one model, arrays) -> pool.py (workers, arena)
+                                                               |-- dispatch.py   what next
+                                                               |-- process.py    start, kill
+                                                               `-- topology.py   which cores
 """
 
 from __future__ import annotations

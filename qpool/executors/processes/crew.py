@@ -154,8 +154,7 @@ class Crew:
         except (EOFError, OSError) as error:
             self._waiter.remove(worker.channel)
             raise StartupError(
-                f"worker {worker.number} {worker.collect()} while starting; its own output is "
-                "above"
+                f"worker {worker.number} {worker.collect()} while starting; its own output is above"
             ) from error
         wanted = self._cores[worker.number]
         if wanted and not worker.hello.pinned:

@@ -195,7 +195,11 @@ class Pool:
     def discard(self, number: int) -> None:
         """Forget a model everywhere."""
         with self._lock:
-            if self._closed or self._store_or_none is None or not self._store_or_none.remove(number):
+            if (
+                self._closed
+                or self._store_or_none is None
+                or not self._store_or_none.remove(number)
+            ):
                 return
             self._plans = {n: p for n, p in self._plans.items() if p.model != number}
             for worker in self._crew.ready.values():
@@ -458,7 +462,10 @@ class Pool:
         """Tell a worker what it lacks, then what to compute."""
         worker = self._crew.ready[instruction.worker]
         messages = self._model_news(worker, self._plans[plan].model)
-        for key, definition in ((("plan", plan), self._plans[plan]), (("frame", frame.frame), frame)):
+        for key, definition in (
+            (("plan", plan), self._plans[plan]),
+            (("frame", frame.frame), frame),
+        ):
             if worker.told.get(key) is not definition:
                 worker.told[key] = definition
                 messages.append(definition)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from workers import affinity, protocol
-from workers.errors import ConfigurationError, PoolError, StartupError, nearest
+from workers.errors import ConfigurationError, PoolError, QPoolError, StartupError, nearest
 
 _WINDOWS = sys.platform == "win32"
 
@@ -55,7 +55,7 @@ class WorkerProcess:
         #: Its progress counter when it last answered: tiles beyond that are of unanswered messages.
         self.answered = 0
         #: Why a definition (model, plan) failed; the next failed message is due to it.
-        self.failure: PoolError | None = None
+        self.failure: QPoolError | None = None
 
     def send(self, message: Any) -> None:
         """Send one message; OSError if the worker is gone."""

@@ -82,8 +82,7 @@ class Store:
         model = self.models[number]
         views = [placed.view(self.buffer) for placed in model.places]
         if model.version and all(
-            view.tobytes() == weight.tobytes()
-            for view, weight in zip(views, weights, strict=True)
+            view.tobytes() == weight.tobytes() for view, weight in zip(views, weights, strict=True)
         ):
             return False
         for view, weight in zip(views, weights, strict=True):

@@ -57,7 +57,8 @@ def physical_first(
     the order and the number of physical cores. Pure.
     """
     seen: set[frozenset[int]] = set()
-    first, rest = [], []
+    first: list[int] = []
+    rest: list[int] = []
     for cpu in allowed:
         (rest if siblings[cpu] in seen else first).append(cpu)
         seen.add(siblings[cpu])

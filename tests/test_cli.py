@@ -1,0 +1,116 @@
+"""The command line: help, errors for humans, and a short training run from end to end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def qpool_command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "qpool", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def test_help_names_every_command_and_option() -> None:
+    text = qpool_command("--help").stdout
+    assert "train" in text
+    assert "bench" in text
+    text = qpool_command("train", "-h").stdout
+    for option in ("--data", "--steps", "--workers", "--out", "--json", "breast-cancer"):
+        assert option in text
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['qpool', '--help']\n"
+        "from qpool.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('tensorflow', 'numpy', 'scipy', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "--data", "irsi", "--out", "x"), "did you mean 'iris'"),
+        (("train", "--steps", "0", "--out", "x"), "steps must be at least 1"),
+        (("train", "--out", "."), "not an empty directory"),
+        (("train", "--data", "iris", "--batch-size", "1000", "--out", "x"), "smaller batch_size"),
+        (("train", "--workers", "0", "--out", "x"), "workers must be a whole number"),
+        (("train", "--strategy", "procesess", "--out", "x"), "did you mean 'processes'"),
+        (("bench", "speedupp"), "did you mean 'speedup'"),
+    ],
+)
+def test_errors_are_one_message(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    (tmp_path / "something").touch()
+    done = qpool_command(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_option_is_a_usage_error() -> None:
+    done = qpool_command("train", "--step", "3")
+    assert done.returncode == 2
+    assert "--steps" in done.stderr
+
+
+def test_a_short_run_leaves_a_full_directory(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = "train --data iris --steps 5 --batch-size 32 --layers 1 --cutoff 4 --workers 2 --json"
+    done = qpool_command(*words.split(), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert summary["steps"] == 8  # two epochs of four batches
+    assert set(summary["energy_distance"]) == {"before", "after", "floor"}
+    assert len(summary["cpu_use_of_workers"]) == 2
+    assert all(0 < use < 2 for use in summary["cpu_use_of_workers"])
+    assert "samples/s  CPU of workers" in done.stderr
+    rows = list(csv.DictReader((out / "history.csv").read_text().splitlines()))
+    assert len(rows) == 2
+    assert all(abs(float(row["generator_loss"])) < 1e3 for row in rows)
+    config = json.loads((out / "config.json").read_text())
+    assert config["data"] == "iris"
+    assert config["host"]["strawberryfields"].startswith("0.23")
+    for name in ("samples.png", "losses.png"):
+        assert (out / name).read_bytes()[:8] == PNG
+    for name in ("generator.weights.h5", "critic.weights.h5"):
+        assert (out / name).stat().st_size > 1000
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_ctrl_c_ends_a_run_with_one_line(tmp_path: Path) -> None:
+    import signal
+
+    words = "train --data iris --steps 10000 --layers 1 --cutoff 4 --workers 1 --batch-size 8"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qpool", *words.split(), "--out", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert err.strip().endswith("qpool: interrupted")
