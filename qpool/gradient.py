@@ -318,7 +318,7 @@ class Bridge:
             return self._pull_back(plan, inputs, int(call), homes, arrays)
 
         wanted = _where(plan.connected)
-        sources = {n: a for n, a in zip(self._sources(inputs), arguments, strict=False)}
+        sources = dict(zip(self._sources(inputs), arguments, strict=False))
         types = [sources[n].dtype for n in wanted]
         found = tf.numpy_function(run, [ticket, *arguments], types)
         for gradient, n in zip(found, wanted, strict=True):

@@ -59,5 +59,5 @@ class Executor(abc.ABC):
         """What the strategy measured."""
         return {}
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - optional: most strategies hold nothing
         """Give back what the strategy holds."""
