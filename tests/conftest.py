@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +19,8 @@ with warnings.catch_warnings():
     # What libraries say of libraries while they load is not ours to fail on; what they say
     # later, when our code calls them, is.
     warnings.simplefilter("ignore")
-    import tensorflow  # noqa: F401
+    for library in ("tensorflow", "keras", "strawberryfields", "sklearn.datasets", "matplotlib"):
+        importlib.import_module(library)
 
 
 @pytest.fixture(scope="session")
