@@ -93,10 +93,8 @@ class Bridge:
             self._cotangent(spec, batch, seed)
             for spec, seed in zip(plan.outputs, tf.nest.flatten(cotangent), strict=True)
         ]
-        result = self._remote.forward(plan, arrays, weights, keep=False, copy=_nothing)
-        found = self._remote.backward(
-            plan, result.call, None, arrays, weights, seeds, per_sample=True
-        )
+        call = self._remote.pool.new_call()
+        found = self._remote.backward(plan, call, None, arrays, weights, seeds, per_sample=True)
         by_source = dict(zip(_where(plan.connected), found, strict=True))
         gradients = []
         for place, index in enumerate(self._remote.trainable):
@@ -385,10 +383,6 @@ def _is_float(spec: ArraySpec) -> bool:
 
 def _where(flags: Sequence[bool] | None) -> list[int]:
     return [n for n, flag in enumerate(flags or ()) if flag]
-
-
-def _nothing(_array: np.ndarray) -> None:
-    return None
 
 
 def _as_input(value: Any, name: str) -> Any:

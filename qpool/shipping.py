@@ -7,6 +7,7 @@ source of random numbers, so that nothing a replica holds is missed, wherever it
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def _reduce_tensorflow(pickler: _Pickler, value: Any) -> Any:
         pickler.draws[id(value)] = value
         pickler.variables[id(value.state)] = value.state
         return recipes.tf_generator, (value.state, value.algorithm)
-    if type(value) is type(tf.function(_nothing)):
+    if type(value) is _tf_function_type():
         options = {
             name: getattr(value, f"_{name}", None)
             for name in ("autograph", "jit_compile", "reduce_retracing")
@@ -198,7 +199,12 @@ def _reduce_strawberryfields(pickler: _Pickler, value: Any) -> Any:
     return NotImplemented
 
 
-def _nothing() -> None: ...
+@functools.cache
+def _tf_function_type() -> Any:
+    """The class of what ``tf.function`` returns; it has no public name."""
+    import tensorflow as tf
+
+    return type(tf.function(lambda: None))
 
 
 def _dump(value: Any, culprit: Any, what: str) -> bytes:

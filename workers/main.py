@@ -258,16 +258,17 @@ def _die_with(coordinator: int) -> None:
 
 
 def _watch(coordinator: int) -> None:
-    if hasattr(os, "pidfd_open"):
-        with contextlib.suppress(OSError):
-            watched = select.poll()
-            watched.register(os.pidfd_open(coordinator), select.POLLIN)
-            watched.poll()
-        os._exit(0)
-    import psutil
+    try:
+        watched = select.poll()
+        watched.register(os.pidfd_open(coordinator), select.POLLIN)
+        watched.poll()
+    except ProcessLookupError:
+        pass  # gone already
+    except (OSError, AttributeError):  # no pidfd on this system
+        import psutil
 
-    while psutil.pid_exists(coordinator):
-        time.sleep(1.0)
+        while psutil.pid_exists(coordinator):
+            time.sleep(1.0)
     os._exit(0)
 
 

@@ -20,6 +20,9 @@ from multiprocessing.connection import wait as wait_for_any
 SPIN_SECONDS = 200e-6
 
 
+_offer_core = getattr(os, "sched_yield", lambda: None)
+
+
 class Waiter:
     """Waits on a changing set of channels."""
 
@@ -47,7 +50,7 @@ class Waiter:
         if not ready:
             until = time.perf_counter() + SPIN_SECONDS
             while not ready and time.perf_counter() < until:
-                os.sched_yield()
+                _offer_core()
                 ready = poll(0)
             if not ready:
                 ready = poll(None if seconds is None else max(0, int(seconds * 1000)))

@@ -14,6 +14,9 @@ class SequentialExecutor(Executor):
         function = self.model if method == "__call__" else getattr(self.model, method)
         return function(*args, **kwargs)
 
+    def stats(self) -> dict[str, Any]:
+        return {"strategy": "sequential"}
+
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         import tensorflow as tf
 

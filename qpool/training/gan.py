@@ -38,8 +38,11 @@ class QuantumGAN(keras.Model):
         self._draws = keras.random.SeedGenerator(seed)
         self.built = True
 
-    def compile(self, generator_optimizer: Any, critic_optimizer: Any) -> None:  # type: ignore[override]
-        super().compile()
+    def compile(  # type: ignore[override]
+        self, generator_optimizer: Any, critic_optimizer: Any, *, run_eagerly: bool = False
+    ) -> None:
+        """``run_eagerly`` for a generator that TensorFlow cannot trace (stock SF in place)."""
+        super().compile(run_eagerly=run_eagerly)
         self.generator_optimizer = generator_optimizer
         self.critic_optimizer = critic_optimizer
 

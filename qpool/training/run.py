@@ -13,17 +13,24 @@ that the command line answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workers.errors import ConfigurationError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qpool.training.data import DataSet
 
 #: Generated samples for the distances and the picture.
 _SAMPLES = 512
@@ -57,100 +64,107 @@ def train(config: Config, out: Path, console: Any = None) -> dict[str, Any]:
 
     console = console or Console(stderr=True)
     _check(config, out)
-    import keras
-    import numpy as np
-
-    import qpool
-    from qpool.models import encodings
-    from qpool.training import data, distance, plots
-    from qpool.training.display import Display
-    from qpool.training.trainer import QuantumGANTrainer
+    from qpool.training import data, distance
 
     rows = data.load(config.data)
-    if config.modes != rows.rows.shape[1]:
-        raise ConfigurationError(
-            f"modes={config.modes} makes samples of that width; {config.data} has "
-            f"{rows.rows.shape[1]} columns"
-        )
-    data.check(rows.rows, batch_size=config.batch_size)
-    width = encodings.find(config.encoding).width(config.modes)
-    keras.utils.set_random_seed(config.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "config.json", {**dataclasses.asdict(config), "host": _host()})
-
+    data.check(rows.rows, width=config.modes, batch_size=config.batch_size)
     began = time.monotonic()
-    console.print("starting the workers (imports TensorFlow and Strawberry Fields) ...")
-    generator = qpool.create_parallel_generator(
-        qpool.models.QuantumSFGenerator,
-        n_modes=config.modes,
-        latent_dim=width,
-        layers=config.layers,
-        cutoff_dim=config.cutoff,
-        encoding_strategy=config.encoding,
-        seed=config.seed,
-        workers=config.workers,
-        strategy=config.strategy,
-        tile=config.tile,
-        start_method=config.start_method,
-    )
-    trainer = QuantumGANTrainer(
-        generator,
-        generator_rate=config.generator_rate,
-        critic_rate=config.critic_rate,
-        critic_steps=config.critic_steps,
-        penalty=config.penalty,
-        seed=config.seed,
-    )
-    with trainer:
-        z = np.random.default_rng(config.seed).standard_normal((_SAMPLES, width))
-        z = z.astype(np.float32)
-
-        def generate() -> np.ndarray:
-            chunks = range(0, _SAMPLES, config.batch_size)
-            return np.concatenate([generator(z[n : n + config.batch_size]) for n in chunks])
-
-        def apart(samples: np.ndarray) -> float:
-            return distance.mean_distance(samples, rows.rows, seed=config.seed)
-
+    console.print("starting the workers (TensorFlow and Strawberry Fields load) ...")
+    with _trainer(config) as trainer:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_json(out / "config.json", {**dataclasses.asdict(config), "host": _host()})
         distances = {
-            "before": apart(generate()),
-            "floor": distance.real_against_real(rows.rows, seed=config.seed),
+            "before": distance.mean_distance(_generate(config, trainer.generator), rows.rows),
+            "floor": distance.real_against_real(rows.rows),
         }
         console.print(f"ready after {time.monotonic() - began:.0f} s")
-        per_epoch = len(rows.rows) // config.batch_size
-        epochs = -(-config.steps // per_epoch)
-        display = Display(generator, epochs * per_epoch, config.batch_size, console)
-        trained = time.monotonic()
-        cpu_before = _cpu(generator)
-        try:
-            history = trainer.train(rows.rows, epochs, config.batch_size, callbacks=[display])
-        finally:
-            display.close()
-        seconds = time.monotonic() - trained
-        cpu_use = [
-            (after - before) / seconds
-            for before, after in zip(cpu_before, _cpu(generator), strict=True)
-        ]
-        generated = generate()
-        distances["after"] = apart(generated)
-        generator.save_weights(out / "generator.weights.h5")
+        history, figures = _fit(config, rows, trainer, console)
+        generated = _generate(config, trainer.generator)
+        distances["after"] = distance.mean_distance(generated, rows.rows)
+        trainer.generator.save_weights(out / "generator.weights.h5")
         trainer.critic.save_weights(out / "critic.weights.h5")
-        stats = generator.stats()
+    from qpool.training import plots
 
-    _write_history(out / "history.csv", history.history)
-    plots.samples(out / "samples.png", rows, generated[: 2 * len(rows.rows)], distances)
-    plots.losses(out / "losses.png", history.history)
-    summary = {
-        "energy_distance": distances,
+    _write_history(out / "history.csv", history)
+    plots.samples(out / "samples.png", rows, generated, distances)
+    plots.losses(out / "losses.png", history)
+    summary = {"energy_distance": distances, **figures, "directory": str(out)}
+    _write_json(out / "summary.json", summary)
+    return summary
+
+
+@contextlib.contextmanager
+def _trainer(config: Config) -> Iterator[Any]:
+    """The trainer over a pooled generator, closed again at the end."""
+    import qpool
+
+    with contextlib.ExitStack() as stack:
+        pool = None
+        if config.strategy != "sequential":
+            # First of all: the pool loads TensorFlow in the background while we load it here.
+            made = qpool.Pool(config.workers, start_method=config.start_method)
+            pool = stack.enter_context(made)
+        import keras
+
+        from qpool.models import encodings
+        from qpool.training.trainer import QuantumGANTrainer
+
+        keras.utils.set_random_seed(config.seed)
+        generator = qpool.create_parallel_generator(
+            qpool.models.QuantumSFGenerator,
+            n_modes=config.modes,
+            latent_dim=encodings.find(config.encoding).width(config.modes),
+            layers=config.layers,
+            cutoff_dim=config.cutoff,
+            encoding_strategy=config.encoding,
+            seed=config.seed,
+            strategy=config.strategy,
+            pool=pool,
+            tile=config.tile,
+        )
+        yield QuantumGANTrainer(
+            stack.enter_context(generator),
+            generator_rate=config.generator_rate,
+            critic_rate=config.critic_rate,
+            critic_steps=config.critic_steps,
+            penalty=config.penalty,
+            seed=config.seed,
+        )
+
+
+def _fit(
+    config: Config, rows: DataSet, trainer: Any, console: Any
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Train; return the history and what was measured meanwhile."""
+    from qpool.training.display import Display
+
+    per_epoch = len(rows.rows) // config.batch_size
+    epochs = -(-config.steps // per_epoch)
+    display = Display(trainer.generator, epochs * per_epoch, config.batch_size, console)
+    before, began = _cpu_seconds(trainer.generator), time.monotonic()
+    try:
+        history = trainer.train(rows.rows, epochs, config.batch_size, callbacks=[display])
+    finally:
+        display.close()
+    seconds = time.monotonic() - began
+    after = _cpu_seconds(trainer.generator)
+    return history.history, {
         "steps": epochs * per_epoch,
         "training_seconds": seconds,
         "samples_per_second": epochs * per_epoch * config.batch_size / seconds,
-        "cpu_use_of_workers": cpu_use,
-        "tiles_by_batch": stats.get("tiles_by_batch", {}),
-        "directory": str(out),
+        "cpu_use_of_workers": [(b - a) / seconds for a, b in zip(before, after, strict=True)],
+        "tiles_by_batch": trainer.generator.stats().get("tiles_by_batch", {}),
     }
-    _write_json(out / "summary.json", summary)
-    return summary
+
+
+def _generate(config: Config, generator: Any) -> np.ndarray:
+    """The same latent draws every time, through the generator."""
+    import numpy as np
+
+    draws = np.random.default_rng(config.seed).standard_normal((_SAMPLES, generator.latent_dim))
+    z = draws.astype(np.float32)
+    chunks = range(0, _SAMPLES, config.batch_size)
+    return np.concatenate([generator(z[n : n + config.batch_size]) for n in chunks])
 
 
 def sentence(summary: dict[str, Any]) -> str:
@@ -184,7 +198,7 @@ def _check(config: Config, out: Path) -> None:
         )
 
 
-def _cpu(generator: Any) -> list[float]:
+def _cpu_seconds(generator: Any) -> list[float]:
     workers = generator.stats().get("pool", {}).get("workers", [])
     return [worker["cpu_seconds"] for worker in workers]
 

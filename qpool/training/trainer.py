@@ -25,7 +25,7 @@ class QuantumGANTrainer:
         critic_steps, penalty: see :class:`qpool.training.gan.QuantumGAN`.
         seed: of latent draws, shuffling and the default critic.
         options: further keyword arguments of :func:`qpool.parallelize`, for a generator that is
-            not pooled yet.
+            not pooled yet; ``train`` does it.
     """
 
     def __init__(
@@ -84,7 +84,10 @@ class QuantumGANTrainer:
                 penalty=self._penalty,
                 seed=self._seed,
             )
-            self.gan.compile(*(keras.optimizers.Adam(r, beta_1=0.5) for r in self._rates))
+            self.gan.compile(
+                *(keras.optimizers.Adam(rate, beta_1=0.5) for rate in self._rates),
+                run_eagerly=self.generator.stats()["strategy"] == "sequential",
+            )
         batches = (
             tf.data.Dataset.from_tensor_slices(rows)
             .shuffle(len(rows), seed=self._seed)

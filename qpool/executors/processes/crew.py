@@ -156,6 +156,7 @@ class Crew:
             raise StartupError(
                 f"worker {worker.number} {worker.collect()} while starting; its own output is above"
             ) from error
+        worker.greeted = time.monotonic(), worker.cpu_seconds()
         wanted = self._cores[worker.number]
         if wanted and not worker.hello.pinned:
             log.warning(

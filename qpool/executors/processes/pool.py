@@ -75,7 +75,8 @@ class Pool:
     ``timeout`` is how many seconds a worker may go without progress before it is replaced.
     ``seed`` starts the random draws of models that draw.
 
-    The processes start when the first model comes or with :meth:`start`, whichever is first.
+    The processes start when the first model comes or with :meth:`start`, whichever is first; what
+    they import is loaded in the background from now on.
     Use it as a context manager, or call :meth:`close`; an interpreter that exits closes it too.
     """
 
@@ -109,6 +110,7 @@ class Pool:
         self._count = count
         cores = topology.assign(count, budget.cpus, threads) if pin else [()] * count
         launcher = make_launcher(start_method, threads)
+        launcher.prepare()
         self._crew = Crew(launcher, cores, threads, timeout or DEFAULT_TIMEOUT)
         self._store_or_none: Store | None = None
         self._lock = threading.RLock()
@@ -264,7 +266,7 @@ class Pool:
             store = self._ready()
             frame = store.frame(("forward", plan, len(inputs[0]), tile), inputs, tile, outputs)
             version = self._write(plan, frame, inputs, weights)
-            call = next(self._calls)
+            call = self.new_call()
             kind = Kind.FORWARD_KEEPING if keep else Kind.FORWARD
             homes = self._compute(plan, frame, call, kind, version, None)
             began = time.perf_counter()
@@ -317,6 +319,10 @@ class Pool:
             self._counters.backward_calls += 1
             return [found[n] for n, _ in sources]
 
+    def new_call(self) -> int:
+        """A number for a call of a model; the random draws within the call follow from it."""
+        return next(self._calls)
+
     def forget(self, call: int) -> None:
         """Free what is kept for a call's backward pass. Cheap, and safe from a finalizer."""
         self._forgotten.append(call)
@@ -327,7 +333,8 @@ class Pool:
         """What was measured since the pool started.
 
         ``seconds`` of the coordinator's wall time by phase; per worker its pid, cores, seconds of
-        compute, and ``cpu_seconds`` as the system counts them.
+        compute, ``cpu_seconds`` as the system counts them, and ``cpu_use``: CPU seconds over wall
+        seconds since it said Hello.
         """
         with self._lock:
             counters = dataclasses.asdict(self._counters)
@@ -356,6 +363,7 @@ class Pool:
             "versions": hello.versions if hello else {},
             "compute_seconds": measured.compute,
             "cpu_seconds": worker.cpu_seconds() if worker else measured.cpu,
+            "cpu_use": worker.cpu_use() if worker else 0.0,
         }
 
     # -- within ----------------------------------------------------------------------------

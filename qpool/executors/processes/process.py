@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -52,6 +53,8 @@ class WorkerProcess:
         #: What it has been told: ids and the very objects, so that a change is told again.
         self.told: dict[Any, Any] = {}
         self.hello: protocol.Hello | None = None
+        #: When it said Hello, and its CPU seconds then.
+        self.greeted = (0.0, 0.0)
         #: Its progress counter when it last answered: tiles beyond that are of unanswered messages.
         self.answered = 0
         #: Why a definition (model, plan) failed; the next failed message is due to it.
@@ -75,6 +78,11 @@ class WorkerProcess:
             return 0.0
         return float(times.user + times.system)
 
+    def cpu_use(self) -> float:
+        """CPU seconds over wall seconds since it said Hello: 1 is one core, all of the time."""
+        since, before = self.greeted
+        return (self.cpu_seconds() - before) / (time.monotonic() - since)
+
     def kill(self) -> None:
         """End it now, stopped or not."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -93,6 +101,9 @@ class Launcher(abc.ABC):
 
     def __init__(self, threads: int) -> None:
         self._environment = os.environ | affinity.environment(threads)
+
+    def prepare(self) -> None:  # noqa: B027 - optional: there may be nothing to prepare
+        """Begin, in the background, what makes later launches quick."""
 
     @abc.abstractmethod
     def launch(self, number: int, segment_handle: int | str) -> WorkerProcess:
@@ -181,6 +192,15 @@ class ForkLauncher(Launcher):
         self._control: socket.socket | None = None
         self._ready = False
 
+    def prepare(self) -> None:
+        if self._control is None:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self._nursery = self._popen(
+                    "workers.nursery:main", [theirs.fileno()], [theirs.fileno()]
+                )
+            self._control = ours
+
     def launch(self, number: int, segment_handle: int | str) -> WorkerProcess:
         from workers import nursery
 
@@ -225,6 +245,8 @@ class ForkLauncher(Launcher):
         if self._nursery is None or self._control is None:
             return
         self._control.close()
+        if not self._ready:
+            self._nursery.kill()  # it has no children, and reads nothing while it imports
         try:
             self._nursery.wait(_NURSERY_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -235,18 +257,15 @@ class ForkLauncher(Launcher):
     def _connected(self) -> socket.socket:
         from workers import nursery
 
-        if self._control is None:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                self._nursery = self._popen(
-                    "workers.nursery:main", [theirs.fileno()], [theirs.fileno()]
-                )
-            self._control = ours
-            ours.settimeout(_IMPORT_TIMEOUT)
-            ready = self._answer(ours)
+        self.prepare()
+        assert self._control is not None
+        if not self._ready:
+            self._control.settimeout(_IMPORT_TIMEOUT)
+            ready = self._answer(self._control)
             if not isinstance(ready, nursery.Ready):
                 raise PoolError(f"the nursery said {ready!r}; expected Ready")
-            ours.settimeout(_NURSERY_TIMEOUT)
+            self._control.settimeout(_NURSERY_TIMEOUT)
+            self._ready = True
         return self._control
 
     @staticmethod
@@ -264,6 +283,7 @@ class ForkLauncher(Launcher):
             self._nursery.kill()
             self._nursery.wait()
         self._nursery = self._control = None
+        self._ready = False
 
 
 def make_launcher(start_method: str | None, threads: int) -> Launcher:

@@ -27,18 +27,9 @@ ROWS = np.random.default_rng(0).normal(size=(20, 2))
 
 def test_train_is_the_same_pooled_or_not(pool) -> None:
     weights = []
-    for strategy in ("processes", "sequential"):
-        options = {"pool": pool} if strategy == "processes" else {}
+    for strategy, options in (("processes", {"pool": pool}), ("sequential", {})):
         with qpool.QuantumGANTrainer(small(), seed=4, **options) as trainer:
-            if strategy == "sequential":
-                # Stock SF does not trace: in place it needs an eager fit.
-                trainer.generator = small()
-                gan = QuantumGAN(trainer.generator, default_critic(2, 4), seed=4)
-                gan.compile(*(keras.optimizers.Adam(0.01, beta_1=0.5) for _ in range(2)))
-                gan.run_eagerly = True
-                trainer.gan, trainer.generator = gan, trainer.generator
-                trainer.generator = qpool.parallelize(trainer.generator, strategy="sequential")
-            history = trainer.train(ROWS, epochs=2, batch_size=8)
+            history = trainer.train(ROWS, epochs=2, batch_size=8, strategy=strategy)
             weights.append(trainer.generator.get_weights())
             assert len(history.history["generator_loss"]) == 2
     for ours, theirs in zip(*weights, strict=True):
