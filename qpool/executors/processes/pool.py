@@ -27,27 +27,16 @@ import numpy as np
 from qpool import tiles
 from qpool.executors.processes import topology
 from qpool.executors.processes.crew import Crew
-from qpool.executors.processes.dispatch import Complete, GiveUp, Instruction, Send, Step
-from qpool.executors.processes.process import WorkerProcess, make_launcher
+from qpool.executors.processes.perform import Homes, Performer, with_cause
+from qpool.executors.processes.process import make_launcher
 from qpool.executors.processes.store import Store
 from workers import protocol
-from workers.errors import (
-    ConfigurationError,
-    PoolClosedError,
-    RemoteError,
-    WorkerLostError,
-)
+from workers.errors import ConfigurationError, PoolClosedError
 from workers.layout import ArraySpec
 from workers.protocol import Kind
 
 #: Seconds a worker may go without finishing a tile. A first call may compile for minutes.
 DEFAULT_TIMEOUT = 600.0
-
-#: What is sent for a shard: (ticket, tiles) -> message.
-Message = Callable[[int, tuple[int, ...]], Any]
-
-#: Worker -> the tiles it computed, and keeps for the backward pass.
-Homes = dict[int, tuple[int, ...]]
 
 
 @dataclasses.dataclass
@@ -61,8 +50,6 @@ class _Counters:
     weight_updates: int = 0
     copy_in: float = 0.0
     weights: float = 0.0
-    send: float = 0.0
-    wait: float = 0.0
     copy_out: float = 0.0
 
 
@@ -112,11 +99,10 @@ class Pool:
         launcher = make_launcher(start_method, threads)
         launcher.prepare()
         self._crew = Crew(launcher, cores, threads, timeout or DEFAULT_TIMEOUT)
-        self._store_or_none: Store | None = None
+        self._performer: Performer | None = None
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
         self._calls = itertools.count(1)
-        self._ticket = 1
         self._plans: dict[int, protocol.Plan] = {}
         self._forgotten: list[int] = []
         self._counters = _Counters()
@@ -153,7 +139,8 @@ class Pool:
             self._check_open()
             if self._started is None:
                 try:
-                    self._store_or_none = store = Store(self._count)
+                    store = Store(self._count)
+                    self._performer = Performer(self._crew, store, self.seed)
                     self._crew.start(lambda: store.segment, store.progress)
                 except BaseException:
                     self.close()
@@ -167,8 +154,8 @@ class Pool:
             if not self._closed:
                 self._closed = True
                 self._finalizer()
-                if self._store_or_none is not None:
-                    self._store_or_none.arena.close()
+                if self._performer is not None:
+                    self._performer.store.arena.close()
 
     # -- models ----------------------------------------------------------------------------
 
@@ -184,11 +171,14 @@ class Pool:
             store.add(number, shipment, weights)
             try:
                 replies = self._crew.ask_all(
-                    {n: self._model_news(w, number) for n, w in self._crew.ready.items()}
+                    {
+                        n: self._performing().model_news(w, number)
+                        for n, w in self._crew.ready.items()
+                    }
                 )
                 for reply in replies.values():
                     if isinstance(reply, protocol.Failed):
-                        raise _with_cause(reply.error)
+                        raise with_cause(reply.error)
             except BaseException:
                 self.discard(number)
                 raise
@@ -197,11 +187,8 @@ class Pool:
     def discard(self, number: int) -> None:
         """Forget a model everywhere."""
         with self._lock:
-            if (
-                self._closed
-                or self._store_or_none is None
-                or not self._store_or_none.remove(number)
-            ):
+            performer = self._performer
+            if self._closed or performer is None or not performer.store.remove(number):
                 return
             self._plans = {n: p for n, p in self._plans.items() if p.model != number}
             for worker in self._crew.ready.values():
@@ -236,7 +223,7 @@ class Pool:
             def message(ticket: int, _tiles: tuple[int, ...]) -> protocol.Survey:
                 return protocol.Survey(ticket, plan, frame.frame, version, gradient)
 
-            _, replies = self._perform(plan, frame, message, None)
+            _, replies = self._performing().perform(self._plans[plan], frame, message, None)
             surveyed: protocol.Surveyed = replies[0]
             self._plans[plan] = dataclasses.replace(
                 self._plans[plan], draws=surveyed.draws, reproducible=surveyed.reproducible
@@ -338,15 +325,21 @@ class Pool:
         """
         with self._lock:
             counters = dataclasses.asdict(self._counters)
-            phases = ("copy_in", "weights", "send", "wait", "copy_out")
-            store = self._store_or_none
+            performer = self._performer
+            seconds = {
+                "copy_in": counters.pop("copy_in"),
+                "weights": counters.pop("weights"),
+                "send": performer.sending if performer else 0.0,
+                "wait": performer.waiting if performer else 0.0,
+                "copy_out": counters.pop("copy_out"),
+            }
             return {
                 "start_method": self._crew.launcher.name,
                 "elapsed_seconds": time.monotonic() - self._started if self._started else 0.0,
-                "seconds": {phase: counters.pop(phase) for phase in phases},
+                "seconds": seconds,
                 **counters,
                 "replaced_workers": self._crew.replaced,
-                "segment_bytes": store.arena.size if store and not self._closed else 0,
+                "segment_bytes": performer.store.arena.size if performer else 0,
                 "workers": [self._worker_stats(number) for number in range(self._count)],
             }
 
@@ -379,14 +372,17 @@ class Pool:
     def _ready(self) -> Store:
         """The store, when the workers are up and none still writes for an interrupted call."""
         self.start()
-        assert self._store_or_none is not None
         self._crew.settle()
         if self._forgotten:
             forgotten, self._forgotten = tuple(self._forgotten), []
             for worker in self._crew.ready.values():
                 with contextlib.suppress(OSError):
                     worker.send(protocol.Forget(forgotten))
-        return self._store_or_none
+        return self._performing().store
+
+    def _performing(self) -> Performer:
+        assert self._performer is not None, "the pool has been started"
+        return self._performer
 
     def _write(
         self,
@@ -396,8 +392,7 @@ class Pool:
         weights: Sequence[np.ndarray],
     ) -> int:
         """Put inputs and weights in the arena; return the weights' version."""
-        store = self._store_or_none
-        assert store is not None
+        store = self._performing().store
         began = time.perf_counter()
         store.write(frame.inputs, inputs)
         copied = time.perf_counter()
@@ -421,102 +416,10 @@ class Pool:
         def message(ticket: int, indices: tuple[int, ...]) -> protocol.Compute:
             return protocol.Compute(ticket, kind, call, plan, frame.frame, version, indices)
 
-        step, replies = self._perform(plan, frame, message, homes)
+        step, replies = self._performing().perform(self._plans[plan], frame, message, homes)
         self._counters.tiles += len(step.done_by)
         self._counters.recomputed_tiles += sum(reply.recomputed for reply in replies)
         done: Homes = {}
         for tile, worker in sorted(step.done_by.items()):
             done[worker] = (*done.get(worker, ()), tile)
         return done
-
-    def _perform(
-        self, plan: int, frame: protocol.Frame, message: Message, homes: Homes | None
-    ) -> tuple[Step, list[Any]]:
-        """Run a step to its end: perform instructions, turn what happens into more of them."""
-        number = tiles.count(frame.batch, frame.tile)
-        step = Step(number, list(self._crew.ready), self._ticket, homes)
-        replies: list[Any] = []
-        todo: list[Instruction] = step.begin()
-        try:
-            while True:
-                began = time.perf_counter()
-                while todo:
-                    instruction = todo.pop(0)
-                    if isinstance(instruction, Complete):
-                        return step, replies
-                    if isinstance(instruction, GiveUp):
-                        raise _failure(instruction, frame)
-                    # A worker may have died since the instruction to send it something was given.
-                    if step.expects(instruction.ticket):
-                        todo += self._send(step, instruction, plan, frame, message)
-                sent = time.perf_counter()
-                self._counters.send += sent - began
-                for event, reply in self._crew.events():
-                    if reply is not None:
-                        replies.append(reply)
-                    todo += step.on(event)
-                self._counters.wait += time.perf_counter() - sent
-        finally:
-            self._ticket = step.next_ticket
-
-    def _send(
-        self,
-        step: Step,
-        instruction: Send,
-        plan: int,
-        frame: protocol.Frame,
-        message: Message,
-    ) -> list[Instruction]:
-        """Tell a worker what it lacks, then what to compute."""
-        worker = self._crew.ready[instruction.worker]
-        messages = self._model_news(worker, self._plans[plan].model)
-        for key, definition in (
-            (("plan", plan), self._plans[plan]),
-            (("frame", frame.frame), frame),
-        ):
-            if worker.told.get(key) is not definition:
-                worker.told[key] = definition
-                messages.append(definition)
-        messages.append(message(instruction.ticket, instruction.tiles))
-        try:
-            self._crew.send(worker, instruction.ticket, messages)
-        except OSError:
-            return step.on(self._crew.bury(worker))
-        return []
-
-    def _model_news(self, worker: WorkerProcess, number: int) -> list[Any]:
-        """What a worker has to be told before it can work on a model; often nothing."""
-        store = self._store_or_none
-        assert store is not None
-        news: list[Any] = []
-        if worker.told["segment"] != store.segment:
-            worker.told["segment"] = store.segment
-            news.append(protocol.Remap(store.segment))
-        model, key = store.models[number], ("model", number)
-        if worker.told.get(key) is not model.places:
-            if key in worker.told:
-                news.append(protocol.Place(number, model.places))
-            else:
-                news.append(protocol.Build(number, model.shipment, model.places, self.seed))
-            worker.told[key] = model.places
-        return news
-
-
-def _failure(instruction: GiveUp, frame: protocol.Frame) -> BaseException:
-    if instruction.error is not None:
-        return _with_cause(instruction.error)
-    rows = ", ".join(
-        f"{tile * frame.tile} to {min((tile + 1) * frame.tile, frame.batch) - 1}"
-        for tile in instruction.tiles
-    )
-    attempts = "\n".join(f"  {cause}" for cause in instruction.causes)
-    return WorkerLostError(
-        f"samples {rows} took {len(instruction.causes)} workers with them, one after another; the "
-        f"pool is usable, these samples are not:\n{attempts}"
-    )
-
-
-def _with_cause(error: BaseException) -> BaseException:
-    if isinstance(error, RemoteError) and error.original is not None:
-        error.__cause__ = error.original
-    return error
