@@ -18,17 +18,22 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 
 @contextlib.contextmanager
 def _simps() -> Iterator[None]:
-    """``scipy.integrate.simps``, by its new name ``simpson``."""
+    """``scipy.integrate.simps``, which is now ``simpson`` and takes x by keyword only."""
     import scipy.integrate
 
     if hasattr(scipy.integrate, "simps"):
         yield
         return
-    scipy.integrate.simps = scipy.integrate.simpson
+
+    def simps(y: Any, x: Any = None, dx: float = 1.0, axis: int = -1) -> Any:
+        return scipy.integrate.simpson(y, x=x, dx=dx, axis=axis)
+
+    scipy.integrate.simps = simps
     try:
         yield
     finally:
@@ -38,7 +43,7 @@ def _simps() -> Iterator[None]:
 @contextlib.contextmanager
 def _pkg_resources() -> Iterator[None]:
     """``pkg_resources.resource_filename``, the one function of it that SF calls."""
-    if importlib.util.find_spec("pkg_resources") is not None:
+    if "pkg_resources" in sys.modules or importlib.util.find_spec("pkg_resources"):
         yield
         return
     lent = types.ModuleType("pkg_resources")

@@ -51,15 +51,15 @@ def test_a_name_that_is_there_is_used() -> None:
 def test_app_data_without_pkg_resources(module: str) -> None:
     code = f"""
         import sys
-        class Hide:
-            def find_spec(self, name, path=None, target=None):
-                if name == "pkg_resources": raise ModuleNotFoundError(name)
         from workers import sf_compat
         sf_compat.install()
         import importlib.util
         true = importlib.util.find_spec
         importlib.util.find_spec = lambda n, *a: None if n == "pkg_resources" else true(n, *a)
-        import os, strawberryfields.apps.data.{module} as data
+        import os, strawberryfields
+        sys.modules.pop("pkg_resources", None)
+        sys.modules.pop("strawberryfields.apps.data.{module}", None)
+        import strawberryfields.apps.data.{module} as data
         print(os.path.isdir(data.DATA_PATH), "pkg_resources" in sys.modules)
     """
     assert run(code) == "True False"

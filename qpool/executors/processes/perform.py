@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from qpool import tiles
 from qpool.executors.processes.crew import Crew
 from qpool.executors.processes.dispatch import Complete, GiveUp, Instruction, Send, Step
 from qpool.executors.processes.process import WorkerProcess
@@ -38,10 +37,14 @@ class Performer:
     _ticket: int = 1
 
     def perform(
-        self, plan: protocol.Plan, frame: protocol.Frame, message: Message, homes: Homes | None
+        self,
+        plan: protocol.Plan,
+        frame: protocol.Frame,
+        number: int,
+        message: Message,
+        homes: Homes | None,
     ) -> tuple[Step, list[Any]]:
-        """Run a step to its end: perform instructions, turn what happens into more of them."""
-        number = tiles.count(frame.batch, frame.tile)
+        """Run a step of ``number`` tiles to its end, and return it with the replies."""
         step = Step(number, list(self.crew.ready), self._ticket, homes)
         replies: list[Any] = []
         todo: list[Instruction] = step.begin()

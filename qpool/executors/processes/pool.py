@@ -213,7 +213,10 @@ class Pool:
         *,
         gradient: bool,
     ) -> protocol.Surveyed:
-        """Have one worker run the plan on the first rows and report what comes out."""
+        """Have every worker run the plan on the first rows, and return what the first one reports.
+
+        One would be enough to learn what comes out; all of them are warm afterwards.
+        """
         with self._lock:
             store = self._ready()
             few = [array[: max(8, self._plans[plan].rows)] for array in inputs]
@@ -223,8 +226,11 @@ class Pool:
             def message(ticket: int, _tiles: tuple[int, ...]) -> protocol.Survey:
                 return protocol.Survey(ticket, plan, frame.frame, version, gradient)
 
-            _, replies = self._performing().perform(self._plans[plan], frame, message, None)
-            surveyed: protocol.Surveyed = replies[0]
+            homes: Homes = {n: (place,) for place, n in enumerate(sorted(self._crew.ready))}
+            _, replies = self._performing().perform(
+                self._plans[plan], frame, len(homes), message, homes
+            )
+            surveyed: protocol.Surveyed = min(replies, key=lambda reply: reply.ticket)
             self._plans[plan] = dataclasses.replace(
                 self._plans[plan], draws=surveyed.draws, reproducible=surveyed.reproducible
             )
@@ -416,7 +422,9 @@ class Pool:
         def message(ticket: int, indices: tuple[int, ...]) -> protocol.Compute:
             return protocol.Compute(ticket, kind, call, plan, frame.frame, version, indices)
 
-        step, replies = self._performing().perform(self._plans[plan], frame, message, homes)
+        step, replies = self._performing().perform(
+            self._plans[plan], frame, tiles.count(frame.batch, frame.tile), message, homes
+        )
         self._counters.tiles += len(step.done_by)
         self._counters.recomputed_tiles += sum(reply.recomputed for reply in replies)
         done: Homes = {}

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import qpool
-from qpool.training.gan import QuantumGAN, default_critic
+from qpool.training.gan import QuantumGAN
 
 
 def small() -> qpool.models.QuantumSFGenerator:
@@ -48,9 +48,18 @@ def test_data_is_checked_before_any_worker_starts() -> None:
 
 
 def test_the_critic_steps_leave_the_generators_gradient_right() -> None:
-    generator = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    initial = keras.initializers.GlorotUniform(seed=7)
+    generator = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Dense(2, kernel_initializer=initial)]
+    )
     generator.latent_dim = 2
-    critic = default_critic(2)
+    critic = keras.Sequential(  # smooth: a finite difference across a kink says nothing
+        [
+            keras.Input((2,)),
+            keras.layers.Dense(8, "tanh", kernel_initializer=initial),
+            keras.layers.Dense(1, kernel_initializer=initial),
+        ]
+    )
     gan = QuantumGAN(generator, critic, critic_steps=2, seed=1)
     gan.compile(keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.1))
     before = [w.copy() for w in generator.get_weights()]
