@@ -8,10 +8,12 @@ forward can be incomplete. Owns that object and the choice of strategy per call.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from qpool.executors import Executor, Options, executor_class
@@ -49,6 +51,14 @@ class _Room:
             self.closed = True
             for executor in self._executors.values():
                 executor.close()
+            _drop_traces(self.model)
+
+
+def _drop_traces(model: Any) -> None:
+    """Have Keras trace anew: what it traced before is bound to the other of the two objects."""
+    for name in ("train_function", "test_function", "predict_function"):
+        if name in vars(model):
+            vars(model)[name] = None
 
 
 class ParallelGenerator:
@@ -168,8 +178,8 @@ def parallelize(
     model, factory = _model_and_factory(model)
     if isinstance(model, ParallelGenerator):
         raise ModelError("the model is pooled already; parallelize the original")
-    names = (methods,) if isinstance(methods, str) else tuple(methods)
-    pooled_methods = _pooled_methods(model, names)
+    pooled_methods = _pooled_methods(model, _names(methods))
+    _check_sharded(model, pooled_methods, _names(sharded))
     options = Options(
         workers=workers,
         threads=threads,
@@ -177,7 +187,7 @@ def parallelize(
         start_method=start_method,
         pin=pin,
         engine=engine,
-        sharded=(sharded,) if isinstance(sharded, str) else tuple(sharded),
+        sharded=_names(sharded),
         pool=pool,
         timeout=timeout,
         seed=seed,
@@ -198,10 +208,14 @@ def create_parallel_generator(
 ) -> Any:
     """Make a generator and parallelize it.
 
-    Keyword arguments that :func:`parallelize` has go there, all others to ``generator_class``.
+    Keyword arguments that :func:`parallelize` has go there, all others to ``generator_class``;
+    those that both have (``seed``) go to both.
     """
     ours = set(inspect.signature(parallelize).parameters) - {"model"}
     options = {name: kwargs.pop(name) for name in list(kwargs) if name in ours}
+    with contextlib.suppress(TypeError, ValueError):
+        theirs = inspect.signature(generator_class).parameters
+        kwargs |= {name: value for name, value in options.items() if name in theirs}
     sf_compat.install()
     generator = generator_class(*args, **kwargs)
     return parallelize(generator, workers, strategy, **options)
@@ -257,15 +271,54 @@ def _pooled_methods(model: Any, extra: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*own, *extra)))
 
 
+def _check_sharded(model: Any, methods: tuple[str, ...], sharded: tuple[str, ...]) -> None:
+    """Each name must be an argument of a pooled method: else it would go as a constant, unseen."""
+    known: set[str] = set()
+    for method in methods:
+        name = "call" if method == "__call__" and hasattr(model, "call") else method
+        with contextlib.suppress(TypeError, ValueError):
+            known |= set(inspect.signature(getattr(model, name)).parameters)
+    for name in sharded:
+        if name not in known:
+            raise ConfigurationError(
+                f"sharded= names {name!r}, which is no argument of {', '.join(methods)}: "
+                f"{nearest(name, tuple(known))}"
+            )
+
+
 def _share(model: Any, room: _Room) -> Any:
     """An instance of a subclass of the model's class, over the model's own ``__dict__``."""
     cls = type(model)
-    if not hasattr(model, "__dict__"):
-        raise ModelError(f"{cls.__name__} has __slots__ and no __dict__; add '__dict__' to them")
+    slots = [name for base in cls.__mro__ for name in _names(vars(base).get("__slots__", ()))]
+    if set(slots) - {"__dict__", "__weakref__"} or not hasattr(model, "__dict__"):
+        raise ModelError(
+            f"{cls.__name__} keeps attributes in __slots__ {slots}; expected them in a __dict__. "
+            "Drop __slots__"
+        )
+    hidden = [name for name in (*room.methods, "generate") if name in vars(model)]
+    if hidden:
+        raise ModelError(
+            f"instance attributes {hidden} hide the methods that would be pooled; make them "
+            "methods of the class"
+        )
+    added = ("warm_up", "per_sample_gradients", "stats", "close")
+    clashes = [name for name in added if hasattr(model, name)]
+    if clashes:
+        warnings.warn(
+            f"{cls.__name__} has its own {clashes}, which the pooled object's come in the place "
+            "of; rename them",
+            UserWarning,
+            stacklevel=3,
+        )
     pooled: Any = object.__new__(_pooled_class(cls, room.methods))  # type: ignore[arg-type]
     object.__setattr__(pooled, "__dict__", model.__dict__)
     object.__setattr__(pooled, "_qpool", room)
+    _drop_traces(model)
     return pooled
+
+
+def _names(slots: str | Iterable[str]) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 @functools.cache
@@ -310,7 +363,15 @@ def _pooled_method(name: str, original: Any, called: str) -> Callable[..., Any]:
     """
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(self, "_qpool", None) is None:
+            # Made by something that makes objects of our class (a clone): the model unpooled.
+            return original(self, *args, **kwargs)
         strategy = kwargs.pop("strategy", None)
+        if called == "call" and "training" not in kwargs:
+            # Keras hands the phase down by context where a call has no argument for it.
+            phase = getattr(self._get_call_context(), "training", None)
+            if phase is not None:
+                kwargs["training"] = phase
         return self._qpool.executor(strategy).call(name, args, kwargs)
 
     if inspect.isfunction(original):

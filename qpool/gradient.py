@@ -19,23 +19,31 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from qpool.shipping import dumps
-from workers.errors import InputError, SecondOrderGradientError
+from workers import recipes
+from workers.errors import InputError, RemoteError, SecondOrderGradientError
 from workers.layout import ArraySpec
 from workers.protocol import Sharded
 
 if TYPE_CHECKING:
     from qpool.executors.processes.remote import Plan, RemoteModel
 
-try:  # whether any tape could be listening: without one, a call is spared the bookkeeping
+try:
+    # Whether any tape could be listening (without one, a call is spared the bookkeeping), and
+    # whether one watches a tensor (as a constant of a call, its gradient would be lost).
     from tensorflow.python.eager.record import could_possibly_record as _recording
-except ImportError:  # pragma: no cover - a TensorFlow that has moved it
+    from tensorflow.python.eager.record import should_record_backprop as _watched
+except ImportError:  # pragma: no cover - a TensorFlow that has moved them
 
     def _recording() -> bool:
         return True
+
+    def _watched(tensors: Sequence[Any]) -> bool:
+        return False
 
 
 #: Graph calls whose workers are remembered for their backward pass; older ones are recomputed.
@@ -64,7 +72,7 @@ class Bridge:
         arguments, inputs, as_tensor = self._split(method, args, kwargs)
         if tf.executing_eagerly() and all(_is_eager(x) for x in inputs):
             arrays = [np.asarray(x) for x in inputs]
-            self._check(arrays)
+            self._check(method, arrays)
             recording = _recording()
             weights = self._weights()
             plan = self._remote.plan(
@@ -82,10 +90,12 @@ class Bridge:
 
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         """One (batch, *variable.shape) tensor for each trainable variable."""
+        if not tf.executing_eagerly():
+            raise InputError("per_sample_gradients works eagerly only; call it outside tf.function")
         method = "__call__" if callable(self._model) else "generate"
         arguments, inputs, as_tensor = self._split(method, (z,), {})
         arrays = [np.asarray(x) for x in inputs]
-        self._check(arrays)
+        self._check(method, arrays)
         weights = self._weights()
         plan = self._remote.plan(method, arguments, as_tensor, arrays, weights, gradient=True)
         batch = len(arrays[0])
@@ -96,16 +106,24 @@ class Bridge:
         call = self._remote.pool.new_call()
         found = self._remote.backward(plan, call, None, arrays, weights, seeds, per_sample=True)
         by_source = dict(zip(_where(plan.connected), found, strict=True))
+        places = {
+            id(self._remote.variables[v]): n for n, v in enumerate(self._remote.differentiable)
+        }
         gradients = []
-        for place, index in enumerate(self._remote.trainable):
-            gradient = by_source.get(len(inputs) + place)
-            variable = self._remote.variables[index]
+        for variable in recipes.trainable_variables(self._model):
+            gradient = by_source.get(len(inputs) + places[id(variable)])
             gradients.append(
                 tf.zeros((batch, *variable.shape), variable.dtype)
                 if gradient is None
                 else tf.constant(gradient)
             )
-        return gradients
+
+        @tf.custom_gradient
+        def once(*_: Any) -> tuple[list[Any], Callable[..., Any]]:
+            return gradients, _refuse_second_order
+
+        depends_on = [z, *self._remote.variables, *tf.nest.flatten(cotangent)]
+        return list(once(*(tf.convert_to_tensor(x) for x in depends_on)))
 
     # -- arguments -------------------------------------------------------------------------
 
@@ -153,7 +171,7 @@ class Bridge:
             self._signatures[method] = list(parameters)
         return self._signatures[method]
 
-    def _check(self, arrays: Sequence[np.ndarray]) -> None:
+    def _check(self, method: str, arrays: Sequence[np.ndarray]) -> None:
         for array in arrays:
             _check_array(array.shape, array.dtype)
         lengths = {len(array) for array in arrays}
@@ -164,9 +182,11 @@ class Bridge:
             )
         if 0 in lengths:
             raise InputError("an empty batch: expected at least one row")
-        self._check_width(arrays[0].shape)
+        self._check_width(method, arrays[0].shape)
 
-    def _check_width(self, shape: tuple[int | None, ...]) -> None:
+    def _check_width(self, method: str, shape: tuple[int | None, ...]) -> None:
+        if method not in ("__call__", "generate"):
+            return  # another method may take something else
         for name in ("latent_dim", "input_dim"):
             width = getattr(self._model, name, None)
             if isinstance(width, int) and not isinstance(width, bool):
@@ -199,17 +219,22 @@ class Bridge:
                     f"an input of shape {tuple(shape)} in a graph: only the batch may be unknown"
                 )
             specs.append(ArraySpec(tail, dtype.str))
-        self._check_width((None, *specs[0].shape))
+        self._check_width(method, (None, *specs[0].shape))
         plan = self._remote.find(method, arguments, as_tensor, tuple(specs))
         if plan is not None and plan.connected is not None:
             return plan
-        generator = np.random.default_rng(0)
         with tf.init_scope():  # out of the graph: variables have values there
             weights = self._weights()
-            stand_ins = [_stand_in(generator, spec, _TRACE_ROWS) for spec in specs]
-            return self._remote.plan(
-                method, arguments, as_tensor, stand_ins, weights, gradient=True
-            )
+            for positive in (False, True):
+                stand_ins = [_stand_in(spec, positive=positive) for spec in specs]
+                try:
+                    return self._remote.plan(
+                        method, arguments, as_tensor, stand_ins, weights, gradient=True
+                    )
+                except RemoteError:
+                    if positive:
+                        raise
+        raise AssertionError("unreachable")
 
     def _pack(self, plan: Plan, outputs: Sequence[Any]) -> Any:
         if tf.executing_eagerly():
@@ -235,8 +260,10 @@ class Bridge:
                 outputs, ticket = self._forward_in_graph(plan, inputs, tensors)
 
             def pull_back(*cotangents: Any) -> list[Any]:
-                given = [
-                    c for c, spec in zip(cotangents, plan.outputs, strict=True) if _is_float(spec)
+                given = [  # a gather's cotangent comes as IndexedSlices
+                    tf.convert_to_tensor(c)
+                    for c, spec in zip(cotangents, plan.outputs, strict=True)
+                    if _is_float(spec)
                 ]
                 found = pooled_vjp(ticket, *tensors, *given)
                 of_source = dict(zip(_where(plan.connected), found, strict=True))
@@ -262,7 +289,7 @@ class Bridge:
 
     def _sources(self, inputs: int) -> list[int | None]:
         """For each argument of the function, its number as a source; None for a constant."""
-        place = {index: n for n, index in enumerate(self._remote.trainable)}
+        place = {index: n for n, index in enumerate(self._remote.differentiable)}
         weights = [
             None if index not in place else inputs + place[index]
             for index in range(len(self._remote.variables))
@@ -291,7 +318,7 @@ class Bridge:
         keep = _recording()
 
         def run(*arrays: np.ndarray) -> list[np.ndarray]:
-            self._check(arrays[:inputs])
+            self._check("", arrays[:inputs])
             result = self._remote.forward(
                 plan, arrays[:inputs], arrays[inputs:], keep=keep, copy=np.array
             )
@@ -311,6 +338,10 @@ class Bridge:
     def _backward_in_graph(
         self, plan: Plan, inputs: int, ticket: Any, arguments: Sequence[Any]
     ) -> list[Any]:
+        if isinstance(ticket, _Ticket):  # an eager call, pulled back within a graph
+            self._homes[ticket.call] = ticket.homes
+            ticket = tf.constant(ticket.call, tf.int64)
+
         def run(call: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
             homes = self._homes.pop(int(call), None)
             return self._pull_back(plan, inputs, int(call), homes, arrays)
@@ -391,6 +422,13 @@ def _as_input(value: Any, name: str) -> Any:
         return value
     if isinstance(value, tf.Tensor):
         return value
+    if isinstance(value, list | tuple | dict) and any(
+        isinstance(part, tf.Tensor | np.ndarray) for part in tf.nest.flatten(value)
+    ):
+        raise InputError(
+            f"{name} is a {type(value).__name__} of arrays; expected one array. Give the model a "
+            "method with an argument for each, and name them in sharded="
+        )
     try:
         return tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
@@ -410,10 +448,16 @@ def _check_array(shape: tuple[int | None, ...], dtype: np.dtype) -> None:
 def _check_constant(name: str, value: Any) -> None:
     """Refuse what could not be a constant of the call without changing the result."""
     for leaf in tf.nest.flatten(value):
-        if isinstance(leaf, tf.Variable):
+        if isinstance(leaf, tf.Variable | keras.Variable):
             raise InputError(
-                f"{name} is a tf.Variable; workers get constants, so its gradient would be lost. "
+                f"{name} is a variable; workers get constants, so its gradient would be lost. "
                 f"Make it an attribute of the model, or shard it: sharded=({name!r},)"
+            )
+        if isinstance(leaf, tf.Tensor) and _is_eager(leaf) and _watched([leaf]):
+            raise InputError(
+                f"{name} is watched by a tape; workers get constants, so its gradient would be "
+                f"lost. Shard it (sharded=({name!r},)), make it a variable of the model, or wrap "
+                "it in tf.stop_gradient"
             )
         if isinstance(leaf, tf.Tensor) and not hasattr(leaf, "numpy"):
             raise InputError(
@@ -422,9 +466,11 @@ def _check_constant(name: str, value: Any) -> None:
             )
 
 
-def _stand_in(generator: np.random.Generator, spec: ArraySpec, rows: int) -> np.ndarray:
-    """A batch to learn shapes from: standard normal, or zeros for whole numbers."""
-    dtype = np.dtype(spec.dtype)
+def _stand_in(spec: ArraySpec, *, positive: bool) -> np.ndarray:
+    """A batch to learn shapes from: standard normal draws, or their moduli for a model that takes
+    only those; zeros for whole numbers."""
+    dtype, shape = np.dtype(spec.dtype), (_TRACE_ROWS, *spec.shape)
     if dtype.kind not in "fc":
-        return np.zeros((rows, *spec.shape), dtype)
-    return generator.standard_normal((rows, *spec.shape)).astype(dtype)
+        return np.zeros(shape, dtype)
+    draws = np.random.default_rng(0).standard_normal(shape)
+    return (np.abs(draws) if positive else draws).astype(dtype)

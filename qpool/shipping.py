@@ -42,44 +42,54 @@ _TRAINING_STATE = (
 class Shipment:
     """A model as bytes, and what the coordinator keeps of it.
 
-    ``variables`` in the order of the replica's; ``trainable`` are the places of those gradients
-    are taken for; ``rows`` is the batch size that the model's engines were built with, 0 for any.
+    ``variables`` are in the order of the replica's, ``differentiable`` the places of those that
+    gradients are taken for. ``rows`` is the batch size that the model's engines were built with,
+    0 for any.
     """
 
     payload: bytes
     variables: list[Any]
-    trainable: tuple[int, ...]
+    differentiable: tuple[int, ...]
     rows: int
 
 
 def pack(model: Any, factory: Callable[[], Any] | None = None) -> Shipment:
     """Make a shipment of ``model``, or of the ``factory`` that made it."""
-    wanted = recipes.trainable_variables(model)
-    if not wanted:
-        raise ModelError(
-            f"{type(model).__name__}.trainable_variables is empty: expected at least one "
-            "tf.Variable. A Keras model has none until it is built: call it once on a batch, or "
-            "model.build(shape), before qpool.parallelize"
-        )
-    found = _Pickler(io.BytesIO())
+    settings = recipes.settings()
     if factory is not None:
-        variables = recipes.all_variables(model)
-        payload = _dump(_FromFactory(factory), factory, "the factory")
-        return Shipment(payload, variables, tuple(range(len(wanted))), 0)
-    _guarded(lambda: found.dump(model), model, "the model")
-    variables = list(found.variables.values())
-    places = {id(variable): place for place, variable in enumerate(variables)}
-    missing = [variable.name for variable in wanted if id(variable) not in places]
+        shipped = recipes.inspect(model, settings)
+        sizes = {_engine_batch_size(part) for part in recipes.walk(model)} - {0}
+        payload = _dump(_FromFactory(factory, settings), factory, "the factory")
+    else:
+        found = _Pickler(io.BytesIO())
+        _guarded(lambda: found.dump(model), model, "the model")
+        variables, draws = list(found.variables.values()), list(found.draws.values())
+        shipped, sizes = Shipped(model, variables, draws, settings), found.batch_sizes
+        payload = _dump(shipped, model, "the model")
+    if not shipped.differentiable:
+        raise ModelError(
+            f"{type(model).__name__} has no variables: expected at least one that is real or "
+            "complex. A Keras "
+            "model has none until it is built: call it once on a batch, or model.build(shape), "
+            "before qpool.parallelize"
+        )
+    known = {id(variable) for variable in shipped.variables}
+    wanted = recipes.trainable_variables(model)
+    missing = [variable.name for variable in wanted if id(variable) not in known]
     if missing:
         raise ShippingError(
             f"trainable_variables lists {missing}, which the model's attributes do not lead to, "
             "so a replica would not have them. Keep variables in attributes of the model, or "
             "pass a factory: qpool.parallelize(lambda: Model(...))"
         )
-    trainable = tuple(places[id(variable)] for variable in wanted)
-    shipped = Shipped(model, variables, trainable, list(found.draws.values()))
-    payload = _dump(shipped, model, "the model")
-    return Shipment(payload, variables, trainable, _batch_size(found.batch_sizes))
+    kinds = [(v.name, np.dtype(v.dtype.as_numpy_dtype).kind) for v in shipped.variables]
+    unknown = [name for name, kind in kinds if kind not in "fciub"]
+    if unknown:
+        raise ShippingError(
+            f"variables {unknown} have dtypes that the shared segment cannot hold: expected real, "
+            "complex, integer or boolean ones that NumPy has"
+        )
+    return Shipment(payload, shipped.variables, shipped.differentiable, _batch_size(sizes))
 
 
 def dumps(value: Any, what: str) -> bytes:
@@ -96,14 +106,21 @@ def _batch_size(sizes: set[int]) -> int:
     return next(iter(sizes), 0)
 
 
+def _engine_batch_size(value: Any) -> int:
+    """The batch size that a Strawberry Fields engine was built with; 0 for anything else."""
+    options = getattr(value, "backend_options", None)
+    return int(options.get("batch_size") or 0) if isinstance(options, dict) else 0
+
+
 class _FromFactory:
     """Unpickles to what the factory makes, with its variables found there."""
 
-    def __init__(self, factory: Callable[[], Any]) -> None:
+    def __init__(self, factory: Callable[[], Any], settings: dict[str, Any]) -> None:
         self._factory = factory
+        self._settings = settings
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return recipes.from_factory, (self._factory,)
+        return recipes.from_factory, (self._factory, self._settings)
 
 
 class _Pickler(cloudpickle.Pickler):
@@ -191,8 +208,7 @@ def _reduce_strawberryfields(pickler: _Pickler, value: Any) -> Any:
 
     if isinstance(value, LocalEngine):
         options = dict(value.backend_options)
-        if options.get("batch_size"):
-            pickler.batch_sizes.add(int(options["batch_size"]))
+        pickler.batch_sizes |= {_engine_batch_size(value)} - {0}
         return recipes.sf_engine, (type(value), value.backend_name, options)
     if isinstance(value, MeasuredParameter):
         return MeasuredParameter, (value.regref,)

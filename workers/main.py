@@ -129,7 +129,8 @@ class _Worker:
         from workers.replica import Replica
 
         began = time.perf_counter()
-        self._replicas[message.model] = Replica(message, self._arena.buffer)
+        in_force = next((r.settings for r in self._replicas.values()), None)
+        self._replicas[message.model] = Replica(message, in_force, self._arena.buffer)
         return protocol.Built(message.model, time.perf_counter() - began)
 
     def _place(self, message: protocol.Place) -> None:

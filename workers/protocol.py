@@ -74,7 +74,9 @@ class Plan:
 
     ``arguments`` unpickles to ``(args, kwargs)`` in which :class:`Sharded` marks the inputs.
     ``as_tensor`` says which inputs the model gets as tensors (the others as ndarrays).
-    ``rows`` is the constant number of rows the model must be called with, 0 for any. A survey
+    ``rows`` is the constant number of rows the model must be called with, 0 for any; then
+    ``least_rows`` is how many it needs (engines made for one row at a time are of another kind:
+    Strawberry Fields' ``batch_size`` is at least 2). A survey
     finds out whether the method ``draws`` random numbers, and whether seeding makes the draws
     ``reproducible``; the plan is then told anew.
     """
@@ -85,6 +87,7 @@ class Plan:
     arguments: bytes
     as_tensor: tuple[bool, ...]
     rows: int
+    least_rows: int = 1
     draws: bool = False
     reproducible: bool = True
 
@@ -195,6 +198,7 @@ class Surveyed:
     structure: bytes
     outputs: tuple[ArraySpec, ...]
     tensors: tuple[bool, ...]
+    least_rows: int
     draws: bool
     reproducible: bool
     fixed_cost: float

@@ -7,8 +7,9 @@ random numbers is seeded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,58 @@ import numpy as np
 class Shipped:
     """A model with everything a replica must know of it.
 
-    ``variables`` are tf.Variables, in the order in which their values lie in the arena;
-    ``trainable`` are the places in it of those that gradients are taken for. ``draws`` are the
-    sources of random numbers that the model holds.
+    ``variables`` are tf.Variables, in the order in which their values lie in the arena; gradients
+    are taken for all of those that are real or complex, so that a layer may be frozen and thawed
+    later. ``draws`` are the sources of random numbers that the model holds. ``settings`` are
+    those of the coordinator's process that change what a model computes.
     """
 
     model: Any
     variables: list[Any]
-    trainable: tuple[int, ...]
-    draws: list[Any] = field(default_factory=list)
+    draws: list[Any]
+    settings: dict[str, Any]
+
+    @property
+    def differentiable(self) -> tuple[int, ...]:
+        """The places of the variables that gradients are taken for."""
+        return differentiable(self.variables, self.draws)
+
+
+def differentiable(variables: list[Any], draws: list[Any]) -> tuple[int, ...]:
+    """Places of the real and complex variables that no draw changes."""
+    states = {id(variable) for source in draws for variable in state_variables(source)}
+    return tuple(
+        place
+        for place, variable in enumerate(variables)
+        if (variable.dtype.is_floating or variable.dtype.is_complex) and id(variable) not in states
+    )
+
+
+def settings() -> dict[str, Any]:
+    """What is set for the whole process and changes what a model computes."""
+    import keras
+
+    found = {
+        "floatx": keras.config.floatx(),
+        "epsilon": keras.config.epsilon(),
+        "dtype_policy": keras.config.dtype_policy().name,
+    }
+    if "strawberryfields" in sys.modules:
+        found["hbar"] = sys.modules["strawberryfields"].hbar
+    return found
+
+
+def apply_settings(wanted: dict[str, Any]) -> None:
+    """Set this process as the coordinator's is set."""
+    import keras
+
+    keras.config.set_floatx(wanted["floatx"])
+    keras.config.set_epsilon(wanted["epsilon"])
+    keras.config.set_dtype_policy(wanted["dtype_policy"])
+    if "hbar" in wanted:
+        import strawberryfields
+
+        strawberryfields.hbar = wanted["hbar"]
 
 
 def as_tf_variable(variable: Any) -> Any:
@@ -41,20 +85,53 @@ def trainable_variables(model: Any) -> list[Any]:
     return _unique(as_tf_variable(variable) for variable in model.trainable_variables)
 
 
-def all_variables(model: Any) -> list[Any]:
-    """Trainable variables first, then every other one in ``model.variables``."""
-    others = (as_tf_variable(variable) for variable in getattr(model, "variables", ()))
-    return _unique([*trainable_variables(model), *others])
-
-
 def _unique(variables: Any) -> list[Any]:
     return list({id(variable): variable for variable in variables}.values())
 
 
-def from_factory(factory: Callable[[], Any]) -> Shipped:
-    """Call the user's factory; the variables' order follows from the model it makes."""
-    model = factory()
-    return Shipped(model, all_variables(model), tuple(range(len(trainable_variables(model)))))
+def from_factory(factory: Callable[[], Any], wanted: dict[str, Any]) -> Shipped:
+    """Call the user's factory; what the model holds follows from walking what it made."""
+    apply_settings(wanted)
+    return inspect(factory(), wanted)
+
+
+def inspect(model: Any, wanted: dict[str, Any]) -> Shipped:
+    """A model with its variables and draws, found in the same order in every process."""
+    import keras
+    import tensorflow as tf
+
+    listed = [as_tf_variable(v) for v in getattr(model, "variables", ())]
+    parts = list(walk(model))
+    variables = [part for part in parts if isinstance(part, tf.Variable)]
+    kinds = (
+        np.random.Generator,
+        np.random.RandomState,
+        tf.random.Generator,
+        keras.random.SeedGenerator,
+    )
+    draws = [part for part in parts if isinstance(part, kinds)]
+    states = [variable for source in draws for variable in state_variables(source)]
+    return Shipped(
+        model, _unique([*trainable_variables(model), *listed, *variables, *states]), draws, wanted
+    )
+
+
+def walk(model: Any) -> Iterator[Any]:
+    """Everything that attributes, lists, tuples, sets and dicts lead to, each once, in order."""
+    seen: set[int] = set()
+    ahead = [model]
+    while ahead:
+        part = ahead.pop(0)
+        if id(part) in seen or isinstance(part, type):
+            continue
+        seen.add(id(part))
+        yield part
+        if isinstance(part, dict):
+            ahead += part.values()
+        elif isinstance(part, list | tuple):
+            ahead += part
+        elif not str(type(part).__module__).startswith(("tensorflow.", "numpy")):
+            ahead += getattr(part, "__dict__", {}).values()
 
 
 def new(cls: type) -> Any:

@@ -10,27 +10,34 @@ before, and which replica it is, leaves no trace in the result.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import pickle
 import random
 import sys
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import tensorflow as tf
 
 from workers import recipes
-from workers.errors import GradientError, InputError, StatefulCallError
+from workers.errors import ConfigurationError, GradientError, InputError, StatefulCallError
 from workers.layout import ArraySpec, Placed, tile_rows
 from workers.protocol import Build, Frame, Plan, Sharded, Survey, Surveyed
 
 #: Forward calls whose tapes are kept for a backward pass that may come. A GAN step keeps at most
 #: three at once (generator, critic on real, critic on generated); older ones are recomputed.
 KEPT_CALLS = 8
+
+#: How far, relative to the largest output, a row may move when other rows join it: far above
+#: rounding in single precision, far below what a batch mean does.
+_INDEPENDENT = 1e-2
 
 #: Two counts of rows for the survey: together they split a call's cost into its parts. Not one
 #: row, which Strawberry Fields computes in another way (without a batch axis).
@@ -67,23 +74,29 @@ class _Kept:
 class Replica:
     """One model in one worker."""
 
-    def __init__(self, build: Build, buffer: memoryview) -> None:
+    def __init__(self, build: Build, in_force: dict[str, Any] | None, buffer: memoryview) -> None:
+        """``in_force`` are the settings of this process, None if they are free to choose."""
         shipped: recipes.Shipped = pickle.loads(build.shipment)
+        if in_force not in (None, shipped.settings):
+            raise ConfigurationError(
+                f"the models of a pool share their processes' settings: those in force are "
+                f"{in_force}, this model needs {shipped.settings}; give it a pool of its own"
+            )
+        recipes.apply_settings(shipped.settings)
+        self.settings = shipped.settings
         self._model = shipped.model
         self._variables = shipped.variables
-        self._trainable = [shipped.variables[index] for index in shipped.trainable]
+        self._sources = [shipped.variables[index] for index in shipped.differentiable]
         self._draws = shipped.draws
         self._seed = build.seed
         self._plans: dict[int, _Method] = {}
         self._kept: OrderedDict[int, dict[int, _Kept]] = OrderedDict()
         self.recomputed = 0
-        seeds = {id(v) for source in self._draws for v in recipes.state_variables(source)}
-        #: Places of variables that a call must leave alone.
-        self._fixed = [
-            index
-            for index, variable in enumerate(self._variables)
-            if index not in shipped.trainable and id(variable) not in seeds
-        ]
+        states = {id(v) for source in self._draws for v in recipes.state_variables(source)}
+        #: Places of variables that a call must leave alone: all but the states of draws. The
+        #: survey looks at all of them, every call at those that are not trained.
+        self._all_fixed = [n for n, v in enumerate(self._variables) if id(v) not in states]
+        self._fixed = [n for n in self._all_fixed if not self._variables[n].trainable]
         self._version = 0
         self.place(build.weights, buffer)
 
@@ -127,30 +140,34 @@ class Replica:
         self.load(request.weights_version, buffer)
         few, many = (method.plan.rows,) * 2 if method.plan.rows else _SURVEY_ROWS
 
-        first = self._run(method, self._first_rows(frame, few, buffer), buffer)
-        structure, outputs = _flatten(first, few)
-        calls_few, second = _interpreter_calls(
-            lambda: self._run(method, self._first_rows(frame, few, buffer), buffer)
-        )
-        draws = _bits(outputs) != _bits(tf.nest.flatten(second))
-        third = self._run(method, self._first_rows(frame, many, buffer), buffer)
-        calls_many, _ = _interpreter_calls(
-            lambda: self._run(method, self._first_rows(frame, many, buffer), buffer)
-        )
-        specs = [_row_spec(output) for output in outputs]
-        if specs != [_row_spec(output) for output in _flatten(third, many)[1]]:
+        def run(rows: int) -> Any:
+            return self._run(method, self._first_rows(frame, rows, buffer), buffer)
+
+        losses = _losses(self._model)
+        with _no_new_variables():
+            self._reseed(0, 0)
+            structure, outputs = _flatten(run(few), few)
+            draws = bool(self._draws) or self._drawn_since_reseed(0, 0)
+        self._check_unchanged(self._all_fixed, buffer)
+        if _losses(self._model) > losses:
+            raise StatefulCallError(
+                "the model adds losses in its call (add_loss, an activity regularizer), which a "
+                "worker cannot hand back. Return what the loss needs, and add it in the caller"
+            )
+        self._reseed(0, 0)
+        calls_few, second = _interpreter_calls(lambda: run(few))
+        reproducible = _bits(outputs) == _bits(tf.nest.flatten(second))
+        self._reseed(0, 0)
+        of_many = _flatten(run(many), many)[1]
+        calls_many, _ = _interpreter_calls(lambda: run(many))
+        if [_row_spec(output) for output in outputs] != [_row_spec(output) for output in of_many]:
             raise InputError(
                 "the outputs' shapes or dtypes depend on the number of rows: expected the same "
-                f"for {few} and {many} rows, came {specs} first"
+                f"for {few} and {many} rows, came {[_row_spec(output) for output in outputs]} and "
+                f"{[_row_spec(output) for output in of_many]}"
             )
-        reproducible = True
-        if draws:
-            again = []
-            for _ in range(2):
-                self._reseed(0, 0)
-                rows = self._first_rows(frame, few, buffer)
-                again.append(_bits(tf.nest.flatten(self._run(method, rows, buffer))))
-            reproducible = again[0] == again[1]
+        if not draws and reproducible:
+            _check_rows_are_independent(outputs, of_many, few)
         connected: tuple[bool, ...] = ()
         if request.gradient:
             kept = self._record(method, self._first_rows(frame, few, buffer), buffer)
@@ -160,10 +177,11 @@ class Replica:
         return Surveyed(
             request.ticket,
             finished,
-            pickle.dumps(structure),
-            tuple(specs),
+            cloudpickle.dumps(structure),
+            tuple(_row_spec(output) for output in outputs),
             tuple(isinstance(output, tf.Tensor) for output in outputs),
-            draws,
+            few if method.plan.rows else self._least_rows(run),
+            draws or not reproducible,
             reproducible,
             fixed / per_row if per_row else float("inf"),
             connected,
@@ -176,7 +194,7 @@ class Replica:
         """Compute one tile and write its outputs; with ``keep``, hold on to its tape."""
         method = self._plans[plan]
         start, stop = tile_rows(index, frame.tile, frame.batch)
-        rows = method.plan.rows or stop - start
+        rows = self._rows(method.plan, start, stop)
         if method.plan.draws:
             self._reseed(call, index)
         arrays = _take(frame.inputs, start, stop, rows, buffer)
@@ -207,7 +225,7 @@ class Replica:
         """Pull one tile's cotangents back and write its gradients."""
         method = self._plans[plan]
         start, stop = tile_rows(index, frame.tile, frame.batch)
-        rows = method.plan.rows or stop - start
+        rows = self._rows(method.plan, start, stop)
         kept = self._kept.get(call, {}).pop(index, None)
         if kept is None:
             kept = self._recompute(method, frame, call, index, buffer)
@@ -238,21 +256,34 @@ class Replica:
     # -- within ----------------------------------------------------------------------------
 
     @staticmethod
+    def _rows(plan: Plan, start: int, stop: int) -> int:
+        """Rows to call the model with for these: more where it needs them (see ``_pad``)."""
+        return plan.rows or max(plan.least_rows, stop - start)
+
+    @staticmethod
+    def _least_rows(run: Callable[[int], Any]) -> int:
+        try:
+            _flatten(run(1), 1)
+        except Exception:  # whatever it is: two rows work, as the survey has seen
+            return 2
+        return 1
+
+    @staticmethod
     def _first_rows(frame: Frame, rows: int, buffer: memoryview) -> list[np.ndarray]:
         return _take(frame.inputs, 0, min(rows, frame.batch), rows, buffer)
 
     def _run(self, method: _Method, arrays: list[np.ndarray], buffer: memoryview) -> Any:
         outputs = method(_as_the_model_wants(method.plan, arrays))
-        self._check_fixed(buffer)
+        self._check_unchanged(self._fixed, buffer)
         return outputs
 
     def _record(self, method: _Method, arrays: list[np.ndarray], buffer: memoryview) -> _Kept:
         inputs = _as_the_model_wants(method.plan, arrays)
         with tf.GradientTape() as tape:
             tape.watch([x for x in inputs if _differentiable(x)])
-            tape.watch(self._trainable)
+            tape.watch(self._sources)
             outputs = tf.nest.flatten(method(inputs))
-        self._check_fixed(buffer)
+        self._check_unchanged(self._fixed, buffer)
         return _Kept(tape, inputs, outputs)
 
     def _recompute(
@@ -274,7 +305,7 @@ class Replica:
             self._reseed(call, index)
         self.recomputed += 1
         start, stop = tile_rows(index, frame.tile, frame.batch)
-        rows = method.plan.rows or stop - start
+        rows = self._rows(method.plan, start, stop)
         return self._record(method, _take(frame.inputs, start, stop, rows, buffer), buffer)
 
     def _gradients(self, kept: _Kept, cotangents: list[np.ndarray | None] | None) -> list[Any]:
@@ -293,8 +324,8 @@ class Replica:
             seeds.append(seed)
         sources = [x for x in kept.inputs if _differentiable(x)]
         if not targets:
-            return [None] * (len(kept.inputs) + len(self._trainable))
-        found = kept.tape.gradient(targets, [*sources, *self._trainable], output_gradients=seeds)
+            return [None] * (len(kept.inputs) + len(self._sources))
+        found = kept.tape.gradient(targets, [*sources, *self._sources], output_gradients=seeds)
         dense = iter([None if g is None else tf.convert_to_tensor(g) for g in found])
         of_inputs = [next(dense) if _differentiable(x) else None for x in kept.inputs]
         return [*of_inputs, *dense]
@@ -302,10 +333,10 @@ class Replica:
     def _source_name(self, source: int, inputs: int) -> str:
         if source < inputs:
             return f"input {source}"
-        return f"variable {self._trainable[source - inputs].name!r}"
+        return f"variable {self._sources[source - inputs].name!r}"
 
-    def _check_fixed(self, buffer: memoryview) -> None:
-        for index in self._fixed:
+    def _check_unchanged(self, places: list[int], buffer: memoryview) -> None:
+        for index in places:
             variable = self._variables[index]
             told = self._places[index].view(buffer)
             if variable.numpy().tobytes() != told.tobytes():
@@ -316,14 +347,76 @@ class Replica:
                     "training=False, or keep that statistic out of the pooled call"
                 )
 
-    def _reseed(self, call: int, index: int) -> None:
+    def _tile_seed(self, call: int, index: int) -> int:
         sequence = np.random.SeedSequence([self._seed, call, index])
-        seed = int(sequence.generate_state(1)[0]) & 0x7FFFFFFF
+        return int(sequence.generate_state(1)[0]) & 0x7FFFFFFF
+
+    def _drawn_since_reseed(self, call: int, index: int) -> bool:
+        """Whether anything was drawn from a global source since ``_reseed(call, index)``."""
+        seed = self._tile_seed(call, index)
+        untouched = np.random.RandomState(seed).get_state(legacy=False)["state"]
+        now = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+        if untouched["pos"] != now["pos"] or (untouched["key"] != now["key"]).any():
+            return True
+        if random.getstate() != random.Random(seed).getstate():
+            return True
+        # TensorFlow numbers its random operations: the next number says how many there were.
+        number = tf.compat.v1.get_seed(None)
+        tf.random.set_seed(seed)
+        return number != tf.compat.v1.get_seed(None)
+
+    def _reseed(self, call: int, index: int) -> None:
+        seed = self._tile_seed(call, index)
         tf.random.set_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - the model may draw from NumPy's global source
         random.seed(seed)
         for source in self._draws:
             recipes.reseed(source, seed)
+
+
+def _losses(model: Any) -> int:
+    """How many losses a Keras layer holds: those of its weights, and those its last call added."""
+    import keras
+
+    return len(model.losses) if isinstance(model, keras.Layer) else 0
+
+
+@contextlib.contextmanager
+def _no_new_variables() -> Iterator[None]:
+    """Refuse a call that makes variables and keeps them: every replica would have its own."""
+    made: list[weakref.ref] = []
+
+    def creator(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
+        variable = next_creator(**kwargs)
+        made.append(weakref.ref(variable))
+        return variable
+
+    with tf.variable_creator_scope(creator):
+        yield
+    kept = [variable.name for ref in made if (variable := ref()) is not None]
+    if kept:
+        raise StatefulCallError(
+            f"the first call made variables {kept}, which the coordinator's model does not have; "
+            "call the model once on a batch before qpool.parallelize"
+        )
+
+
+def _check_rows_are_independent(few: Sequence[Any], many: Sequence[Any], rows: int) -> None:
+    """Refuse a model whose samples depend on each other: a tile would not be what it is."""
+    for a, b in zip(few, many, strict=True):
+        alone, together = np.asarray(a), np.asarray(b)[:rows]
+        if alone.dtype.kind not in "fc":
+            continue
+        finite = np.isfinite(alone) & np.isfinite(together)
+        if not finite.any():
+            continue
+        apart = np.abs(alone - together)[finite].max()
+        if apart > _INDEPENDENT * np.abs(alone[finite]).max() + np.finfo(alone.dtype).tiny:
+            raise InputError(
+                f"a sample's output depends on the other samples of its batch (it changed by "
+                f"{apart:.2g} when rows were added): expected one row of output for one row of "
+                "input. Batch statistics belong in the caller"
+            )
 
 
 def _as_the_model_wants(plan: Plan, arrays: list[np.ndarray]) -> list[Any]:

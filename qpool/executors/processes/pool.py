@@ -105,6 +105,7 @@ class Pool:
         self._calls = itertools.count(1)
         self._plans: dict[int, protocol.Plan] = {}
         self._forgotten: list[int] = []
+        self._abandoned: list[int] = []
         self._counters = _Counters()
         self._started: float | None = None
         self._closed = False
@@ -196,6 +197,10 @@ class Pool:
                 with contextlib.suppress(OSError):
                     worker.send(protocol.Discard(number))
 
+    def abandon(self, number: int) -> None:
+        """Discard a model before the next call. Cheap, and safe from a finalizer."""
+        self._abandoned.append(number)
+
     def add_plan(
         self, model: int, method: str, arguments: bytes, as_tensor: tuple[bool, ...], rows: int
     ) -> int:
@@ -232,7 +237,10 @@ class Pool:
             )
             surveyed: protocol.Surveyed = min(replies, key=lambda reply: reply.ticket)
             self._plans[plan] = dataclasses.replace(
-                self._plans[plan], draws=surveyed.draws, reproducible=surveyed.reproducible
+                self._plans[plan],
+                least_rows=surveyed.least_rows,
+                draws=surveyed.draws,
+                reproducible=surveyed.reproducible,
             )
             return surveyed
 
@@ -379,6 +387,8 @@ class Pool:
         """The store, when the workers are up and none still writes for an interrupted call."""
         self.start()
         self._crew.settle()
+        while self._abandoned:
+            self.discard(self._abandoned.pop())
         if self._forgotten:
             forgotten, self._forgotten = tuple(self._forgotten), []
             for worker in self._crew.ready.values():

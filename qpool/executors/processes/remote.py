@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from qpool import tiles
 from qpool.executors.processes.pool import Pool
 from qpool.shipping import Shipment
-from workers.errors import ConfigurationError
+from workers.errors import ConfigurationError, PoolClosedError
 from workers.layout import ArraySpec
 
 
@@ -27,7 +28,7 @@ class Plan:
     """One way of calling one method, as a survey found it.
 
     ``outputs`` are specs of one row; ``tensors`` says which outputs are tensors (else ndarrays);
-    ``connected`` says for each source, inputs first and then trainable variables, whether any
+    ``connected`` says for each source, inputs first and then differentiable variables, whether any
     output depends on it, and is None until a gradient was asked for.
     """
 
@@ -57,7 +58,8 @@ class RemoteModel:
     def __init__(self, pool: Pool, shipment: Shipment, tile: int | None) -> None:
         self.pool = pool
         self.variables = shipment.variables
-        self.trainable = shipment.trainable
+        self.differentiable = shipment.differentiable
+        self._closed = False
         self._rows = shipment.rows
         self._tile = self._check_tile(tile)
         self._plans: dict[Any, Plan] = {}
@@ -68,6 +70,7 @@ class RemoteModel:
         self._survey_seconds = 0.0
         values = [np.asarray(variable) for variable in self.variables]
         self._number = pool.add(shipment.payload, values)
+        weakref.finalize(self, pool.abandon, self._number).atexit = False
 
     def _check_tile(self, tile: int | None) -> int | None:
         if tile is None:
@@ -99,6 +102,7 @@ class RemoteModel:
         known = self._plans.get(key)
         if known is not None and (known.connected is not None or not gradient):
             return known
+        self._check_open()
         began = time.perf_counter()
         number = (
             known.number
@@ -150,6 +154,7 @@ class RemoteModel:
         keep: bool,
         copy: Any,
     ) -> Result:
+        self._check_open()
         began = time.perf_counter()
         batch = len(inputs[0])
         tile = self.tile(plan, batch)
@@ -173,6 +178,7 @@ class RemoteModel:
         per_sample: bool = False,
     ) -> list[np.ndarray]:
         """Gradients for the connected sources, in order."""
+        self._check_open()
         began = time.perf_counter()
         assert plan.connected is not None
         tile = 1 if per_sample else self.tile(plan, len(inputs[0]))
@@ -195,7 +201,7 @@ class RemoteModel:
         if source < len(inputs):
             array = inputs[source]
             return ArraySpec(array.shape[1:], array.dtype.str)
-        variable = self.variables[self.trainable[source - len(inputs)]]
+        variable = self.variables[self.differentiable[source - len(inputs)]]
         return ArraySpec(tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype).str)
 
     def stats(self) -> dict[str, Any]:
@@ -217,7 +223,13 @@ class RemoteModel:
         }
 
     def close(self) -> None:
+        """Have the workers forget the model; a call after that is a PoolClosedError."""
+        self._closed = True
         self.pool.discard(self._number)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PoolClosedError("this generator was closed; parallelize the model again")
 
 
 def _non_finite_rows(inputs: Sequence[np.ndarray]) -> int:
