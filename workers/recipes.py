@@ -8,6 +8,7 @@ random numbers is seeded.
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -122,7 +123,7 @@ def walk(model: Any) -> Iterator[Any]:
     ahead = [model]
     while ahead:
         part = ahead.pop(0)
-        if id(part) in seen or isinstance(part, type):
+        if id(part) in seen or isinstance(part, type | types.ModuleType):
             continue
         seen.add(id(part))
         yield part
@@ -131,7 +132,8 @@ def walk(model: Any) -> Iterator[Any]:
         elif isinstance(part, list | tuple):
             ahead += part
         elif not str(type(part).__module__).startswith(("tensorflow.", "numpy")):
-            ahead += getattr(part, "__dict__", {}).values()
+            attributes = getattr(part, "__dict__", None)
+            ahead += attributes.values() if isinstance(attributes, dict) else ()
 
 
 def new(cls: type) -> Any:
