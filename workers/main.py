@@ -128,10 +128,9 @@ class _Worker:
     def _build(self, message: protocol.Build) -> protocol.Built:
         from workers.replica import Replica
 
-        began = time.perf_counter()
         in_force = next((r.settings for r in self._replicas.values()), None)
         self._replicas[message.model] = Replica(message, in_force, self._arena.buffer)
-        return protocol.Built(message.model, time.perf_counter() - began)
+        return protocol.Built(message.model)
 
     def _place(self, message: protocol.Place) -> None:
         self._replicas[message.model].place(message.weights, self._arena.buffer)

@@ -97,7 +97,7 @@ class Frame:
     """Where the arrays of a batch lie. Row ranges of tiles follow from ``tile`` and ``batch``.
 
     ``weight_gradients`` have one row per tile; all others one row per sample. ``connected``
-    lists, per gradient array, the source it belongs to (inputs first, then trainable variables).
+    lists, per gradient array, the source it belongs to (inputs first, then variables).
     """
 
     frame: int
@@ -180,7 +180,6 @@ class Hello:
 @dataclass(frozen=True)
 class Built:
     model: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,6 @@ class Surveyed:
     reproducible: bool
     fixed_cost: float
     connected: tuple[bool, ...]
-    seconds: float
 
 
 @dataclass(frozen=True)

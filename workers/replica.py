@@ -15,7 +15,6 @@ import gc
 import pickle
 import random
 import sys
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -135,7 +134,6 @@ class Replica:
 
     def survey(self, request: Survey, frame: Frame, finished: int, buffer: memoryview) -> Surveyed:
         """Run the first rows and learn what comes out, what it costs and what depends on what."""
-        started = time.perf_counter()
         method = self._plans[request.plan]
         self.load(request.weights_version, buffer)
         few, many = (method.plan.rows,) * 2 if method.plan.rows else _SURVEY_ROWS
@@ -185,7 +183,6 @@ class Replica:
             reproducible,
             fixed / per_row if per_row else float("inf"),
             connected,
-            time.perf_counter() - started,
         )
 
     def forward(
@@ -309,7 +306,7 @@ class Replica:
         return self._record(method, _take(frame.inputs, start, stop, rows, buffer), buffer)
 
     def _gradients(self, kept: _Kept, cotangents: list[np.ndarray | None] | None) -> list[Any]:
-        """Gradients for each input, then each trainable variable; None where nothing depends."""
+        """Gradients for each input, then each variable; None where nothing depends."""
         targets, seeds = [], []
         for position, output in enumerate(kept.outputs):
             if not _differentiable(output):

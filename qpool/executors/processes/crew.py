@@ -41,9 +41,8 @@ _LOOK = 5.0
 
 @dataclasses.dataclass
 class Measured:
-    """What a worker reported: messages of tiles done, seconds of compute, CPU seconds."""
+    """What a worker reported: seconds of compute, and its CPU seconds."""
 
-    messages: int = 0
     compute: float = 0.0
     cpu: float = 0.0
 
@@ -248,7 +247,6 @@ class Crew:
             return Raised(worker.number, reply.ticket, error)
         if isinstance(reply, protocol.Computed):
             measured = self.measured[worker.number]
-            measured.messages += 1
             measured.compute += reply.compute_seconds
             measured.cpu = reply.cpu_seconds
         return Finished(worker.number, reply.ticket)

@@ -291,7 +291,7 @@ class Pool:
     ) -> list[np.ndarray]:
         """Pull a batch's cotangents back to ``sources``.
 
-        ``sources`` are numbered as in the plan (inputs first, then trainable variables) and come
+        ``sources`` are numbered as in the plan (inputs first, then differentiable variables) and come
         with the spec of one input row, or of the variable. Gradients of inputs have one row per
         sample; those of variables are summed over tiles in tile order, or with ``per_tile`` left
         as one row per tile. ``inputs`` and ``weights`` are those of the forward call: tiles that
@@ -368,6 +368,7 @@ class Pool:
             "pinned": bool(hello and hello.pinned),
             "threads": hello.threads if hello else {},
             "versions": hello.versions if hello else {},
+            "import_seconds": hello.import_seconds if hello else 0.0,
             "compute_seconds": measured.compute,
             "cpu_seconds": worker.cpu_seconds() if worker else measured.cpu,
             "cpu_use": worker.cpu_use() if worker else 0.0,
