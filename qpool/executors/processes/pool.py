@@ -291,10 +291,10 @@ class Pool:
     ) -> list[np.ndarray]:
         """Pull a batch's cotangents back to ``sources``.
 
-        ``sources`` are numbered as in the plan (inputs first, then differentiable variables) and come
-        with the spec of one input row, or of the variable. Gradients of inputs have one row per
-        sample; those of variables are summed over tiles in tile order, or with ``per_tile`` left
-        as one row per tile. ``inputs`` and ``weights`` are those of the forward call: tiles that
+        ``sources`` are numbered as in the plan (inputs first, then variables) and come with the
+        spec of one input row, or of the variable. Gradients of inputs have one row per sample;
+        those of variables are summed over tiles in tile order, or with ``per_tile`` left as one
+        row per tile. ``inputs`` and ``weights`` are those of the forward call: tiles that
         are no longer kept are computed again from them.
         """
         with self._lock:
