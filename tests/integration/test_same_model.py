@@ -99,6 +99,13 @@ def test_samples_that_depend_on_each_other_are_refused(pool) -> None:
         pooled(pool, lambda self, z: (z - tf.reduce_mean(z, 0)) * self.w)(Z)
 
 
+def test_rounding_about_zero_is_no_dependence(pool) -> None:
+    def call(self, z):
+        return z * self.w * 0 + 1e-7 * tf.cast(tf.shape(z)[0], z.dtype)
+
+    assert float(tf.reduce_max(pooled(pool, call)(Z))) < 1e-5
+
+
 def test_factories_find_what_instances_have(pool) -> None:
     def factory():
         model = Flexible(lambda self, z: z * self.w + self.shift)
