@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from qpool.executors import Executor, Options, executor_class
+from qpool.executors.base import argument_names
 from workers import sf_compat
 from workers.errors import ConfigurationError, InputError, ModelError, PoolClosedError, nearest
 
@@ -273,11 +274,7 @@ def _pooled_methods(model: Any, extra: tuple[str, ...]) -> tuple[str, ...]:
 
 def _check_sharded(model: Any, methods: tuple[str, ...], sharded: tuple[str, ...]) -> None:
     """Each name must be an argument of a pooled method: else it would go as a constant, unseen."""
-    known: set[str] = set()
-    for method in methods:
-        name = "call" if method == "__call__" and hasattr(model, "call") else method
-        with contextlib.suppress(TypeError, ValueError):
-            known |= set(inspect.signature(getattr(model, name)).parameters)
+    known = {name for method in methods for name in argument_names(model, method)}
     for name in sharded:
         if name not in known:
             raise ConfigurationError(

@@ -13,7 +13,6 @@ here, and treating it as a constant would be wrong without a word.
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from qpool.executors.base import argument_names
 from qpool.shipping import dumps
 from workers import recipes
 from workers.errors import InputError, RemoteError, SecondOrderGradientError
@@ -60,7 +60,7 @@ class Bridge:
         self._model = model
         self._remote = remote
         self._sharded = frozenset(sharded)
-        self._signatures: dict[str, list[str]] = {}
+        self._signatures: dict[str, tuple[str, ...]] = {}
         self._functions: dict[Any, Callable[..., Any]] = {}
         self._homes: OrderedDict[int, dict[int, tuple[int, ...]]] = OrderedDict()
         self._plain_arguments = dumps(((Sharded(0),), {}), "the arguments")
@@ -161,14 +161,9 @@ class Bridge:
             tuple(not isinstance(x, np.ndarray) for x in inputs),
         )
 
-    def _names(self, method: str) -> list[str]:
+    def _names(self, method: str) -> tuple[str, ...]:
         if method not in self._signatures:
-            name = "call" if method == "__call__" and hasattr(self._model, "call") else method
-            try:
-                parameters = inspect.signature(getattr(self._model, name)).parameters
-            except (TypeError, ValueError):
-                parameters = {}  # type: ignore[assignment]
-            self._signatures[method] = list(parameters)
+            self._signatures[method] = argument_names(self._model, method)
         return self._signatures[method]
 
     def _check(self, method: str, arrays: Sequence[np.ndarray]) -> None:

@@ -5,8 +5,8 @@ seconds and its own copy. This process never runs TensorFlow (forking after that
 never starts a thread. It belongs to one pool: the end of file on its control socket ends it, and
 its children with it.
 
-    coordinator -> nursery   Fork + [channel, segment] descriptors    Reap(pid)
-    nursery -> coordinator   Ready, then pid                          exit code
+    coordinator -> nursery   Fork + [channel, segment] descriptors    Reap
+    nursery -> coordinator   Ready, then Forked                       Reaped
 """
 
 from __future__ import annotations
@@ -43,6 +43,21 @@ class Reap:
     pid: int
 
 
+@dataclass(frozen=True)
+class Forked:
+    """Answers Fork."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """Answers Reap: the exit code as ``subprocess`` gives it, None if it is not known."""
+
+    pid: int
+    code: int | None
+
+
 def serve(control: socket.socket) -> None:
     """Answer requests until the coordinator closes its end, then kill what is left."""
     import time
@@ -65,9 +80,9 @@ def serve(control: socket.socket) -> None:
             for handle in handles:
                 os.close(handle)
             children.add(pid)
-            answer: int | None = pid
+            answer: Forked | Reaped = Forked(pid)
         else:
-            answer = _reap(request.pid)
+            answer = Reaped(request.pid, _reap(request.pid))
             children.discard(request.pid)
         try:
             control.send(pickle.dumps(answer))

@@ -195,9 +195,7 @@ class Replica:
         method = self._plans[plan]
         start, stop = tile_rows(index, frame.tile, frame.batch)
         rows = self._rows(method.plan, start, stop)
-        if method.plan.draws:
-            self._reseed(call, index)
-        arrays = _take(frame.inputs, start, stop, rows, buffer)
+        arrays = self._begin_tile(method, frame, call, index, buffer)
         if keep:
             kept = self._record(method, arrays, buffer)
             outputs = kept.outputs
@@ -260,6 +258,15 @@ class Replica:
         """Rows to call the model with for these: more where it needs them (see ``_pad``)."""
         return plan.rows or max(plan.least_rows, stop - start)
 
+    def _begin_tile(
+        self, method: _Method, frame: Frame, call: int, index: int, buffer: memoryview
+    ) -> list[np.ndarray]:
+        """Seed the tile's draws, and take its rows: the same for a forward pass and its repeat."""
+        if method.plan.draws:
+            self._reseed(call, index)
+        start, stop = tile_rows(index, frame.tile, frame.batch)
+        return _take(frame.inputs, start, stop, self._rows(method.plan, start, stop), buffer)
+
     @staticmethod
     def _least_rows(run: Callable[[int], Any]) -> int:
         try:
@@ -301,12 +308,8 @@ class Replica:
                 "gradients before further calls, and once; or draw from TensorFlow, Keras or "
                 "NumPy"
             )
-        if method.plan.draws:
-            self._reseed(call, index)
         self.recomputed += 1
-        start, stop = tile_rows(index, frame.tile, frame.batch)
-        rows = self._rows(method.plan, start, stop)
-        return self._record(method, _take(frame.inputs, start, stop, rows, buffer), buffer)
+        return self._record(method, self._begin_tile(method, frame, call, index, buffer), buffer)
 
     def _gradients(self, kept: _Kept, cotangents: list[np.ndarray | None] | None) -> list[Any]:
         """Gradients for each input, then each variable; None where nothing depends."""

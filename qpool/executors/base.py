@@ -7,6 +7,7 @@ name (``qpool.register_strategy``) and made once per model.
 from __future__ import annotations
 
 import abc
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,18 @@ class Options:
     timeout: float | None = None
     seed: int = 0
     factory: Callable[[], Any] | None = None
+
+
+def argument_names(model: Any, method: str) -> tuple[str, ...]:
+    """Names of a pooled method's arguments, in order; none where Python cannot tell.
+
+    A Keras model's ``__call__`` takes anything: what it takes in truth is said by ``call``.
+    """
+    name = "call" if method == "__call__" and hasattr(model, "call") else method
+    try:
+        return tuple(inspect.signature(getattr(model, name)).parameters)
+    except (TypeError, ValueError):
+        return ()
 
 
 class Executor(abc.ABC):

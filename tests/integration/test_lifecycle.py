@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import models
@@ -35,6 +36,18 @@ def bits(generator, z):
 
 def pids(pool) -> list[int]:
     return [worker["pid"] for worker in pool.stats()["workers"]]
+
+
+def at_full_strength(pool, model) -> list[int]:
+    """The pids, once the successors of workers that died in an earlier test have joined.
+
+    They join while the pool works, so it is given work until they have.
+    """
+    deadline = time.monotonic() + 120
+    while None in pids(pool):
+        assert time.monotonic() < deadline, "a successor did not come up"
+        model(Z)
+    return pids(pool)
 
 
 def gone(processes: list[psutil.Process], seconds: float = 10.0) -> list[psutil.Process]:
@@ -82,11 +95,12 @@ def test_a_worker_that_dies_in_a_tile_changes_no_bit(spare, tmp_path, how, caplo
 @posix
 def test_a_worker_that_dies_between_forward_and_backward(spare) -> None:
     with qpool.parallelize(models.Scale(), pool=spare, tile=2) as model:
+        workers = at_full_strength(spare, model)
         expected = bits(model, Z)
         with tf.GradientTape() as tape:
             out = model(Z)
             loss = tf.reduce_sum(out**2)
-        for pid in pids(spare):
+        for pid in workers:
             os.kill(pid, signal.SIGKILL)
         gradient = tape.gradient(loss, model.w)
         assert (out.numpy().tobytes(), gradient.numpy().tobytes()) == expected
@@ -128,6 +142,24 @@ def test_the_nurserys_own_death_is_survived() -> None:
         np.testing.assert_allclose(model(Z), 2 * Z)
         os.kill(pids(pool)[0], signal.SIGKILL)
         np.testing.assert_allclose(model(Z), 2 * Z)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forkserver is Linux's")
+def test_an_answer_left_by_an_interrupted_request_is_not_taken_for_another() -> None:
+    import pickle
+
+    from workers import nursery
+
+    with (
+        qpool.Pool(workers=1) as pool,
+        qpool.parallelize(models.Scale(), pool=pool) as model,
+    ):
+        # Ctrl-C between a request and its answer: the answer is still to be read.
+        control = pool._crew.launcher._control
+        control.send(pickle.dumps(nursery.Reap(2**22 + 1)))
+        os.kill(pids(pool)[0], signal.SIGKILL)
+        np.testing.assert_allclose(model(Z), 2 * Z)
+        assert psutil.Process(pids(pool)[0]).is_running()
 
 
 def test_spawn_gives_the_same_bits() -> None:

@@ -22,13 +22,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from workers import affinity, protocol
-from workers.errors import ConfigurationError, PoolError, QPoolError, StartupError, nearest
+from workers.errors import ConfigurationError, QPoolError, StartupError, nearest
 
 _WINDOWS = sys.platform == "win32"
 
@@ -214,7 +215,8 @@ class ForkLauncher(Launcher):
                         [pickle.dumps(nursery.Fork())],
                         [theirs.fileno(), int(segment_handle)],
                     )
-                    return WorkerProcess(number, self._answer(control), ours, self)
+                    forked = self._answer(control, lambda a: isinstance(a, nursery.Forked))
+                    return WorkerProcess(number, forked.pid, ours, self)
                 except (OSError, EOFError) as error:
                     self._drop_nursery()
                     if attempt:
@@ -236,7 +238,10 @@ class ForkLauncher(Launcher):
             return None
         try:
             self._control.send(pickle.dumps(nursery.Reap(pid)))
-            return self._answer(self._control)
+            wanted = nursery.Reaped
+            return self._answer(
+                self._control, lambda a: isinstance(a, wanted) and a.pid == pid
+            ).code
         except (OSError, EOFError):
             self._drop_nursery()
             return None
@@ -261,19 +266,22 @@ class ForkLauncher(Launcher):
         assert self._control is not None
         if not self._ready:
             self._control.settimeout(_IMPORT_TIMEOUT)
-            ready = self._answer(self._control)
-            if not isinstance(ready, nursery.Ready):
-                raise PoolError(f"the nursery said {ready!r}; expected Ready")
+            self._answer(self._control, lambda a: isinstance(a, nursery.Ready))
             self._control.settimeout(_NURSERY_TIMEOUT)
             self._ready = True
         return self._control
 
     @staticmethod
-    def _answer(control: socket.socket) -> Any:
-        data = control.recv(4096)
-        if not data:
-            raise EOFError("it closed its socket")
-        return pickle.loads(data)
+    def _answer(control: socket.socket, wanted: Callable[[Any], bool]) -> Any:
+        """The answer that is ``wanted``; ones that an interrupted request left are dropped.
+
+        An exit code taken for a pid would have the wrong process killed.
+        """
+        while data := control.recv(4096):
+            answer = pickle.loads(data)
+            if wanted(answer):
+                return answer
+        raise EOFError("it closed its socket")
 
     def _drop_nursery(self) -> None:
         """Its workers live on: they watch the coordinator, not the nursery."""
