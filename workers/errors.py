@@ -5,7 +5,8 @@ QPoolError
 ├── InputError (ValueError)           an argument of a call: rank, width, dtype, batch
 ├── ModelError (TypeError)            an object that cannot be pooled as it is
 │   ├── ShippingError                 part of it cannot be sent to another process
-│   └── StatefulCallError             calling it changes variables that the pool keeps in step
+│   ├── StatefulCallError             calling it changes variables that the pool keeps in step
+│   └── UntraceableError              an operation that a tf.function cannot hold
 ├── GradientError                     a derivative that cannot be had
 │   └── SecondOrderGradientError      a derivative of a derivative through the pool
 ├── PoolError
@@ -50,6 +51,10 @@ class ShippingError(ModelError):
 
 class StatefulCallError(ModelError):
     """Calling the model changed variables, which a replica cannot hand back."""
+
+
+class UntraceableError(ModelError):
+    """An operation needs numbers, where a graph has only tensors."""
 
 
 class GradientError(QPoolError):

@@ -1,0 +1,310 @@
+"""Strawberry Fields' TensorFlow backend, with gates that are traced, batched and fused.
+
+Owns what is between Strawberry Fields' backend interface and ``workers.circuit``: it collects the
+gates and runs them when the state is asked for. Whatever is not a gate (preparations, deletion and
+addition of modes, measurements) is Strawberry Fields' own code, run on the state so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from strawberryfields.backends import ModeMap
+from strawberryfields.backends.tfbackend import ops
+from strawberryfields.backends.tfbackend.backend import TFBackend
+from strawberryfields.backends.tfbackend.circuit import Circuit as SFCircuit
+
+from workers import circuit
+
+
+class TracedTFBackend(TFBackend):
+    """A ``TFBackend`` that can be traced, compiled and differentiated twice.
+
+    The same interface, states and conventions (hbar = 2 within the backend). What differs:
+
+    * The batch is whatever leading axis the gates' arguments have, 1 included; the state has a
+      batch axis as soon as one argument has. ``batch_size`` may still be given, and is then held to.
+    * Scalar arguments stay scalars: the matrix of such a gate is built once for all samples.
+    * Gates run when the state is needed, all together, in eager mode as one cached ``tf.function``.
+    """
+
+    def begin_circuit(self, num_subsystems: int, **kwargs: Any) -> None:
+        """See ``TFBackend.begin_circuit``; ``batch_size=1`` is possible too."""
+        if kwargs.get("cutoff_dim") is None:
+            raise ValueError("Argument 'cutoff_dim' must be passed to the TensorFlow backend")
+        self._modemap = ModeMap(num_subsystems)
+        self._init_modes = num_subsystems
+        self.circuit = TracedCircuit(
+            num_subsystems,
+            kwargs["cutoff_dim"],
+            kwargs.get("pure", True),
+            kwargs.get("batch_size"),
+            kwargs.get("dtype", tf.complex64),
+        )
+
+
+class TracedCircuit(SFCircuit):
+    """Strawberry Fields' ``Circuit`` whose gates wait in a list until the state is wanted."""
+
+    # -- Strawberry Fields' attributes, computed when they are wanted ------------------------
+
+    @property
+    def _state(self) -> tf.Tensor:
+        """The state after all gates so far: ([batch,] D, ..., D), mixed ones with 2 N axes."""
+        if self._gates or self._base is None:
+            self._base = self._run()
+            self._gates, self._parameters, self._flags = [], [], []
+        if self._batched and len(self._base.shape) == self._axes:
+            shape = [self._batch_size, *self._base.shape]
+            self._base = tf.broadcast_to(self._base[None], shape)
+        return self._base
+
+    @_state.setter
+    def _state(self, state: tf.Tensor) -> None:
+        self._base = state
+
+    def _update_state(self, new_state: tf.Tensor) -> None:
+        self._gates, self._parameters, self._flags = [], [], []
+        self._base = new_state
+
+    @property
+    def _axes(self) -> int:
+        return self._num_modes * (1 if self._state_is_pure else 2)
+
+    @property
+    def _single_mode_pure_vac(self) -> tf.Tensor:
+        return self._for_batch(tf.one_hot(0, self._cutoff_dim, dtype=self._dtype))
+
+    @property
+    def _single_mode_mixed_vac(self) -> tf.Tensor:
+        vacuum = tf.one_hot(0, self._cutoff_dim**2, dtype=self._dtype)
+        return self._for_batch(tf.reshape(vacuum, [self._cutoff_dim] * 2))
+
+    def reset(self, **kwargs: Any) -> None:
+        """See ``Circuit.reset``."""
+        pure = kwargs.get("pure", getattr(self, "_state_is_pure", True))
+        modes = kwargs.get("num_subsystems", getattr(self, "_num_modes", 1))
+        cutoff = kwargs.get("cutoff_dim", getattr(self, "_cutoff_dim", 1))
+        dtype = kwargs.get("dtype", getattr(self, "_dtype", tf.complex64))
+        if not isinstance(modes, int):
+            raise ValueError(f"Argument 'num_subsystems' must be a positive integer, not {modes!r}")
+        if not isinstance(cutoff, int) or cutoff < 1:
+            raise ValueError(f"Argument 'cutoff_dim' must be a positive integer, not {cutoff!r}")
+        if not isinstance(pure, bool):
+            raise ValueError(f"Argument 'pure' must be either True or False, not {pure!r}")
+        if dtype not in (tf.complex64, tf.complex128):
+            raise ValueError(f"Argument 'dtype' must be a complex Tensorflow DType, not {dtype!r}")
+        if "batch_size" in kwargs:
+            batch = kwargs["batch_size"]
+            if batch is not None and (not isinstance(batch, int) or batch < 1):
+                raise ValueError(
+                    f"Argument 'batch_size' must be either None or a positive integer, not {batch!r}"
+                )
+            self._asked_batch = batch
+        if "num_subsystems" in kwargs:  # a new circuit; a measurement of all modes keeps its batch
+            self._batch_size = self._asked_batch
+        self._state_is_pure, self._num_modes, self._cutoff_dim = pure, modes, cutoff
+        self._dtype = tf.as_dtype(dtype)
+        self._batched = self._batch_size is not None
+        self._cache: dict[str, Any] = {}
+        self._base: tf.Tensor | None = None
+        self._gates: list[circuit.Gate] = []
+        self._parameters: list[tf.Tensor] = []
+        self._flags: list[bool] = []
+
+    # -- gates: collected ------------------------------------------------------------------
+
+    def phase_shift(self, theta: Any, mode: int) -> None:
+        """exp(i theta n)."""
+        self._add("rotation", [theta], mode)
+
+    def displacement(self, r: Any, phi: Any, mode: int) -> None:
+        """D(r exp(i phi))."""
+        self._add("displacement", [r, phi], mode)
+
+    def squeeze(self, r: Any, theta: Any, mode: int) -> None:
+        """S(r exp(i theta))."""
+        self._add("squeezing", [r, theta], mode)
+
+    def kerr_interaction(self, kappa: Any, mode: int) -> None:
+        """exp(i kappa n^2)."""
+        self._add("kerr", [kappa], mode)
+
+    def cubic_phase(self, gamma: Any, mode: int) -> None:
+        """exp(i gamma x^3 / 6)."""
+        self._add("cubic_phase", [gamma], mode)
+
+    def beamsplitter(self, theta: Any, phi: Any, mode1: int, mode2: int) -> None:
+        """exp(theta (exp(i phi) a b^dagger - h.c.))."""
+        self._add("beamsplitter", [theta, phi], mode1, mode2)
+
+    def mzgate(self, phi_in: Any, phi_ex: Any, mode1: int, mode2: int) -> None:
+        """BS(pi/4, pi/2) R(phi_in) BS(pi/4, pi/2) R(phi_ex), the rotations on ``mode1``."""
+        self._add("mach_zehnder", [phi_in, phi_ex], mode1, mode2)
+
+    def two_mode_squeeze(self, r: Any, phi: Any, mode1: int, mode2: int) -> None:
+        """exp(r (exp(i phi) a^dagger b^dagger - h.c.))."""
+        self._add("two_mode_squeezing", [r, phi], mode1, mode2)
+
+    def cross_kerr_interaction(self, kappa: Any, mode1: int, mode2: int) -> None:
+        """exp(i kappa n1 n2)."""
+        self._add("cross_kerr", [kappa], mode1, mode2)
+
+    def loss(self, T: Any, mode: int) -> None:
+        """The loss channel; the state is mixed from here on."""
+        value = self._parameter(T, "T")
+        if self._state_is_pure:
+            mixed = ops.mix(self._state, self._batched)
+            self._state_is_pure = False
+            self._update_state(mixed)
+        self._take("loss", [value], (2 * mode, 2 * mode + 1), conjugate=False)
+
+    def gaussian_gate(self, S: Any, d: Any, modes: Sequence[int]) -> None:
+        """Strawberry Fields' own, on the state so far: it checks ``S`` in NumPy."""
+        if len(d.shape) == 2:
+            self._join_batch(tf.convert_to_tensor(d).shape[0], "d")
+        batched, size = self._batched, self._batch_size
+        if batched and len(d.shape) == 1:
+            S, d = (tf.broadcast_to(x, [size, *x.shape]) for x in (S, d))
+        super().gaussian_gate(S, d, modes)
+        self._batched, self._batch_size = batched, size
+
+    def _add(self, name: str, parameters: Sequence[Any], *modes: int) -> None:
+        if len(modes) == 1 and not (isinstance(modes[0], int) and 0 <= modes[0] < self._num_modes):
+            raise ValueError("'mode' argument is not compatible with number of in_modes")
+        if len(modes) == 2 and (modes[0] == modes[1] or max(modes) >= self._num_modes):
+            raise ValueError("One or more mode numbers are incompatible")
+        kind = circuit.KINDS[name]
+        values = [
+            self._parameter(p, n) for p, n in zip(parameters, kind.parameters, strict=True)
+        ]
+        if self._state_is_pure:
+            self._take(name, values, modes, conjugate=False)
+        else:
+            self._take(name, values, tuple(2 * mode for mode in modes), conjugate=False)
+            self._take(name, values, tuple(2 * mode + 1 for mode in modes), conjugate=True)
+
+    def _take(
+        self, name: str, values: Sequence[tf.Tensor], axes: tuple[int, ...], *, conjugate: bool
+    ) -> None:
+        places = []
+        for value in values:
+            known = [n for n, other in enumerate(self._parameters) if other is value]
+            if not known:
+                self._parameters.append(value)
+                self._flags.append(len(value.shape) == 1)
+            places.append(known[0] if known else len(self._parameters) - 1)
+        self._gates.append(circuit.Gate(name, axes, tuple(places), conjugate))
+
+    def _run(self) -> tf.Tensor:
+        prepared = self._base is not None
+        what = circuit.Circuit(
+            self._axes,
+            self._cutoff_dim,
+            self._dtype.name,
+            tuple(self._gates),
+            tuple(self._flags),
+            prepared,
+        )
+        return circuit.run(what, self._parameters, self._base)
+
+    # -- preparations: Strawberry Fields' own, once the batch is known ------------------------
+
+    def prepare_coherent_state(self, r: Any, phi: Any, mode: int) -> None:
+        """See ``Circuit.prepare_coherent_state``."""
+        self._meet(r, phi)
+        super().prepare_coherent_state(r, phi, mode)
+
+    def prepare_squeezed_state(self, r: Any, theta: Any, mode: int) -> None:
+        """See ``Circuit.prepare_squeezed_state``."""
+        self._meet(r, theta)
+        super().prepare_squeezed_state(r, theta, mode)
+
+    def prepare_displaced_squeezed_state(
+        self, r_d: Any, phi_d: Any, r_s: Any, phi_s: Any, mode: int
+    ) -> None:
+        """See ``Circuit.prepare_displaced_squeezed_state``."""
+        self._meet(r_d, phi_d, r_s, phi_s)
+        super().prepare_displaced_squeezed_state(r_d, phi_d, r_s, phi_s, mode)
+
+    def prepare_multimode(self, state: Any, modes: Any, input_state_is_pure: bool = False) -> None:
+        """See ``Circuit.prepare_multimode``."""
+        count = 1 if isinstance(modes, int) else len(modes)
+        rank = len(state.shape)
+        if input_state_is_pure:
+            flat = rank == 2 and state.shape[1] == self._cutoff_dim**count
+            batched = flat or rank > count
+        else:
+            batched = rank % 2 == 1
+        if batched:
+            self._join_batch(int(state.shape[0]), "state")
+        super().prepare_multimode(state, modes, input_state_is_pure)
+
+    def _meet(self, *parameters: Any) -> None:
+        for parameter in parameters:
+            self._maybe_batch(parameter)
+
+    # -- batches ---------------------------------------------------------------------------
+
+    def _parameter(self, value: Any, name: str) -> tf.Tensor:
+        """A gate's argument as a real tensor, a scalar or (batch,)."""
+        value = tf.convert_to_tensor(value)
+        if value.dtype.is_complex:
+            if not tf.executing_eagerly():
+                raise ValueError(
+                    f"{name} is complex ({value.dtype.name}); expected a real number. Inside a "
+                    "tf.function its imaginary part cannot be looked at: pass tf.math.real(...)"
+                )
+            if np.any(np.imag(value) != 0):
+                raise ValueError(f"{name} cannot be complex; expected a real number")
+            value = tf.math.real(value)
+        if len(value.shape) > 1:
+            raise ValueError(
+                f"{name} can be either a scalar or a vector with one entry a sample, not of shape "
+                f"{tuple(value.shape)}"
+            )
+        if len(value.shape) == 1:
+            size = value.shape[0]
+            self._join_batch(tf.shape(value)[0] if size is None else size, name)
+        return value
+
+    def _join_batch(self, size: Any, name: str) -> None:
+        known = self._batch_size
+        if known is None:
+            self._batch_size, self._batched = size, True
+        elif isinstance(known, int) and isinstance(size, int) and known != size:
+            raise ValueError(
+                f"{name} can be either a scalar or a vector of length {known}, the batch size so "
+                f"far, not of length {size}"
+            )
+        elif not isinstance(known, int) and isinstance(size, int):
+            self._batch_size = size
+
+    def _for_batch(self, state: tf.Tensor) -> tf.Tensor:
+        if not self._batched:
+            return state
+        return tf.broadcast_to(state[None], [self._batch_size, *state.shape])
+
+    def _maybe_batch(self, param: Any, convert_to_tensor: bool = True) -> Any:
+        """Strawberry Fields' hook: an argument, with a batch axis if the state has one."""
+        if not convert_to_tensor:  # photon numbers, in NumPy
+            n = np.asarray(param)
+            if n.ndim == 1:
+                self._join_batch(len(n), "n")
+            if n.ndim > 1:
+                raise ValueError(f"n can be a scalar or a vector, not of shape {n.shape}")
+            return np.broadcast_to(n, (self._batch_size,)) if self._batched else n
+        value = tf.convert_to_tensor(param)
+        if len(value.shape) > 1:
+            raise ValueError(
+                "Parameter can be either a scalar or a vector with one entry a sample, not of "
+                f"shape {tuple(value.shape)}"
+            )
+        if len(value.shape) == 1:
+            size = value.shape[0]
+            self._join_batch(tf.shape(value)[0] if size is None else size, "Parameter")
+            return value
+        return tf.broadcast_to(value, [self._batch_size]) if self._batched else value

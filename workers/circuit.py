@@ -1,0 +1,567 @@
+"""A list of gates -> the state that they make: plan, build the matrices together, apply.
+
+Owns the order of the work. Given the gates, it (1) fuses neighbouring one-mode gates into one
+matrix and phases into the matrices beside them, (2) builds all matrices of one form in one batched
+computation, those that depend on the sample apart from those that do not, (3) applies them to the
+state, as blocks. Knows nothing of Strawberry Fields: it sees axes of a tensor, each of size D. A
+density matrix is a tensor with two axes a mode; the gate on the second one is conjugated.
+
+Layout while the gates are applied: a real array (2 D^n, batch), the batch last and contiguous. Its
+rows are the amplitudes' real and imaginary parts in an order that suits the next gate, so that each
+gate is one batched product of real matrices, (blocks, 2 D, 2 D) times (blocks, 2 D, rest x batch),
+after one gather of whole rows. Modes that have not met stay separate factors, vacuum as long as
+nothing acts on it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import tensorflow as tf
+
+from workers import gates
+from workers.gates import FLOAT, Complex
+
+#: Columns that a matrix product should have at least before rows are cut into more blocks: fewer
+#: starve it, more push the operands out of the cache.
+_WIDTH = 512
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A gate: its core and its phases, each a factor times a polynomial of the photon numbers.
+
+    ``phase`` names the parameter that the phases are linear in. ``before`` and ``after`` give
+    their factor for each term of ``_TERMS``.
+    """
+
+    parameters: tuple[str, ...]
+    modes: int = 1
+    core: Callable[[tf.Tensor, int], tf.Tensor | Complex] | None = None
+    vacuum: Callable[[tf.Tensor, int], tf.Tensor] | None = None
+    phase: int = 1
+    before: tuple[tuple[str, float], ...] = ()
+    after: tuple[tuple[str, float], ...] = ()
+    keeps: str = "sum"
+
+
+#: Phases are polynomials in the photon numbers of the first and the second mode.
+_TERMS = ("n0", "n0^2", "n1", "n1^2", "n0 n1")
+
+#: One gate, one row. A pair's core keeps the sum or the difference of its photon numbers.
+KINDS = {
+    "rotation": Kind(("phi",), phase=0, after=(("n0", 1),)),
+    "kerr": Kind(("kappa",), phase=0, after=(("n0^2", 1),)),
+    "displacement": Kind(
+        ("r", "phi"),
+        core=gates.displacement,
+        vacuum=gates.displaced_vacuum,
+        before=(("n0", -1),),
+        after=(("n0", 1),),
+    ),
+    "squeezing": Kind(
+        ("r", "phi"),
+        core=gates.squeezing,
+        vacuum=gates.squeezed_vacuum,
+        before=(("n0", -0.5),),
+        after=(("n0", 0.5),),
+    ),
+    "cubic_phase": Kind(("gamma",), core=gates.cubic_phase),
+    "cross_kerr": Kind(("kappa",), modes=2, phase=0, after=(("n0 n1", 1),)),
+    "beamsplitter": Kind(
+        ("theta", "phi"),
+        modes=2,
+        core=gates.beamsplitter,
+        before=(("n0", 1),),
+        after=(("n0", -1),),
+    ),
+    "mach_zehnder": Kind(
+        ("phi_in", "phi_ex"), modes=2, core=gates.mach_zehnder, before=(("n0", 1),)
+    ),
+    "two_mode_squeezing": Kind(
+        ("r", "phi"),
+        modes=2,
+        core=gates.two_mode_squeezing,
+        before=(("n0", -1),),
+        after=(("n0", 1),),
+        keeps="difference",
+    ),
+    "loss": Kind(("T",), modes=2, core=gates.loss, keeps="difference"),
+}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate on axes of the state. ``parameters`` are positions in the list of all parameters."""
+
+    kind: str
+    axes: tuple[int, ...]
+    parameters: tuple[int, ...]
+    conjugate: bool = False
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """What is known before any number is: the key under which a compiled circuit is kept.
+
+    Attributes:
+        axes: number of axes of the state.
+        cutoff: their size D.
+        dtype: of the state, "complex64" or "complex128".
+        gates: in the order of their application.
+        batched: for each parameter, whether it has a batch axis.
+        prepared: whether it starts from a given state rather than from the vacuum.
+    """
+
+    axes: int
+    cutoff: int
+    dtype: str
+    gates: tuple[Gate, ...]
+    batched: tuple[bool, ...]
+    prepared: bool = False
+
+
+def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None) -> tf.Tensor:
+    """The state after all gates.
+
+    Args:
+        circuit: what to run.
+        parameters: real, scalars or of shape (batch,) as ``circuit.batched`` says.
+        state: complex, ([batch,] D, ..., D), if ``circuit.prepared``.
+
+    Returns:
+        complex, (D, ..., D), with a batch axis in front if any parameter or the state has one.
+    """
+    if tf.executing_eagerly():
+        return _compiled(circuit)(list(parameters), state)
+    return _run(circuit, parameters, state)
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(circuit: Circuit) -> tf.types.experimental.PolymorphicFunction:
+    return tf.function(functools.partial(_run, circuit), autograph=False)
+
+
+def _run(
+    circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None
+) -> tf.Tensor:
+    steps = plan(circuit)
+    values = _Values(parameters, circuit.batched)
+    matrices = _build(steps, circuit.cutoff, values)
+    product = _Product(circuit, state)
+    for step, matrix in zip(steps, matrices, strict=True):
+        product.apply(step, matrix)
+    return product.state()
+
+
+# -- planning: pure ---------------------------------------------------------------------------
+
+
+#: A phase: for each term of _TERMS the parameters it is linear in, as (position, factor).
+_Angle = tuple[tuple[str, int, float], ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One matrix: cores with phases before, between and after them, on one axis or on a pair.
+
+    Attributes:
+        axes: one or two.
+        keeps: "one", or what a pair's core keeps, "sum" or "difference".
+        cores: (kind, parameter) of each, the first one applied first; a pair has one at most.
+        angles: one more than cores.
+        batched: whether any of its parameters has a batch axis.
+        vacuum: whether it acts on an axis in vacuum, so that only the first column is wanted.
+    """
+
+    axes: tuple[int, ...]
+    keeps: str
+    cores: tuple[tuple[str, int], ...]
+    angles: tuple[_Angle, ...]
+    conjugate: bool
+    batched: bool
+    vacuum: bool = False
+
+
+@dataclass
+class _Run:
+    """Gates on one axis that nothing has come between yet."""
+
+    conjugate: bool = False
+    cores: list[tuple[str, int]] = field(default_factory=list)
+    angles: list[list[tuple[str, int, float]]] = field(default_factory=lambda: [[]])
+
+
+@functools.lru_cache(maxsize=256)
+def plan(circuit: Circuit) -> tuple[Step, ...]:
+    """Fuse the gates into steps."""
+    steps: list[Step] = []
+    runs: dict[int, _Run] = defaultdict(_Run)
+    vacuum = set() if circuit.prepared else set(range(circuit.axes))
+
+    def emit(step: Step) -> None:
+        used = [p for _, p in step.cores] + [p for angle in step.angles for _, p, _ in angle]
+        steps.append(replace(step, batched=any(circuit.batched[p] for p in used)))
+        vacuum.difference_update(step.axes)
+
+    def flush(axis: int) -> None:
+        run = runs.pop(axis, None)
+        if run is None or (axis in vacuum and not run.cores):
+            return  # phases do nothing to the vacuum
+        angles = tuple(map(tuple, run.angles))
+        cores = tuple(run.cores)
+        emit(Step((axis,), "one", cores, angles, run.conjugate, False, axis in vacuum))
+
+    for gate in circuit.gates:
+        kind = KINDS[gate.kind]
+        before, after = (
+            [(term, gate.parameters[kind.phase], factor) for term, factor in phases]
+            for phases in (kind.before, kind.after)
+        )
+        if kind.modes == 1:
+            run = runs[gate.axes[0]]
+            run.conjugate = gate.conjugate
+            run.angles[-1] += before
+            if kind.core:
+                run.cores.append((gate.kind, gate.parameters[0]))
+                run.angles.append([])
+            run.angles[-1] += after
+            continue
+        if kind.keeps == "sum" and vacuum.issuperset(gate.axes):
+            ready = [axis for axis in gate.axes if runs[axis].cores]
+            if not ready:
+                continue  # photons are only moved, and there are none
+        for name, axis in zip(("n0", "n1"), gate.axes, strict=True):
+            if axis in runs and not runs[axis].cores and axis not in vacuum:
+                # A gate on a pair takes the phases before it along; its conjugation is one for
+                # all, which for loss (not conjugated, on a ket and a bra) is put right here.
+                run = runs.pop(axis)
+                sign = 1.0 if run.conjugate == gate.conjugate else -1.0
+                before += [
+                    (term.replace("n0", name), p, sign * factor)
+                    for term, p, factor in run.angles[0]
+                ]
+            else:
+                flush(axis)
+        cores = ((gate.kind, gate.parameters[0]),) if kind.core else ()
+        angles = (tuple(before), tuple(after)) if cores else (tuple(before + after),)
+        emit(Step(gate.axes, kind.keeps, cores, angles, gate.conjugate, False))
+    for axis in sorted(runs):
+        flush(axis)
+    return tuple(steps)
+
+
+# -- building: all matrices of one form together ----------------------------------------------
+
+
+class _Values:
+    """The parameters' values: those without a batch axis as (P,), all of them as (P, batch)."""
+
+    def __init__(self, parameters: Sequence[tf.Tensor], batched: Sequence[bool]) -> None:
+        self._parameters = [tf.cast(p, FLOAT) for p in parameters]
+        self._batched = batched
+
+    @functools.cached_property
+    def shared(self) -> tf.Tensor:
+        zero = tf.zeros([], FLOAT)
+        pairs = zip(self._parameters, self._batched, strict=True)
+        return tf.stack([zero if batched else p for p, batched in pairs])
+
+    @functools.cached_property
+    def of_samples(self) -> tf.Tensor:
+        batch = next(p for p, batched in zip(self._parameters, self._batched, strict=True) if batched)
+        return tf.stack([p + tf.zeros_like(batch) for p in self._parameters])
+
+
+def _build(steps: Sequence[Step], cutoff: int, values: _Values) -> list[Complex]:
+    """The matrices of the steps: ([batch,] [blocks,] D, D), vacuum ones ([batch,] D)."""
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for number, step in enumerate(steps):
+        names = tuple(name for name, _ in step.cores)
+        groups[step.keeps, names, step.batched, step.vacuum].append(number)
+    matrices: list[Complex] = [None] * len(steps)
+    for (keeps, _, batched, vacuum), numbers in groups.items():
+        group = [steps[number] for number in numbers]
+        of = values.of_samples if batched else values.shared
+        made = _build_alike(group, keeps, vacuum, cutoff, of)
+        parts = [None if part is None else tf.unstack(part, len(group)) for part in made]
+        for position, number in enumerate(numbers):
+            real, imaginary = (None if part is None else part[position] for part in parts)
+            if imaginary is not None and steps[number].conjugate:
+                imaginary = -imaginary
+            matrices[number] = (real, imaginary)
+    return matrices
+
+
+def _build_alike(
+    group: list[Step], keeps: str, vacuum: bool, cutoff: int, values: tf.Tensor
+) -> Complex:
+    """(K, [batch,] [blocks,] D, D) for K steps that differ in their parameters only."""
+    grid = _grid(keeps, cutoff)  # (terms, [blocks,] D)
+    segments = len(group[0].angles)
+    coefficients = np.zeros((len(group), segments, len(_TERMS), values.shape[0]))
+    for k, step in enumerate(group):
+        for segment, angle in enumerate(step.angles):
+            for term, parameter, factor in angle:
+                coefficients[k, segment, _TERMS.index(term), parameter] += factor
+    waves: list[Complex | None] = []
+    for segment in range(segments):
+        if not coefficients[:, segment].any():
+            waves.append(None)
+            continue
+        angle = _angles(coefficients[:, segment], values, grid)
+        waves.append((tf.cos(angle), tf.sin(angle)))
+    if not group[0].cores:
+        ones = tf.ones(np.broadcast_shapes((len(group), *grid.shape[1:])), FLOAT)
+        real, imaginary = waves[0] or (ones, None)
+        return tuple(None if x is None else tf.linalg.diag(x) for x in (real, imaginary))
+    result: Complex | None = None
+    for segment, (name, _) in enumerate(group[0].cores):
+        arguments = tf.gather(values, [step.cores[segment][1] for step in group])
+        kind = KINDS[name]
+        if result is None and vacuum:
+            make = kind.vacuum or (lambda r, d, core=kind.core: _first_column(core(r, d)))
+            result = _complex(make(arguments, cutoff))
+        else:
+            core = _complex(kind.core(arguments, cutoff))
+            if result is None:
+                result = _times(core, waves[0], axis=-2)
+            else:
+                result = _compose(core, result, vector=vacuum)
+        result = _times(result, waves[segment + 1], axis=None if vacuum else -1)
+    return result
+
+
+def _angles(coefficients: np.ndarray, values: tf.Tensor, grid: np.ndarray) -> tf.Tensor:
+    """Phases (K, [batch,] *grid.shape[1:]) from coefficients (K, terms, P), values (P, [batch])."""
+    count, terms, width = coefficients.shape
+    linear = tf.constant(coefficients.reshape(-1, width), FLOAT)
+    polynomials = tf.matmul(linear, tf.reshape(values, [width, -1]))
+    polynomials = tf.transpose(tf.reshape(polynomials, [count, terms, -1]), [0, 2, 1])
+    angles = tf.matmul(tf.reshape(polynomials, [-1, terms]), grid.reshape(terms, -1))
+    batch = [-1] if len(values.shape) == 2 else []
+    return tf.reshape(angles, [count, *batch, *grid.shape[1:]])
+
+
+def _grid(keeps: str, cutoff: int) -> np.ndarray:
+    """The terms of a phase at each row of a matrix: (terms, D), for a pair (terms, D, D)."""
+    if keeps == "one":
+        n0, n1 = np.arange(cutoff), np.zeros(cutoff, int)
+    else:
+        block, n0 = np.mgrid[:cutoff, :cutoff]
+        n1 = _partner(keeps, block, n0, cutoff)
+    return np.stack([n0, n0**2, n1, n1**2, n0 * n1]).astype(float)
+
+
+def _partner(keeps: str, block: np.ndarray, n0: np.ndarray, cutoff: int) -> np.ndarray:
+    """The photon number of the second mode in a block, for each of the first."""
+    return (block - n0) % cutoff if keeps == "sum" else (n0 - block) % cutoff
+
+
+def _complex(matrix: tf.Tensor | Complex) -> Complex:
+    return matrix if isinstance(matrix, tuple) else (matrix, None)
+
+
+def _first_column(matrix: tf.Tensor | Complex) -> Complex:
+    real, imaginary = _complex(matrix)
+    return real[..., 0], None if imaginary is None else imaginary[..., 0]
+
+
+def _times(x: Complex, phases: Complex | None, axis: int | None) -> Complex:
+    """x times phases, along its columns (axis=-2 is broadcast) or rows; both may be real."""
+    if phases is None:
+        return x
+    c, s = (part if axis is None else tf.expand_dims(part, axis) for part in phases)
+    real, imaginary = x
+    if imaginary is None:
+        return real * c, real * s
+    return real * c - imaginary * s, real * s + imaginary * c
+
+
+def _compose(left: Complex, right: Complex, *, vector: bool) -> Complex:
+    product = tf.linalg.matvec if vector else tf.linalg.matmul
+    (a, b), (c, d) = left, right
+    real, imaginary = product(a, c), None
+    if b is not None and d is not None:
+        real -= product(b, d)
+    if d is not None:
+        imaginary = product(a, d)
+    if b is not None:
+        imaginary = product(b, c) if imaginary is None else imaginary + product(b, c)
+    return real, imaginary
+
+
+# -- applying ---------------------------------------------------------------------------------
+
+
+@dataclass
+class _Factor:
+    """Some axes of the state: rows in a known order, one column a sample (or one for all).
+
+    ``order[row]`` says which row of the plain order (axes as listed, real and imaginary part
+    last) lies there.
+    """
+
+    axes: tuple[int, ...]
+    rows: tf.Tensor
+    order: np.ndarray
+
+
+class _Product:
+    """A state as a product of factors."""
+
+    def __init__(self, circuit: Circuit, state: tf.Tensor | None) -> None:
+        self._cutoff = circuit.cutoff
+        self._axes = circuit.axes
+        self._dtype = tf.as_dtype(circuit.dtype)
+        self._real = self._dtype.real_dtype
+        self._factors: list[_Factor | None] = [None] * circuit.axes  # None: vacuum
+        self._batched = any(circuit.batched)
+        if state is not None:
+            size = self._cutoff**self._axes
+            self._batched |= len(state.shape) > self._axes
+            amplitudes = tf.transpose(tf.reshape(state, [-1, size]))
+            rows = tf.stack([tf.math.real(amplitudes), tf.math.imag(amplitudes)], 1)
+            self._set(tuple(range(self._axes)), tf.reshape(rows, [2 * size, -1]))
+
+    def apply(self, step: Step, matrix: Complex) -> None:
+        if step.vacuum:
+            self._fill(step.axes[0], matrix)
+            return
+        factor = self._join(step.axes)
+        want, blocks = _order(factor.axes, step, self._cutoff, factor.rows.shape[-1])
+        rows = _permute(factor.rows, factor.order, want)
+        size = 2 * self._cutoff
+        real = _as_real(matrix, self._real)
+        if step.batched:
+            split = tf.reshape(rows, [blocks, size, len(want) // (blocks * size), -1])
+            split = tf.transpose(split, [3, 0, 1, 2])
+            if len(real.shape) == 3:
+                real = real[:, None]
+            made = tf.transpose(tf.matmul(real, split), [1, 2, 3, 0])
+        else:
+            if len(real.shape) == 2 and blocks > 1:
+                real = tf.tile(real[None], [blocks, 1, 1])
+            made = tf.matmul(real, tf.reshape(rows, [blocks, size, -1]))
+        rows = tf.reshape(made, [len(want), -1])
+        self._put(_Factor(factor.axes, rows, want))
+
+    def state(self) -> tf.Tensor:
+        factor = self._join(range(self._axes))
+        size = self._cutoff**self._axes
+        rank = self._axes
+        ids = np.arange(2 * size).reshape([self._cutoff] * rank + [2])
+        position = [factor.axes.index(axis) for axis in range(rank)]
+        want = ids.transpose([rank, *position]).reshape(-1)
+        rows = _permute(factor.rows, factor.order, want)
+        amplitudes = tf.complex(rows[:size], rows[size:])
+        shape = [self._cutoff] * rank
+        if self._batched:
+            return tf.reshape(tf.transpose(amplitudes), [-1, *shape])
+        return tf.reshape(amplitudes, shape)
+
+    # -- within ---------------------------------------------------------------------------
+
+    def _factor(self, axis: int) -> _Factor:
+        factor = self._factors[axis]
+        if factor is None:
+            vacuum = np.zeros((2 * self._cutoff, 1))
+            vacuum[0] = 1
+            return self._set((axis,), tf.constant(vacuum, self._real))
+        return factor
+
+    def _set(self, axes: tuple[int, ...], rows: tf.Tensor) -> _Factor:
+        return self._put(_Factor(axes, rows, np.arange(rows.shape[0])))
+
+    def _put(self, factor: _Factor) -> _Factor:
+        for axis in factor.axes:
+            self._factors[axis] = factor
+        return factor
+
+    def _fill(self, axis: int, column: Complex) -> None:
+        """Put an axis that was in vacuum into the state ``column``, ([batch,] D)."""
+        real, imaginary = column
+        imaginary = tf.zeros_like(real) if imaginary is None else imaginary
+        rows = tf.stack([real, imaginary], -1)
+        rows = tf.reshape(rows, [-1, 2 * self._cutoff])
+        self._set((axis,), tf.transpose(tf.cast(rows, self._real)))
+
+    def _join(self, axes: Sequence[int]) -> _Factor:
+        """One factor that holds all these axes."""
+        joined: list[_Factor] = []
+        for axis in axes:
+            factor = self._factor(axis)
+            if all(factor is not known for known in joined):
+                joined.append(factor)
+        return functools.reduce(self._merge, joined)
+
+    def _merge(self, left: _Factor, right: _Factor) -> _Factor:
+        parts = []
+        for factor in (left, right):
+            rows = _permute(factor.rows, factor.order, np.arange(len(factor.order)))
+            parts.append(tf.reshape(rows, [rows.shape[0] // 2, 2, -1]))
+        (a, b), (c, d) = ((part[:, 0], part[:, 1]) for part in parts)
+        a, b, c, d = a[:, None], b[:, None], c[None], d[None]
+        rows = tf.stack([a * c - b * d, a * d + b * c], 2)
+        rows = tf.reshape(rows, [len(left.order) * len(right.order) // 2, -1])
+        return self._set(left.axes + right.axes, rows)
+
+
+def _order(
+    axes: tuple[int, ...], step: Step, cutoff: int, batch: int | None
+) -> tuple[np.ndarray, int]:
+    """The order of rows that a step wants, (blocks, D x 2, rest), and its number of blocks."""
+    rank = len(axes)
+    ids = np.arange(2 * cutoff**rank).reshape([cutoff] * rank + [2])
+    acted = [axes.index(axis) for axis in step.axes]
+    others = [n for n in range(rank) if n not in acted]
+    if step.keeps != "one":
+        ids = ids.transpose([*acted, rank, *others])
+        block, n0 = np.mgrid[:cutoff, :cutoff]
+        return ids[n0, _partner(step.keeps, block, n0, cutoff)].reshape(-1), cutoff
+    outer = 0
+    while (
+        not step.batched
+        and outer < len(others)
+        and cutoff ** (len(others) - outer - 1) * (batch or 1) >= _WIDTH
+    ):
+        outer += 1
+    ids = ids.transpose([*others[:outer], *acted, rank, *others[outer:]])
+    return ids.reshape(-1), cutoff**outer
+
+
+def _permute(rows: tf.Tensor, order: np.ndarray, want: np.ndarray) -> tf.Tensor:
+    """Rows that lie in one order, in another."""
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return _gather(rows, places[want])
+
+
+def _gather(rows: tf.Tensor, index: np.ndarray) -> tf.Tensor:
+    """``rows[index]`` for a permutation: unlike tf.gather's, its vjp is a gather too."""
+    if np.array_equal(index, np.arange(len(index))):
+        return rows
+
+    @tf.custom_gradient
+    def gather(rows: tf.Tensor):
+        return tf.gather(rows, index), lambda cotangent: _gather(cotangent, np.argsort(index))
+
+    return gather(rows)
+
+
+def _as_real(matrix: Complex, dtype: tf.DType) -> tf.Tensor:
+    """(..., D, D) complex -> (..., 2 D, 2 D) real, acting on (real, imaginary) pairs."""
+    real, imaginary = matrix
+    imaginary = tf.zeros_like(real) if imaginary is None else imaginary
+    real, imaginary = tf.cast(real, dtype), tf.cast(imaginary, dtype)
+    pairs = tf.stack([tf.stack([real, -imaginary], -1), tf.stack([imaginary, real], -1)], -3)
+    size = 2 * real.shape[-1]
+    shape = pairs.shape[:-4].as_list()
+    if None in shape:
+        return tf.reshape(pairs, [-1, *shape[1:], size, size])
+    return tf.reshape(pairs, [*shape, size, size])
+
