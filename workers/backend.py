@@ -17,7 +17,7 @@ from strawberryfields.backends.tfbackend import ops
 from strawberryfields.backends.tfbackend.backend import TFBackend
 from strawberryfields.backends.tfbackend.circuit import Circuit as SFCircuit
 
-from workers import circuit
+from workers import circuit, gates
 
 
 class TracedTFBackend(TFBackend):
@@ -211,24 +211,34 @@ class TracedCircuit(SFCircuit):
         )
         return circuit.run(what, self._parameters, self._base)
 
-    # -- preparations: Strawberry Fields' own, once the batch is known ------------------------
+    # -- preparations ------------------------------------------------------------------------
 
     def prepare_coherent_state(self, r: Any, phi: Any, mode: int) -> None:
-        """See ``Circuit.prepare_coherent_state``."""
-        self._meet(r, phi)
-        super().prepare_coherent_state(r, phi, mode)
+        """Replace a mode by D(r exp(i phi)) |0>."""
+        self._prepare([r, phi, 0.0, 0.0], ["r", "phi", "r", "phi"], mode)
 
     def prepare_squeezed_state(self, r: Any, theta: Any, mode: int) -> None:
-        """See ``Circuit.prepare_squeezed_state``."""
-        self._meet(r, theta)
-        super().prepare_squeezed_state(r, theta, mode)
+        """Replace a mode by S(r exp(i theta)) |0>."""
+        self._prepare([0.0, 0.0, r, theta], ["r", "phi", "r", "phi"], mode)
 
     def prepare_displaced_squeezed_state(
         self, r_d: Any, phi_d: Any, r_s: Any, phi_s: Any, mode: int
     ) -> None:
-        """See ``Circuit.prepare_displaced_squeezed_state``."""
-        self._meet(r_d, phi_d, r_s, phi_s)
-        super().prepare_displaced_squeezed_state(r_d, phi_d, r_s, phi_s, mode)
+        """Replace a mode by D(r_d exp(i phi_d)) S(r_s exp(i phi_s)) |0>."""
+        self._prepare([r_d, phi_d, r_s, phi_s], ["r_d", "phi_d", "r_s", "phi_s"], mode)
+
+    def _prepare(self, parameters: list[Any], names: list[str], mode: int) -> None:
+        """Strawberry Fields' formula has no derivative at r_s = 0, and other ones under XLA."""
+        if self._valid_modes(mode):
+            values = [self._parameter(p, n) for p, n in zip(parameters, names, strict=True)]
+            values = [tf.cast(value, gates.FLOAT) for value in values]
+            if self._batched:
+                values = [tf.broadcast_to(value, [self._batch_size]) for value in values]
+            ket = gates.displaced_squeezed_vacuum(*values, self._cutoff_dim)
+            ket = tf.cast(ket, self._dtype)
+            self._replace_and_update(
+                ket if self._state_is_pure else ops.mix(ket, self._batched), mode
+            )
 
     def prepare_multimode(self, state: Any, modes: Any, input_state_is_pure: bool = False) -> None:
         """See ``Circuit.prepare_multimode``."""
@@ -242,10 +252,6 @@ class TracedCircuit(SFCircuit):
         if batched:
             self._join_batch(int(state.shape[0]), "state")
         super().prepare_multimode(state, modes, input_state_is_pure)
-
-    def _meet(self, *parameters: Any) -> None:
-        for parameter in parameters:
-            self._maybe_batch(parameter)
 
     # -- batches ---------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from workers import gates
 from workers.gates import FLOAT, Complex
@@ -150,12 +151,41 @@ def _run(
     circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None
 ) -> tf.Tensor:
     steps = plan(circuit)
-    values = _Values(parameters, circuit.batched)
-    matrices = _build(steps, circuit.cutoff, values)
+    matrices: list[tf.Tensor] = [None] * len(steps)
+    stacks = _matrices(circuit)(*_stacks(parameters, circuit.batched))
+    for numbers, stack in zip(_alike(steps).values(), stacks, strict=True):
+        for number, matrix in zip(numbers, tf.unstack(stack), strict=True):
+            matrices[number] = matrix
     product = _Product(circuit, state)
-    for step, matrix in zip(steps, matrices, strict=True):
+    # What comes after the last gate that differs from sample to sample is one matrix for all.
+    # With more samples than that matrix has columns, make it, and apply it once.
+    shared = next((n for n in range(len(steps), 0, -1) if steps[n - 1].batched), 0)
+    work = list(zip(steps, matrices, strict=True))
+    for step, matrix in work[:shared]:
         product.apply(step, matrix)
+    if len(work) - shared > 1 and product.batch >= 2 * circuit.cutoff**circuit.axes:
+        product.apply_as_one(work[shared:])
+    else:
+        for step, matrix in work[shared:]:
+            product.apply(step, matrix)
     return product.state()
+
+
+@functools.lru_cache(maxsize=256)
+def _matrices(circuit: Circuit) -> tf.types.experimental.PolymorphicFunction:
+    """The function that makes the matrices, compiled, since it is many small operations.
+
+    It returns one stack for each group of steps that ``_alike`` makes.
+    """
+    steps = plan(circuit)
+    dtype = tf.as_dtype(circuit.dtype).real_dtype
+
+    @tf.function(jit_compile=True, autograph=False)
+    def matrices(shared: tf.Tensor | None, of_samples: tf.Tensor | None) -> list[tf.Tensor]:
+        values = _Values(circuit.batched, shared, of_samples)
+        return _build(steps, circuit.cutoff, values, dtype)
+
+    return matrices
 
 
 # -- planning: pure ---------------------------------------------------------------------------
@@ -258,76 +288,128 @@ def plan(circuit: Circuit) -> tuple[Step, ...]:
 # -- building: all matrices of one form together ----------------------------------------------
 
 
+def _stacks(
+    parameters: Sequence[tf.Tensor], batched: Sequence[bool]
+) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+    """The parameters without a batch axis as (P,), those with one as (Q, batch)."""
+
+    def stack(flag: bool) -> tf.Tensor | None:
+        chosen = [p for p, other in zip(parameters, batched, strict=True) if other == flag]
+        if not chosen:
+            return None
+        if len({value.dtype for value in chosen}) > 1:
+            chosen = [tf.cast(value, FLOAT) for value in chosen]
+        return tf.cast(tf.stack(chosen), FLOAT)  # hundreds of scalars, but one cast
+
+    return stack(False), stack(True)
+
+
 class _Values:
-    """The parameters' values: those without a batch axis as (P,), all of them as (P, batch)."""
+    """The parameters' values, found by their positions."""
 
-    def __init__(self, parameters: Sequence[tf.Tensor], batched: Sequence[bool]) -> None:
-        self._parameters = [tf.cast(p, FLOAT) for p in parameters]
-        self._batched = batched
+    def __init__(
+        self, batched: Sequence[bool], shared: tf.Tensor | None, of_samples: tf.Tensor | None
+    ) -> None:
+        self._stacks = {False: shared, True: of_samples}
+        counts = {False: 0, True: 0}
+        self._places = []
+        for flag in batched:
+            self._places.append((flag, counts[flag]))
+            counts[flag] += 1
 
-    @functools.cached_property
-    def shared(self) -> tf.Tensor:
-        zero = tf.zeros([], FLOAT)
-        pairs = zip(self._parameters, self._batched, strict=True)
-        return tf.stack([zero if batched else p for p, batched in pairs])
+    def linear(self, rows: Sequence[Sequence[tuple[int, float]]], *, batched: bool) -> tf.Tensor:
+        """Sums of (parameter, factor), one a row: (rows,); if ``batched`` (rows, batch or 1)."""
+        total = None
+        for flag, stack in self._stacks.items():
+            if stack is None:
+                continue
+            matrix = np.zeros((len(rows), stack.shape[0]))
+            for row, terms in enumerate(rows):
+                for position, factor in terms:
+                    if self._places[position][0] == flag:
+                        matrix[row, self._places[position][1]] += factor
+            if not matrix.any():
+                continue
+            if flag:
+                part = tf.matmul(tf.constant(matrix, FLOAT), stack)
+            else:
+                part = tf.linalg.matvec(tf.constant(matrix, FLOAT), stack)
+                part = part[:, None] if batched else part
+            total = part if total is None else total + part
+        return total
 
-    @functools.cached_property
-    def of_samples(self) -> tf.Tensor:
-        batch = next(p for p, batched in zip(self._parameters, self._batched, strict=True) if batched)
-        return tf.stack([p + tf.zeros_like(batch) for p in self._parameters])
 
-
-def _build(steps: Sequence[Step], cutoff: int, values: _Values) -> list[Complex]:
-    """The matrices of the steps: ([batch,] [blocks,] D, D), vacuum ones ([batch,] D)."""
+def _alike(steps: Sequence[Step]) -> dict[tuple, list[int]]:
+    """Steps by what makes their matrices: in one group they differ in their parameters only."""
     groups: dict[tuple, list[int]] = defaultdict(list)
     for number, step in enumerate(steps):
         names = tuple(name for name, _ in step.cores)
-        groups[step.keeps, names, step.batched, step.vacuum].append(number)
-    matrices: list[Complex] = [None] * len(steps)
-    for (keeps, _, batched, vacuum), numbers in groups.items():
+        key = (step.keeps, names, step.batched, step.vacuum, step.conjugate)
+        groups[key].append(number)
+    return dict(groups)
+
+
+def _build(
+    steps: Sequence[Step], cutoff: int, values: _Values, dtype: tf.DType
+) -> list[tf.Tensor]:
+    """For each group the matrices, as real ones: (K, [batch,] [blocks,] 2 D, 2 D).
+
+    Of steps on the vacuum, the real and imaginary parts of the columns: (K, [batch,] 2 D).
+    """
+    stacks = []
+    for numbers in _alike(steps).values():
         group = [steps[number] for number in numbers]
-        of = values.of_samples if batched else values.shared
-        made = _build_alike(group, keeps, vacuum, cutoff, of)
-        parts = [None if part is None else tf.unstack(part, len(group)) for part in made]
-        for position, number in enumerate(numbers):
-            real, imaginary = (None if part is None else part[position] for part in parts)
-            if imaginary is not None and steps[number].conjugate:
-                imaginary = -imaginary
-            matrices[number] = (real, imaginary)
-    return matrices
+        real, imaginary = _build_alike(group, cutoff, values, dtype)
+        imaginary = tf.zeros_like(real) if imaginary is None else imaginary
+        if group[0].conjugate:
+            imaginary = -imaginary
+        stacks.append(_as_real(real, imaginary, group[0]))
+    return stacks
+
+
+def _as_real(real: tf.Tensor, imaginary: tf.Tensor, step: Step) -> tf.Tensor:
+    """Complex (K, ..., D, D) -> real (K, ..., 2 D, 2 D), [[Re, -Im], [Im, Re]]."""
+    size = 2 * real.shape[-1]
+    batch = [-1] if step.batched else []
+    if step.vacuum:
+        column = tf.concat([real, imaginary], -1)
+        return tf.reshape(column, [real.shape[0], *batch, size])
+    blocks = real.shape[1 + step.batched : -2].as_list()
+    # Not by concatenation, which XLA compiles to a slow loop: by products with 2 x 2 matrices.
+    one, turn = (
+        np.reshape(matrix, [2, 1, 2, 1]).astype(real.dtype.as_numpy_dtype)
+        for matrix in ([[1, 0], [0, 1]], [[0, -1], [1, 0]])
+    )
+    pairs = real[..., None, :, None, :] * one + imaginary[..., None, :, None, :] * turn
+    return tf.reshape(_once(pairs), [real.shape[0], *batch, *blocks, size, size])
 
 
 def _build_alike(
-    group: list[Step], keeps: str, vacuum: bool, cutoff: int, values: tf.Tensor
+    group: list[Step], cutoff: int, values: _Values, dtype: tf.DType
 ) -> Complex:
-    """(K, [batch,] [blocks,] D, D) for K steps that differ in their parameters only."""
-    grid = _grid(keeps, cutoff)  # (terms, [blocks,] D)
-    segments = len(group[0].angles)
-    coefficients = np.zeros((len(group), segments, len(_TERMS), values.shape[0]))
-    for k, step in enumerate(group):
-        for segment, angle in enumerate(step.angles):
-            for term, parameter, factor in angle:
-                coefficients[k, segment, _TERMS.index(term), parameter] += factor
-    waves: list[Complex | None] = []
-    for segment in range(segments):
-        if not coefficients[:, segment].any():
-            waves.append(None)
-            continue
-        angle = _angles(coefficients[:, segment], values, grid)
-        waves.append((tf.cos(angle), tf.sin(angle)))
+    """(K, [batch,] [blocks,] D, D) for K steps that differ in their parameters only.
+
+    Angles and cores are computed in double precision; what is made of them has the state's own.
+    """
+    batched, vacuum = group[0].batched, group[0].vacuum
+    grid = _grid(group[0].keeps, cutoff)  # (terms, [blocks,] D)
+    waves = [
+        _waves([step.angles[segment] for step in group], values, grid, dtype, batched=batched)
+        for segment in range(len(group[0].angles))
+    ]
     if not group[0].cores:
-        ones = tf.ones(np.broadcast_shapes((len(group), *grid.shape[1:])), FLOAT)
-        real, imaginary = waves[0] or (ones, None)
-        return tuple(None if x is None else tf.linalg.diag(x) for x in (real, imaginary))
+        real, imaginary = waves[0] or (tf.ones([len(group), *grid.shape[1:]], dtype), None)
+        return tf.linalg.diag(real), None if imaginary is None else tf.linalg.diag(imaginary)
     result: Complex | None = None
     for segment, (name, _) in enumerate(group[0].cores):
-        arguments = tf.gather(values, [step.cores[segment][1] for step in group])
+        rows = [[(step.cores[segment][1], 1.0)] for step in group]
+        argument = values.linear(rows, batched=batched)
         kind = KINDS[name]
         if result is None and vacuum:
             make = kind.vacuum or (lambda r, d, core=kind.core: _first_column(core(r, d)))
-            result = _complex(make(arguments, cutoff))
+            result = _complex(make(argument, cutoff), dtype)
         else:
-            core = _complex(kind.core(arguments, cutoff))
+            core = _complex(kind.core(argument, cutoff), dtype)
             if result is None:
                 result = _times(core, waves[0], axis=-2)
             else:
@@ -336,15 +418,33 @@ def _build_alike(
     return result
 
 
-def _angles(coefficients: np.ndarray, values: tf.Tensor, grid: np.ndarray) -> tf.Tensor:
-    """Phases (K, [batch,] *grid.shape[1:]) from coefficients (K, terms, P), values (P, [batch])."""
-    count, terms, width = coefficients.shape
-    linear = tf.constant(coefficients.reshape(-1, width), FLOAT)
-    polynomials = tf.matmul(linear, tf.reshape(values, [width, -1]))
-    polynomials = tf.transpose(tf.reshape(polynomials, [count, terms, -1]), [0, 2, 1])
-    angles = tf.matmul(tf.reshape(polynomials, [-1, terms]), grid.reshape(terms, -1))
-    batch = [-1] if len(values.shape) == 2 else []
-    return tf.reshape(angles, [count, *batch, *grid.shape[1:]])
+def _waves(
+    angles: Sequence[_Angle],
+    values: _Values,
+    grid: np.ndarray,
+    dtype: tf.DType,
+    *,
+    batched: bool,
+) -> Complex | None:
+    """exp(i angle) at each point of the grid: (K, [batch,] [blocks,] D). None if all are 0."""
+    if not any(angles):
+        return None
+    terms = [t for t in _TERMS if any(t == term for angle in angles for term, _, _ in angle)]
+    rows = [[(p, f) for t, p, f in angle if t == term] for angle in angles for term in terms]
+    linear = values.linear(rows, batched=batched)
+    linear = tf.reshape(linear, [len(angles), len(terms), -1])
+    shape = grid.shape[1:]
+    grid = grid[[_TERMS.index(term) for term in terms]].reshape(len(terms), -1)
+    angle = tf.einsum("ktb,tg->kbg", linear, tf.constant(grid, FLOAT))
+    angle = tf.reshape(angle, [len(angles), *([-1] if batched else []), *shape])
+    return _once(tf.cast(tf.cos(angle), dtype)), _once(tf.cast(tf.sin(angle), dtype))
+
+
+@tf.custom_gradient
+def _once(x: tf.Tensor):
+    """x, computed on its own: XLA would put its loop into the loops of all that use it."""
+    (kept,) = gen_xla_ops.xla_optimization_barrier([x])
+    return kept, lambda cotangent: _once(cotangent)
 
 
 def _grid(keeps: str, cutoff: int) -> np.ndarray:
@@ -362,13 +462,15 @@ def _partner(keeps: str, block: np.ndarray, n0: np.ndarray, cutoff: int) -> np.n
     return (block - n0) % cutoff if keeps == "sum" else (n0 - block) % cutoff
 
 
-def _complex(matrix: tf.Tensor | Complex) -> Complex:
-    return matrix if isinstance(matrix, tuple) else (matrix, None)
+def _complex(matrix: tf.Tensor | Complex, dtype: tf.DType) -> Complex:
+    parts = matrix if isinstance(matrix, tuple) else (matrix, None)
+    return tuple(None if part is None else tf.cast(part, dtype) for part in parts)
 
 
-def _first_column(matrix: tf.Tensor | Complex) -> Complex:
-    real, imaginary = _complex(matrix)
-    return real[..., 0], None if imaginary is None else imaginary[..., 0]
+def _first_column(matrix: tf.Tensor | Complex) -> tf.Tensor | Complex:
+    if isinstance(matrix, tuple):
+        return tuple(part[..., 0] for part in matrix)
+    return matrix[..., 0]
 
 
 def _times(x: Complex, phases: Complex | None, axis: int | None) -> Complex:
@@ -415,6 +517,7 @@ class _Product:
     """A state as a product of factors."""
 
     def __init__(self, circuit: Circuit, state: tf.Tensor | None) -> None:
+        self._circuit = circuit
         self._cutoff = circuit.cutoff
         self._axes = circuit.axes
         self._dtype = tf.as_dtype(circuit.dtype)
@@ -428,7 +531,7 @@ class _Product:
             rows = tf.stack([tf.math.real(amplitudes), tf.math.imag(amplitudes)], 1)
             self._set(tuple(range(self._axes)), tf.reshape(rows, [2 * size, -1]))
 
-    def apply(self, step: Step, matrix: Complex) -> None:
+    def apply(self, step: Step, matrix: tf.Tensor) -> None:
         if step.vacuum:
             self._fill(step.axes[0], matrix)
             return
@@ -436,19 +539,46 @@ class _Product:
         want, blocks = _order(factor.axes, step, self._cutoff, factor.rows.shape[-1])
         rows = _permute(factor.rows, factor.order, want)
         size = 2 * self._cutoff
-        real = _as_real(matrix, self._real)
         if step.batched:
             split = tf.reshape(rows, [blocks, size, len(want) // (blocks * size), -1])
             split = tf.transpose(split, [3, 0, 1, 2])
-            if len(real.shape) == 3:
-                real = real[:, None]
-            made = tf.transpose(tf.matmul(real, split), [1, 2, 3, 0])
+            if len(matrix.shape) == 3:
+                matrix = matrix[:, None]
+            made = tf.transpose(tf.matmul(matrix, split), [1, 2, 3, 0])
         else:
-            if len(real.shape) == 2 and blocks > 1:
-                real = tf.tile(real[None], [blocks, 1, 1])
-            made = tf.matmul(real, tf.reshape(rows, [blocks, size, -1]))
+            if len(matrix.shape) == 2:
+                matrix = tf.tile(matrix[None], [blocks, 1, 1])
+            made = tf.matmul(matrix, tf.reshape(rows, [blocks, size, -1]))
         rows = tf.reshape(made, [len(want), -1])
         self._put(_Factor(factor.axes, rows, want))
+
+    @property
+    def batch(self) -> int:
+        """The number of samples, as far as it is known."""
+        return max((f.rows.shape[-1] or 1 for f in self._factors if f is not None), default=1)
+
+    def apply_as_one(self, work: Sequence[tuple[Step, tf.Tensor]]) -> None:
+        """Apply steps that are the same for all samples, multiplied with each other first."""
+        size = self._cutoff**self._axes
+        axes = tuple(range(self._axes))
+        identity = np.eye(2 * size, size)
+        product = _Product(self._circuit, None)
+        order = np.arange(2 * size).reshape(size, 2).T.reshape(-1)  # all real parts, then the rest
+        product._put(_Factor(axes, tf.constant(identity, self._real), order))
+        for step, matrix in work:
+            product.apply(step, matrix)
+        made = product._join(axes)
+        factor = self._join(axes)
+        ids = np.arange(2 * size).reshape([self._cutoff] * self._axes + [2])
+        wants = [
+            ids.transpose([self._axes, *(f.axes.index(axis) for axis in axes)]).reshape(-1)
+            for f in (made, factor)
+        ]
+        columns = _permute(made.rows, made.order, wants[0])
+        real, imaginary = tf.unstack(tf.reshape(columns, [2, size, size]))
+        matrix = tf.concat([columns, tf.concat([-imaginary, real], 0)], 1)
+        rows = _permute(factor.rows, factor.order, wants[1])
+        self._put(_Factor(axes, tf.matmul(matrix, rows), order))
 
     def state(self) -> tf.Tensor:
         factor = self._join(range(self._axes))
@@ -458,7 +588,7 @@ class _Product:
         position = [factor.axes.index(axis) for axis in range(rank)]
         want = ids.transpose([rank, *position]).reshape(-1)
         rows = _permute(factor.rows, factor.order, want)
-        amplitudes = tf.complex(rows[:size], rows[size:])
+        amplitudes = tf.complex(*tf.unstack(tf.reshape(rows, [2, size, -1])))
         shape = [self._cutoff] * rank
         if self._batched:
             return tf.reshape(tf.transpose(amplitudes), [-1, *shape])
@@ -482,13 +612,11 @@ class _Product:
             self._factors[axis] = factor
         return factor
 
-    def _fill(self, axis: int, column: Complex) -> None:
-        """Put an axis that was in vacuum into the state ``column``, ([batch,] D)."""
-        real, imaginary = column
-        imaginary = tf.zeros_like(real) if imaginary is None else imaginary
-        rows = tf.stack([real, imaginary], -1)
-        rows = tf.reshape(rows, [-1, 2 * self._cutoff])
-        self._set((axis,), tf.transpose(tf.cast(rows, self._real)))
+    def _fill(self, axis: int, column: tf.Tensor) -> None:
+        """Put an axis that was in vacuum into the state ``column``, ([batch,] 2 D)."""
+        rows = tf.transpose(tf.reshape(column, [-1, 2 * self._cutoff]))
+        order = np.arange(2 * self._cutoff).reshape(-1, 2).T.reshape(-1)
+        self._put(_Factor((axis,), rows, order))
 
     def _join(self, axes: Sequence[int]) -> _Factor:
         """One factor that holds all these axes."""
@@ -503,8 +631,8 @@ class _Product:
         parts = []
         for factor in (left, right):
             rows = _permute(factor.rows, factor.order, np.arange(len(factor.order)))
-            parts.append(tf.reshape(rows, [rows.shape[0] // 2, 2, -1]))
-        (a, b), (c, d) = ((part[:, 0], part[:, 1]) for part in parts)
+            parts.append(tf.unstack(tf.reshape(rows, [rows.shape[0] // 2, 2, -1]), axis=1))
+        (a, b), (c, d) = parts
         a, b, c, d = a[:, None], b[:, None], c[None], d[None]
         rows = tf.stack([a * c - b * d, a * d + b * c], 2)
         rows = tf.reshape(rows, [len(left.order) * len(right.order) // 2, -1])
@@ -514,7 +642,7 @@ class _Product:
 def _order(
     axes: tuple[int, ...], step: Step, cutoff: int, batch: int | None
 ) -> tuple[np.ndarray, int]:
-    """The order of rows that a step wants, (blocks, D x 2, rest), and its number of blocks."""
+    """The order of rows that a step wants, (blocks, 2 x D, rest), and its number of blocks."""
     rank = len(axes)
     ids = np.arange(2 * cutoff**rank).reshape([cutoff] * rank + [2])
     acted = [axes.index(axis) for axis in step.axes]
@@ -522,7 +650,8 @@ def _order(
     if step.keeps != "one":
         ids = ids.transpose([*acted, rank, *others])
         block, n0 = np.mgrid[:cutoff, :cutoff]
-        return ids[n0, _partner(step.keeps, block, n0, cutoff)].reshape(-1), cutoff
+        pairs = ids[n0, _partner(step.keeps, block, n0, cutoff)]  # block, n0, part, others
+        return np.swapaxes(pairs, 1, 2).reshape(-1), cutoff
     outer = 0
     while (
         not step.batched
@@ -530,7 +659,7 @@ def _order(
         and cutoff ** (len(others) - outer - 1) * (batch or 1) >= _WIDTH
     ):
         outer += 1
-    ids = ids.transpose([*others[:outer], *acted, rank, *others[outer:]])
+    ids = ids.transpose([*others[:outer], rank, *acted, *others[outer:]])
     return ids.reshape(-1), cutoff**outer
 
 
@@ -551,17 +680,3 @@ def _gather(rows: tf.Tensor, index: np.ndarray) -> tf.Tensor:
         return tf.gather(rows, index), lambda cotangent: _gather(cotangent, np.argsort(index))
 
     return gather(rows)
-
-
-def _as_real(matrix: Complex, dtype: tf.DType) -> tf.Tensor:
-    """(..., D, D) complex -> (..., 2 D, 2 D) real, acting on (real, imaginary) pairs."""
-    real, imaginary = matrix
-    imaginary = tf.zeros_like(real) if imaginary is None else imaginary
-    real, imaginary = tf.cast(real, dtype), tf.cast(imaginary, dtype)
-    pairs = tf.stack([tf.stack([real, -imaginary], -1), tf.stack([imaginary, real], -1)], -3)
-    size = 2 * real.shape[-1]
-    shape = pairs.shape[:-4].as_list()
-    if None in shape:
-        return tf.reshape(pairs, [-1, *shape[1:], size, size])
-    return tf.reshape(pairs, [*shape, size, size])
-

@@ -72,6 +72,7 @@ class TracedEngine(LocalEngine):
         super().__init__(backend, backend_options=backend_options)
         self._compiled: weakref.WeakKeyDictionary[sf.Program, Any] = weakref.WeakKeyDictionary()
 
+    @tf.autograph.experimental.do_not_convert  # neither Strawberry Fields nor networkx bears it
     def run(self, program: Any, *, args: Any = None, compile_options: Any = None, **kwargs: Any):
         """See ``LocalEngine.run``."""
         args = {key: _as_value(value) for key, value in (args or {}).items()}

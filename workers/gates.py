@@ -118,6 +118,33 @@ def squeezed_vacuum(r: tf.Tensor, cutoff: int) -> tf.Tensor:
     return tf.stack(terms, -1)
 
 
+def displaced_squeezed_vacuum(
+    r_d: tf.Tensor, phi_d: tf.Tensor, r_s: tf.Tensor, phi_s: tf.Tensor, cutoff: int
+) -> tf.Tensor:
+    """D(r_d exp(i phi_d)) S(r_s exp(i phi_s)) |0>, complex128: (...) -> (..., cutoff).
+
+    The amplitudes obey sqrt(n + 1) c[n + 1] = (alpha + alpha* t) c[n] - t sqrt(n) c[n - 1] with
+    t = exp(i phi_s) tanh(r_s), since the state is annihilated by S D a D^dagger S^dagger.
+    """
+    root, inverse_root = _roots(cutoff)
+    alpha = _polar(r_d, phi_d)
+    t = _polar(tf.tanh(r_s), phi_s)
+    conjugate = tf.math.conj(alpha)
+    drift = alpha + conjugate * t
+    size = tf.complex(tf.sqrt(1 / tf.cosh(r_s)), tf.zeros_like(r_s))
+    terms = [size * tf.exp(-0.5 * conjugate * drift)]
+    for n in range(1, cutoff):
+        term = drift * terms[-1]
+        if n > 1:
+            term -= t * root[n - 1] * terms[-2]
+        terms.append(term * inverse_root[n])
+    return tf.stack(terms, -1)
+
+
+def _polar(r: tf.Tensor, phi: tf.Tensor) -> tf.Tensor:
+    return tf.complex(r * tf.cos(phi), r * tf.sin(phi))
+
+
 def cubic_phase(gamma: tf.Tensor, cutoff: int) -> Complex:
     """exp(i gamma x^3 / (3 hbar)) with hbar = 2, x truncated: (...) -> (..., cutoff, cutoff)."""
     return _cubic_spectrum(cutoff).at(gamma)
