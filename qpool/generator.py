@@ -22,7 +22,7 @@ from workers import sf_compat
 from workers.errors import ConfigurationError, InputError, ModelError, PoolClosedError, nearest
 
 #: Engines that a replica can hold.
-_ENGINES = ("stock",)
+_ENGINES = ("traced", "stock")
 
 
 class _Room:
@@ -136,7 +136,7 @@ def parallelize(
     threads: int = 1,
     start_method: str | None = None,
     pin: bool = True,
-    engine: str = "stock",
+    engine: str = "traced",
     methods: tuple[str, ...] | list[str] | str = (),
     sharded: tuple[str, ...] | list[str] | str = (),
     pool: Any = None,
@@ -155,7 +155,10 @@ def parallelize(
         threads: threads and cores of each worker.
         start_method: ``"forkserver"`` or ``"spawn"``; default: the best of this system.
         pin: pin each worker to its own cores.
-        engine: ``"stock"``: Strawberry Fields as it is.
+        engine: ``"traced"``: the model's Strawberry Fields engines are replaced by compiled ones
+            and the call is compiled where it can be (``stats()`` says how far it got, and why not
+            further; what a compiled call does beside computing, printing for one, it does
+            once). ``"stock"``: Strawberry Fields as it is.
         methods: further methods to pool. Their first argument is sharded along its leading axis.
         sharded: names of further arguments to shard with the first. All others go to every
             worker as constants.

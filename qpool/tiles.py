@@ -8,9 +8,10 @@ have the same bits for any number of workers.
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
+
+from workers.layout import tile_worth
 
 #: Larger tiles leave the cache (at cutoff 12, three modes: 0.9 MB for each state kept).
 LARGEST_TILE = 64
@@ -19,23 +20,14 @@ LARGEST_TILE = 64
 FEWEST_TILES = 2
 
 
-def power_of_two_below(value: int) -> int:
-    """The largest power of two that is at most ``value`` (at least 1)."""
-    return 1 << (max(1, value).bit_length() - 1)
+def largest_tile(batch: int) -> int:
+    """The largest tile that a batch may be cut into, a power of two."""
+    return min(LARGEST_TILE, 1 << (max(1, batch // FEWEST_TILES).bit_length() - 1))
 
 
 def default_tile(batch: int, fixed_cost: float) -> int:
-    """Rows in a tile, a power of two.
-
-    ``fixed_cost`` is what a call of the model costs beside its rows, counted in rows: 0 for a
-    model that loops over its batch, infinite for one whose cost does not depend on it. A tile is
-    the smallest power of two whose rows cost as much as the call itself, but leaves at least
-    :data:`FEWEST_TILES` tiles, and is at most :data:`LARGEST_TILE`.
-    """
-    largest = min(LARGEST_TILE, power_of_two_below(batch // FEWEST_TILES))
-    if fixed_cost >= largest:
-        return largest
-    return min(largest, 1 << max(0, math.ceil(math.log2(max(fixed_cost, 1.0)))))
+    """Rows in a tile: :func:`workers.layout.tile_worth`, at most :func:`largest_tile`."""
+    return tile_worth(fixed_cost, largest_tile(batch))
 
 
 def count(batch: int, tile: int) -> int:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+from tensorflow.python.ops import control_flow_util
 
 from workers import gates
 from workers.gates import FLOAT, Complex
@@ -144,15 +145,20 @@ def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | No
 
 @functools.lru_cache(maxsize=256)
 def _compiled(circuit: Circuit) -> tf.types.experimental.PolymorphicFunction:
-    return tf.function(functools.partial(_run, circuit), autograph=False)
+    # Its parts are not compiled: an eager call would wait for seconds at each new batch size.
+    return tf.function(functools.partial(_run, circuit, compile_parts=False), autograph=False)
 
 
 def _run(
-    circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None
+    circuit: Circuit,
+    parameters: Sequence[tf.Tensor],
+    state: tf.Tensor | None,
+    *,
+    compile_parts: bool = True,
 ) -> tf.Tensor:
     steps = plan(circuit)
     matrices: list[tf.Tensor] = [None] * len(steps)
-    stacks = _matrices(circuit)(*_stacks(parameters, circuit.batched))
+    stacks = _matrices(circuit, compile_parts)(*_stacks(parameters, circuit.batched))
     for numbers, stack in zip(_alike(steps).values(), stacks, strict=True):
         for number, matrix in zip(numbers, tf.unstack(stack), strict=True):
             matrices[number] = matrix
@@ -172,15 +178,15 @@ def _run(
 
 
 @functools.lru_cache(maxsize=256)
-def _matrices(circuit: Circuit) -> tf.types.experimental.PolymorphicFunction:
-    """The function that makes the matrices, compiled, since it is many small operations.
+def _matrices(circuit: Circuit, compiled: bool) -> tf.types.experimental.PolymorphicFunction:
+    """The function that makes the matrices, compiled if wanted: it is many small operations.
 
     It returns one stack for each group of steps that ``_alike`` makes.
     """
     steps = plan(circuit)
     dtype = tf.as_dtype(circuit.dtype).real_dtype
 
-    @tf.function(jit_compile=True, autograph=False)
+    @tf.function(jit_compile=compiled or None, autograph=False)
     def matrices(shared: tf.Tensor | None, of_samples: tf.Tensor | None) -> list[tf.Tensor]:
         values = _Values(circuit.batched, shared, of_samples)
         return _build(steps, circuit.cutoff, values, dtype)
@@ -443,7 +449,9 @@ def _waves(
 @tf.custom_gradient
 def _once(x: tf.Tensor):
     """x, computed on its own: XLA would put its loop into the loops of all that use it."""
-    (kept,) = gen_xla_ops.xla_optimization_barrier([x])
+    graph = tf.compat.v1.get_default_graph()
+    within_xla = control_flow_util.GraphOrParentsInXlaContext(graph)
+    kept = gen_xla_ops.xla_optimization_barrier([x])[0] if within_xla else tf.identity(x)
     return kept, lambda cotangent: _once(cotangent)
 
 

@@ -7,9 +7,10 @@ at all. The physics is the backend's.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import strawberryfields as sf
 import sympy
 import tensorflow as tf
 from strawberryfields import ops
-from strawberryfields.engine import LocalEngine
+from strawberryfields.engine import Engine, LocalEngine
 from strawberryfields.parameters import FreeParameter, MeasuredParameter, ParameterError
 
 from workers.backend import TracedTFBackend
@@ -46,7 +47,7 @@ _TRACEABLE: dict[type, str] = {
 _CONSTANT = (ops.Vacuum, ops.Fock, ops.Ket, ops.DensityMatrix, ops._Delete, ops._New_modes)
 
 
-class TracedEngine(LocalEngine):
+class TracedEngine(Engine):
     """``sf.Engine("tf", ...)`` that can be traced, compiled and differentiated twice.
 
     Args:
@@ -70,7 +71,6 @@ class TracedEngine(LocalEngine):
                 )
             backend = TracedTFBackend()
         super().__init__(backend, backend_options=backend_options)
-        self._compiled: weakref.WeakKeyDictionary[sf.Program, Any] = weakref.WeakKeyDictionary()
 
     @tf.autograph.experimental.do_not_convert  # neither Strawberry Fields nor networkx bears it
     def run(self, program: Any, *, args: Any = None, compile_options: Any = None, **kwargs: Any):
@@ -188,4 +188,35 @@ def _check_batches(args: dict[Any, Any]) -> None:
         )
 
 
-__all__ = ["ParameterError", "TracedEngine", "evaluate"]
+@contextlib.contextmanager
+def traced_engines(wanted: bool = True) -> Iterator[None]:
+    """Within, ``sf.Engine("tf", ...)`` makes a TracedEngine (or, unless wanted, stock ones).
+
+    It holds for this thread's calls alone. Engines are otherwise what they were.
+    """
+    _install()
+    token = _traced.set(wanted)
+    try:
+        yield
+    finally:
+        _traced.reset(token)
+
+
+_traced: contextvars.ContextVar[bool] = contextvars.ContextVar("traced", default=False)
+
+
+@functools.cache
+def _install() -> None:
+    original = LocalEngine.__new__
+
+    def new(cls: type, backend: Any, *, backend_options: dict[str, Any] | None = None) -> Any:
+        if cls in (Engine, LocalEngine) and backend == "tf" and _traced.get():
+            return object.__new__(TracedEngine)
+        if issubclass(cls, TracedEngine):
+            return object.__new__(cls)
+        return original(cls, backend, backend_options=backend_options)
+
+    LocalEngine.__new__ = new
+
+
+__all__ = ["ParameterError", "TracedEngine", "evaluate", "traced_engines"]

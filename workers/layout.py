@@ -78,3 +78,15 @@ def tile_rows(index: int, tile: int, batch: int) -> tuple[int, int]:
     """First row and one past the last row of tile ``index`` of a batch cut into ``tile`` rows."""
     start = index * tile
     return start, min(start + tile, batch)
+
+
+def tile_worth(fixed_cost: float, largest: int) -> int:
+    """Rows of a tile: the smallest power of two whose rows cost as much as the call itself.
+
+    ``fixed_cost`` is what a call of the model costs beside its rows, counted in rows: 0 for a
+    model that loops over its batch, infinite for one whose cost does not depend on it. The result
+    is at most ``largest``.
+    """
+    if fixed_cost >= largest:
+        return largest
+    return min(largest, 1 << max(0, math.ceil(math.log2(max(fixed_cost, 1.0)))))

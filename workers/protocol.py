@@ -52,12 +52,16 @@ class Remap:
 
 @dataclass(frozen=True)
 class Build:
-    """``shipment`` unpickles to a model and its variables; ``weights`` says where values lie."""
+    """``shipment`` unpickles to a model and its variables; ``weights`` says where values lie.
+
+    ``engine`` is what the model's Strawberry Fields engines are, "traced" or "stock".
+    """
 
     model: int
     shipment: bytes
     weights: tuple[Placed, ...]
     seed: int
+    engine: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Plan:
     ``least_rows`` is how many it needs (engines made for one row at a time are of another kind:
     Strawberry Fields' ``batch_size`` is at least 2). A survey
     finds out whether the method ``draws`` random numbers, and whether seeding makes the draws
-    ``reproducible``; the plan is then told anew.
+    ``reproducible``, and at which ``level`` it can be compiled (``workers.compiled``); the plan is
+    then told anew.
     """
 
     plan: int
@@ -90,6 +95,7 @@ class Plan:
     least_rows: int = 1
     draws: bool = False
     reproducible: bool = True
+    level: str = "eager"
 
 
 @dataclass(frozen=True)
@@ -112,13 +118,18 @@ class Frame:
 
 @dataclass(frozen=True)
 class Survey:
-    """Run the model on the frame's first rows and report what comes out, and what it costs."""
+    """Run the model on the frame's first rows and report what comes out, and what it costs.
+
+    ``largest_tile`` bounds the rows of a tile (``workers.layout.tile_worth``), which is the shape
+    that is compiled.
+    """
 
     ticket: int
     plan: int
     frame: int
     weights_version: int
     gradient: bool
+    largest_tile: int
 
 
 @dataclass(frozen=True)
@@ -189,6 +200,7 @@ class Surveyed:
 
     ``draws``: the model draws random numbers; ``reproducible``: seeding makes them the same.
     ``fixed_cost``: interpreter work per call that does not depend on its rows, in rows.
+    ``level``, ``reason``, ``compile_seconds``: see ``workers.compiled.Choice``.
     ``connected``: for each gradient source, whether any output depends on it; empty if not asked.
     """
 
@@ -202,6 +214,9 @@ class Surveyed:
     reproducible: bool
     fixed_cost: float
     connected: tuple[bool, ...]
+    level: str
+    reason: str
+    compile_seconds: float
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ before, and which replica it is, leaves no trace in the result.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import gc
 import pickle
 import random
@@ -25,9 +27,10 @@ import cloudpickle
 import numpy as np
 import tensorflow as tf
 
-from workers import recipes
+from workers import compiled, recipes
+from workers.engine import traced_engines
 from workers.errors import ConfigurationError, GradientError, InputError, StatefulCallError
-from workers.layout import ArraySpec, Placed, tile_rows
+from workers.layout import ArraySpec, Placed, tile_rows, tile_worth
 from workers.protocol import Build, Frame, Plan, Sharded, Survey, Surveyed
 
 #: Forward calls whose tapes are kept for a backward pass that may come. A GAN step keeps at most
@@ -46,7 +49,7 @@ _ROUNDING = 1e-5
 _SURVEY_ROWS = (2, 6)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Method:
     """A plan, ready to be called with rows."""
 
@@ -55,7 +58,12 @@ class _Method:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def __call__(self, inputs: Sequence[Any]) -> Any:
+    @functools.cached_property
+    def compiled(self) -> Callable[..., Any]:
+        """The call, at the level that the plan says."""
+        return compiled.at_level(self, self.plan.level)
+
+    def __call__(self, *inputs: Any) -> Any:
         args = [inputs[a.index] if isinstance(a, Sharded) else a for a in self.args]
         kwargs = {
             name: inputs[a.index] if isinstance(a, Sharded) else a
@@ -78,7 +86,9 @@ class Replica:
 
     def __init__(self, build: Build, in_force: dict[str, Any] | None, buffer: memoryview) -> None:
         """``in_force`` are the settings of this process, None if they are free to choose."""
-        shipped: recipes.Shipped = pickle.loads(build.shipment)
+        self._traced = build.engine == "traced"
+        with traced_engines(self._traced):
+            shipped: recipes.Shipped = pickle.loads(build.shipment)
         if in_force not in (None, shipped.settings):
             raise ConfigurationError(
                 f"the models of a pool share their processes' settings: those in force are "
@@ -118,7 +128,11 @@ class Replica:
     def add_plan(self, plan: Plan) -> None:
         args, kwargs = pickle.loads(plan.arguments)
         call = self._model if plan.method == "__call__" else getattr(self._model, plan.method)
-        self._plans[plan.plan] = _Method(plan, call, args, kwargs)
+        known = self._plans.get(plan.plan)
+        method = _Method(plan, call, args, kwargs)
+        if known is not None and known.plan.level == plan.level:
+            method.__dict__["compiled"] = known.compiled  # it keeps what it has compiled
+        self._plans[plan.plan] = method
 
     def load(self, version: int, buffer: memoryview) -> None:
         """Take over the weights in the arena, if they are not the ones held already."""
@@ -175,6 +189,12 @@ class Replica:
             connected = tuple(g is not None for g in self._gradients(kept, None))
         per_row = max(calls_many - calls_few, 0) / max(many - few, 1)
         fixed = max(calls_few - per_row * few, 0.0)
+        fixed_cost = fixed / per_row if per_row else float("inf")
+        choice = compiled.Choice("eager", self._why_eager(method, outputs, draws), 0.0)
+        if not choice.reason:
+            rows = method.plan.rows or tile_worth(fixed_cost, request.largest_tile)
+            arrays = self._first_rows(frame, rows, buffer)
+            choice = self._compile(method, arrays, request.gradient, buffer)
         return Surveyed(
             request.ticket,
             finished,
@@ -184,9 +204,45 @@ class Replica:
             few if method.plan.rows else self._least_rows(run),
             draws or not reproducible,
             reproducible,
-            fixed / per_row if per_row else float("inf"),
+            fixed_cost,
             connected,
+            choice.level,
+            choice.reason,
+            choice.seconds,
         )
+
+    def _why_eager(self, method: _Method, outputs: Sequence[Any], draws: bool) -> str:
+        """Why compiling is not even tried; empty if it is."""
+        if not self._traced:
+            return "engine='stock'"
+        if draws:
+            return "the model draws random numbers, which are seeded anew for each tile"
+        if not all(method.plan.as_tensor) or not all(map(tf.is_tensor, outputs)):
+            return "it takes or returns NumPy arrays"
+        return ""
+
+    def _compile(
+        self, method: _Method, arrays: list[np.ndarray], gradient: bool, buffer: memoryview
+    ) -> compiled.Choice:
+        """The level for this plan from now on, with a tile's shape compiled already."""
+        expected = tf.nest.flatten(self._run(method, arrays, buffer))
+
+        def pull_back(function: Callable[..., Any]) -> None:
+            if gradient:
+                trial = dataclasses.replace(method)
+                trial.__dict__["compiled"] = function
+                self._gradients(self._record(trial, arrays, buffer), None)
+
+        with traced_engines():
+            choice, function = compiled.choose(
+                method, _as_the_model_wants(method.plan, arrays), expected, pull_back
+            )
+        chosen = dataclasses.replace(
+            method, plan=dataclasses.replace(method.plan, level=choice.level)
+        )
+        chosen.__dict__["compiled"] = function
+        self._plans[method.plan.plan] = chosen
+        return choice
 
     def forward(
         self, plan: int, frame: Frame, call: int, index: int, keep: bool, buffer: memoryview
@@ -194,7 +250,7 @@ class Replica:
         """Compute one tile and write its outputs; with ``keep``, hold on to its tape."""
         method = self._plans[plan]
         start, stop = tile_rows(index, frame.tile, frame.batch)
-        rows = self._rows(method.plan, start, stop)
+        rows = self._rows(method.plan, frame.tile, start, stop)
         arrays = self._begin_tile(method, frame, call, index, buffer)
         if keep:
             kept = self._record(method, arrays, buffer)
@@ -223,7 +279,7 @@ class Replica:
         """Pull one tile's cotangents back and write its gradients."""
         method = self._plans[plan]
         start, stop = tile_rows(index, frame.tile, frame.batch)
-        rows = self._rows(method.plan, start, stop)
+        rows = self._rows(method.plan, frame.tile, start, stop)
         kept = self._kept.get(call, {}).pop(index, None)
         if kept is None:
             kept = self._recompute(method, frame, call, index, buffer)
@@ -254,9 +310,13 @@ class Replica:
     # -- within ----------------------------------------------------------------------------
 
     @staticmethod
-    def _rows(plan: Plan, start: int, stop: int) -> int:
-        """Rows to call the model with for these: more where it needs them (see ``_pad``)."""
-        return plan.rows or max(plan.least_rows, stop - start)
+    def _rows(plan: Plan, tile: int, start: int, stop: int) -> int:
+        """Rows to call the model with for these: more where it needs them (see ``_pad``).
+
+        A compiled model gets whole tiles, so that a ragged last one compiles nothing new.
+        """
+        needed = stop - start if plan.level == "eager" else tile
+        return plan.rows or max(plan.least_rows, needed)
 
     def _begin_tile(
         self, method: _Method, frame: Frame, call: int, index: int, buffer: memoryview
@@ -265,7 +325,8 @@ class Replica:
         if method.plan.draws:
             self._reseed(call, index)
         start, stop = tile_rows(index, frame.tile, frame.batch)
-        return _take(frame.inputs, start, stop, self._rows(method.plan, start, stop), buffer)
+        rows = self._rows(method.plan, frame.tile, start, stop)
+        return _take(frame.inputs, start, stop, rows, buffer)
 
     @staticmethod
     def _least_rows(run: Callable[[int], Any]) -> int:
@@ -280,16 +341,17 @@ class Replica:
         return _take(frame.inputs, 0, min(rows, frame.batch), rows, buffer)
 
     def _run(self, method: _Method, arrays: list[np.ndarray], buffer: memoryview) -> Any:
-        outputs = method(_as_the_model_wants(method.plan, arrays))
+        with traced_engines(self._traced):
+            outputs = method.compiled(*_as_the_model_wants(method.plan, arrays))
         self._check_unchanged(self._fixed, buffer)
         return outputs
 
     def _record(self, method: _Method, arrays: list[np.ndarray], buffer: memoryview) -> _Kept:
         inputs = _as_the_model_wants(method.plan, arrays)
-        with tf.GradientTape() as tape:
+        with traced_engines(self._traced), tf.GradientTape() as tape:
             tape.watch([x for x in inputs if _differentiable(x)])
             tape.watch(self._sources)
-            outputs = tf.nest.flatten(method(inputs))
+            outputs = tf.nest.flatten(method.compiled(*inputs))
         self._check_unchanged(self._fixed, buffer)
         return _Kept(tape, inputs, outputs)
 

@@ -26,7 +26,7 @@ class Options:
     tile: int | None = None
     start_method: str | None = None
     pin: bool = True
-    engine: str = "stock"
+    engine: str = "traced"
     sharded: tuple[str, ...] = ()
     pool: Pool | None = None
     timeout: float | None = None

@@ -42,7 +42,7 @@ class ProcessExecutor(Executor):
                 "leave workers= out"
             )
         try:
-            self._remote = RemoteModel(self._pool, shipment, options.tile)
+            self._remote = RemoteModel(self._pool, shipment, options.tile, options.engine)
         except BaseException:
             if self._owns_pool:
                 self._pool.close()

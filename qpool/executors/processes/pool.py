@@ -160,16 +160,16 @@ class Pool:
 
     # -- models ----------------------------------------------------------------------------
 
-    def add(self, shipment: bytes, weights: Sequence[np.ndarray]) -> int:
+    def add(self, shipment: bytes, weights: Sequence[np.ndarray], engine: str) -> int:
         """Build a replica of a model in every worker and return the model's number.
 
         ``shipment`` unpickles to a ``workers.recipes.Shipped``; ``weights`` are the values of all
-        its variables, in its order.
+        its variables, in its order; ``engine`` is what its Strawberry Fields engines are.
         """
         with self._lock:
             store = self._ready()
             number = next(self._numbers)
-            store.add(number, shipment, weights)
+            store.add(number, shipment, weights, engine)
             try:
                 replies = self._crew.ask_all(
                     {
@@ -217,6 +217,7 @@ class Pool:
         weights: Sequence[np.ndarray],
         *,
         gradient: bool,
+        largest_tile: int,
     ) -> protocol.Surveyed:
         """Have every worker run the plan on the first rows, and return what the first one reports.
 
@@ -224,12 +225,12 @@ class Pool:
         """
         with self._lock:
             store = self._ready()
-            few = [array[: max(8, self._plans[plan].rows)] for array in inputs]
+            few = [array[: max(8, largest_tile, self._plans[plan].rows)] for array in inputs]
             frame = store.frame(("survey", plan, len(few[0])), few, len(few[0]))
             version = self._write(plan, frame, few, weights)
 
             def message(ticket: int, _tiles: tuple[int, ...]) -> protocol.Survey:
-                return protocol.Survey(ticket, plan, frame.frame, version, gradient)
+                return protocol.Survey(ticket, plan, frame.frame, version, gradient, largest_tile)
 
             homes: Homes = {n: (place,) for place, n in enumerate(sorted(self._crew.ready))}
             _, replies = self._performing().perform(
@@ -241,6 +242,7 @@ class Pool:
                 least_rows=surveyed.least_rows,
                 draws=surveyed.draws,
                 reproducible=surveyed.reproducible,
+                level=surveyed.level,
             )
             return surveyed
 

@@ -40,6 +40,9 @@ class Plan:
     reproducible: bool
     fixed_cost: float
     connected: tuple[bool, ...] | None
+    level: str
+    reason: str
+    compile_seconds: float
 
 
 @dataclasses.dataclass
@@ -55,7 +58,7 @@ class Result:
 class RemoteModel:
     """A model's replicas, called with arrays."""
 
-    def __init__(self, pool: Pool, shipment: Shipment, tile: int | None) -> None:
+    def __init__(self, pool: Pool, shipment: Shipment, tile: int | None, engine: str) -> None:
         self.pool = pool
         self.variables = shipment.variables
         self.differentiable = shipment.differentiable
@@ -69,7 +72,7 @@ class RemoteModel:
         self._seconds = 0.0
         self._survey_seconds = 0.0
         values = [np.asarray(variable) for variable in self.variables]
-        self._number = pool.add(shipment.payload, values)
+        self._number = pool.add(shipment.payload, values, engine)
         weakref.finalize(self, pool.abandon, self._number).atexit = False
 
     def _check_tile(self, tile: int | None) -> int | None:
@@ -109,7 +112,10 @@ class RemoteModel:
             if known
             else self.pool.add_plan(self._number, method, arguments, as_tensor, self._rows)
         )
-        found = self.pool.survey(number, inputs, weights, gradient=gradient)
+        largest = self._tile or tiles.largest_tile(len(inputs[0]))
+        found = self.pool.survey(
+            number, inputs, weights, gradient=gradient, largest_tile=largest
+        )
         plan = Plan(
             number,
             pickle.loads(found.structure),
@@ -119,6 +125,9 @@ class RemoteModel:
             found.reproducible,
             found.fixed_cost,
             found.connected if gradient else None,
+            found.level,
+            found.reason,
+            found.compile_seconds,
         )
         if known is not None:
             plan.fixed_cost = known.fixed_cost
@@ -218,6 +227,10 @@ class RemoteModel:
             "survey_seconds": self._survey_seconds,
             "samples_per_second": rate,
             "random_draws": randomness,
+            "compiled": [
+                {"level": p.level, "why_not_better": p.reason, "seconds": p.compile_seconds}
+                for p in self._plans.values()
+            ],
             "fixed_cost_in_rows": [plan.fixed_cost for plan in self._plans.values()],
             "tiles_by_batch": {batch: tile for (_, batch), tile in sorted(self._tiles.items())},
         }

@@ -34,6 +34,7 @@ class Model:
     """A model's weights in the arena: their specs, their places, and the version that is there."""
 
     shipment: bytes
+    engine: str
     specs: list[ArraySpec]
     places: tuple[Placed, ...] = ()
     version: int = 0
@@ -63,9 +64,11 @@ class Store:
 
     # -- weights ---------------------------------------------------------------------------
 
-    def add(self, number: int, shipment: bytes, weights: Sequence[np.ndarray]) -> None:
+    def add(
+        self, number: int, shipment: bytes, weights: Sequence[np.ndarray], engine: str
+    ) -> None:
         """Make room for a model's weights and write them."""
-        self.models[number] = Model(shipment, [ArraySpec.of(weight) for weight in weights])
+        self.models[number] = Model(shipment, engine, [ArraySpec.of(weight) for weight in weights])
         try:
             self._arrange()
         except BaseException:

@@ -1,0 +1,105 @@
+"""The fastest form of a model's method that gives what the eager one gives.
+
+Tries XLA, then a graph, then leaves it eager; says which it was and what stopped a better one.
+Owns that choice. What is called, with what, and what happens to the outputs is the replica's.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+#: From the best to the one that always works.
+LEVELS = ("xla", "graph", "eager")
+
+#: How far a compiled output may lie from the eager one, relative to the largest entry of that
+#: output: far above rounding in single precision, far below a branch that was taken otherwise.
+_SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A level of :data:`LEVELS`, why it is not a better one, and the seconds it took to compile."""
+
+    level: str
+    reason: str
+    seconds: float
+
+
+def at_level(function: Callable[..., Any], level: str) -> Callable[..., Any]:
+    """``function`` of tensors, compiled as the level says."""
+    if level == "eager":
+        return function
+    return tf.function(function, jit_compile=level == "xla", autograph=False)
+
+
+def choose(
+    function: Callable[..., Any],
+    inputs: Sequence[tf.Tensor],
+    expected: Sequence[tf.Tensor],
+    use: Callable[[Callable[..., Any]], Any],
+) -> tuple[Choice, Callable[..., Any]]:
+    """The best level at which ``function(*inputs)`` gives what it gave eagerly.
+
+    Args:
+        function: the method, of tensors alone.
+        inputs: a tile of them.
+        expected: what it returned for them eagerly, flattened.
+        use: what will be done with the compiled function (a gradient, say), to be tried too.
+
+    Returns:
+        the choice, and the function at that level, which holds what was compiled for it.
+    """
+    began = time.perf_counter()
+    reasons = []
+    for level in LEVELS[:-1]:
+        try:
+            compiled = at_level(function, level)
+            outputs = tf.nest.flatten(compiled(*inputs))
+            apart = _first_difference(outputs, expected)
+            if apart:
+                reasons.append(f"{level}: {apart}")
+                continue
+            use(compiled)
+            return Choice(level, "; ".join(reasons), time.perf_counter() - began), compiled
+        except Exception as error:  # whatever stops a trace: the next level is tried
+            reasons.append(f"{level}: {_why(error)}")
+    return Choice("eager", "; ".join(reasons), time.perf_counter() - began), function
+
+
+def _first_difference(outputs: Sequence[tf.Tensor], expected: Sequence[tf.Tensor]) -> str:
+    for number, (a, b) in enumerate(zip(outputs, expected, strict=True)):
+        a, b = np.asarray(a), np.asarray(b)
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"output {number} is {a.dtype} {a.shape}, eagerly {b.dtype} {b.shape}"
+        if not np.allclose(a, b, rtol=0, atol=_SAME * _scale(b), equal_nan=True):
+            return f"output {number} differs from the eager one"
+    return ""
+
+
+def _scale(array: np.ndarray) -> float:
+    finite = np.abs(array[np.isfinite(array)])
+    return float(finite.max()) if finite.size else 1.0
+
+
+def _why(error: BaseException) -> str:
+    """The error in one line, with the line of the user's code that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = Path(__file__).parent
+    own = [
+        frame
+        for frame in frames
+        if "site-packages" not in frame.filename and Path(frame.filename).parent != ours
+    ]
+    lines = str(error).strip().splitlines() or [""]
+    text = f"{type(error).__name__}: {lines[0][:200]}"
+    if own:
+        text += f" ({own[-1].filename}:{own[-1].lineno}: {own[-1].line})"
+    return text
