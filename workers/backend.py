@@ -16,8 +16,9 @@ from strawberryfields.backends import ModeMap
 from strawberryfields.backends.tfbackend import ops
 from strawberryfields.backends.tfbackend.backend import TFBackend
 from strawberryfields.backends.tfbackend.circuit import Circuit as SFCircuit
+from strawberryfields.backends.tfbackend.states import FockStateTF
 
-from workers import circuit, gates
+from workers import circuit, gates, plan
 
 
 class TracedTFBackend(TFBackend):
@@ -26,9 +27,9 @@ class TracedTFBackend(TFBackend):
     The same interface, states and conventions (hbar = 2 within the backend). What differs:
 
     * The batch is whatever leading axis the gates' arguments have, 1 included; the state has a
-      batch axis as soon as one argument has. ``batch_size`` may still be given, and is then held to.
+      batch axis as soon as one argument has. ``batch_size`` may be given too, and is then held to.
     * Scalar arguments stay scalars: the matrix of such a gate is built once for all samples.
-    * Gates run when the state is needed, all together, in eager mode as one cached ``tf.function``.
+    * Gates run when the state is needed, all together; eagerly, as one cached ``tf.function``.
     """
 
     def begin_circuit(self, num_subsystems: int, **kwargs: Any) -> None:
@@ -44,6 +45,39 @@ class TracedTFBackend(TFBackend):
             kwargs.get("batch_size"),
             kwargs.get("dtype", tf.complex64),
         )
+
+    def state(self, modes: Any = None, **kwargs: Any) -> FockStateTF:
+        """See ``TFBackend.state``."""
+        found = super().state(modes, **kwargs)
+        return TracedFockState(
+            found.data,
+            found.num_modes,
+            found.is_pure,
+            found.cutoff_dim,
+            batched=found.batched,
+            mode_names=list(found.mode_names.values()),
+            dtype=found.dtype,
+        )
+
+
+class TracedFockState(FockStateTF):
+    """A ``FockStateTF`` that traces modes out of a ket without making its density matrix."""
+
+    def reduced_dm(self, modes: Any, **kwargs: Any) -> tf.Tensor:
+        """See ``FockStateTF.reduced_dm``: ([batch,] D, D, ...), two axes a mode."""
+        kept = [modes] if isinstance(modes, int) else list(modes)
+        plain = kept == sorted(set(kept)) and 0 < len(kept) < self.num_modes
+        if not (self.is_pure and plain):
+            return super().reduced_dm(modes, **kwargs)
+        cutoff, count = self.cutoff_dim, len(kept)
+        ket = self.data if self.batched else self.data[None]
+        traced = [mode for mode in range(self.num_modes) if mode not in kept]
+        axes = [0, *(mode + 1 for mode in kept), *(mode + 1 for mode in traced)]
+        ket = tf.reshape(tf.transpose(ket, axes), [-1, cutoff**count, cutoff ** len(traced)])
+        rho = tf.reshape(tf.matmul(ket, ket, adjoint_b=True), [-1, *[cutoff] * (2 * count)])
+        pairs = [axis for mode in range(1, count + 1) for axis in (mode, mode + count)]
+        rho = tf.transpose(rho, [0, *pairs])
+        return rho if self.batched else rho[0]
 
 
 class TracedCircuit(SFCircuit):
@@ -101,7 +135,7 @@ class TracedCircuit(SFCircuit):
             batch = kwargs["batch_size"]
             if batch is not None and (not isinstance(batch, int) or batch < 1):
                 raise ValueError(
-                    f"Argument 'batch_size' must be either None or a positive integer, not {batch!r}"
+                    f"Argument 'batch_size' must be None or a positive integer, not {batch!r}"
                 )
             self._asked_batch = batch
         if "num_subsystems" in kwargs:  # a new circuit; a measurement of all modes keeps its batch
@@ -111,7 +145,7 @@ class TracedCircuit(SFCircuit):
         self._batched = self._batch_size is not None
         self._cache: dict[str, Any] = {}
         self._base: tf.Tensor | None = None
-        self._gates: list[circuit.Gate] = []
+        self._gates: list[plan.Gate] = []
         self._parameters: list[tf.Tensor] = []
         self._flags: list[bool] = []
 
@@ -177,10 +211,8 @@ class TracedCircuit(SFCircuit):
             raise ValueError("'mode' argument is not compatible with number of in_modes")
         if len(modes) == 2 and (modes[0] == modes[1] or max(modes) >= self._num_modes):
             raise ValueError("One or more mode numbers are incompatible")
-        kind = circuit.KINDS[name]
-        values = [
-            self._parameter(p, n) for p, n in zip(parameters, kind.parameters, strict=True)
-        ]
+        kind = plan.KINDS[name]
+        values = [self._parameter(p, n) for p, n in zip(parameters, kind.parameters, strict=True)]
         if self._state_is_pure:
             self._take(name, values, modes, conjugate=False)
         else:
@@ -197,11 +229,11 @@ class TracedCircuit(SFCircuit):
                 self._parameters.append(value)
                 self._flags.append(len(value.shape) == 1)
             places.append(known[0] if known else len(self._parameters) - 1)
-        self._gates.append(circuit.Gate(name, axes, tuple(places), conjugate))
+        self._gates.append(plan.Gate(name, axes, tuple(places), conjugate))
 
     def _run(self) -> tf.Tensor:
         prepared = self._base is not None
-        what = circuit.Circuit(
+        what = plan.Circuit(
             self._axes,
             self._cutoff_dim,
             self._dtype.name,

@@ -44,18 +44,16 @@ def choose(
     function: Callable[..., Any],
     inputs: Sequence[tf.Tensor],
     expected: Sequence[tf.Tensor],
-    use: Callable[[Callable[..., Any]], Any],
-) -> tuple[Choice, Callable[..., Any]]:
+    use: Callable[[Callable[..., Any], str], Any],
+) -> Choice:
     """The best level at which ``function(*inputs)`` gives what it gave eagerly.
 
     Args:
         function: the method, of tensors alone.
         inputs: a tile of them.
         expected: what it returned for them eagerly, flattened.
-        use: what will be done with the compiled function (a gradient, say), to be tried too.
-
-    Returns:
-        the choice, and the function at that level, which holds what was compiled for it.
+        use: called with the compiled function and its level, to take its gradient, say. If it
+            fails, the level is none.
     """
     began = time.perf_counter()
     reasons = []
@@ -67,11 +65,11 @@ def choose(
             if apart:
                 reasons.append(f"{level}: {apart}")
                 continue
-            use(compiled)
-            return Choice(level, "; ".join(reasons), time.perf_counter() - began), compiled
+            use(compiled, level)
+            return Choice(level, "; ".join(reasons), time.perf_counter() - began)
         except Exception as error:  # whatever stops a trace: the next level is tried
             reasons.append(f"{level}: {_why(error)}")
-    return Choice("eager", "; ".join(reasons), time.perf_counter() - began), function
+    return Choice("eager", "; ".join(reasons), time.perf_counter() - began)
 
 
 def _first_difference(outputs: Sequence[tf.Tensor], expected: Sequence[tf.Tensor]) -> str:

@@ -107,9 +107,9 @@ class TracedEngine(Engine):
         method = _TRACEABLE.get(type(op))
         if method is None or any(isinstance(p, np.ndarray) and p.dtype == object for p in op.p):
             return self._apply_as_is(command, **kwargs)
-        if isinstance(op, ops.Gate):
-            if isinstance(op.p[0], int | float | np.ndarray) and np.all(op.p[0] == 0):
-                return None  # the identity, as in Strawberry Fields
+        number = isinstance(op.p[0], int | float | np.ndarray)
+        if isinstance(op, ops.Gate) and number and np.all(op.p[0] == 0):
+            return None  # the identity, as in Strawberry Fields
         parameters = [evaluate(p) for p in op.p]
         if isinstance(op, ops.Gate) and op.dagger:
             parameters[0] = -parameters[0]

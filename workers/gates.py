@@ -30,6 +30,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import gammaln
 
+#: What gates are computed in; a single-precision state gets them rounded.
 FLOAT = tf.float64
 
 Complex = tuple[tf.Tensor, tf.Tensor | None]
@@ -112,9 +113,7 @@ def squeezed_vacuum(r: tf.Tensor, cutoff: int) -> tf.Tensor:
     tanh, zero = tf.tanh(r), tf.zeros_like(r)
     terms = [tf.sqrt(1 / tf.cosh(r))]
     for n in range(1, cutoff):
-        terms.append(
-            zero if n % 2 else terms[-2] * -tanh * (inverse_root[n] / inverse_root[n - 1])
-        )
+        terms.append(zero if n % 2 else terms[-2] * -tanh * (inverse_root[n] / inverse_root[n - 1]))
     return tf.stack(terms, -1)
 
 

@@ -66,6 +66,7 @@ class _Worker:
         began = time.perf_counter()
         affinity.pin(start.cores)
         affinity.yield_to_coordinator()
+        affinity.keep_memory()
         sf_compat.install()
         import strawberryfields
         import tensorflow as tf

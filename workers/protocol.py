@@ -82,8 +82,9 @@ class Plan:
     ``least_rows`` is how many it needs (engines made for one row at a time are of another kind:
     Strawberry Fields' ``batch_size`` is at least 2). A survey
     finds out whether the method ``draws`` random numbers, and whether seeding makes the draws
-    ``reproducible``, and at which ``level`` it can be compiled (``workers.compiled``); the plan is
-    then told anew.
+    ``reproducible``, at which ``level`` it can be compiled (``workers.compiled``), whether its
+    backward pass is to ``recompute`` the forward one rather than keep it, and what one row of its
+    ``outputs`` is; the plan is then told anew.
     """
 
     plan: int
@@ -96,6 +97,8 @@ class Plan:
     draws: bool = False
     reproducible: bool = True
     level: str = "eager"
+    recompute: bool = False
+    outputs: tuple[ArraySpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,7 @@ class Surveyed:
     fixed_cost: float
     connected: tuple[bool, ...]
     level: str
+    recompute: bool
     reason: str
     compile_seconds: float
 

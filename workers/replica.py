@@ -10,16 +10,11 @@ before, and which replica it is, leaves no trace in the result.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import gc
 import pickle
 import random
-import sys
-import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,49 +22,20 @@ import cloudpickle
 import numpy as np
 import tensorflow as tf
 
-from workers import compiled, recipes
+from workers import circuit, compiled, recipes, survey
 from workers.engine import traced_engines
 from workers.errors import ConfigurationError, GradientError, InputError, StatefulCallError
-from workers.layout import ArraySpec, Placed, tile_rows, tile_worth
-from workers.protocol import Build, Frame, Plan, Sharded, Survey, Surveyed
+from workers.layout import Placed, tile_rows, tile_worth
+from workers.method import Method, as_the_model_wants, differentiable
+from workers.protocol import Build, Frame, Plan, Survey, Surveyed
 
 #: Forward calls whose tapes are kept for a backward pass that may come. A GAN step keeps at most
 #: three at once (generator, critic on real, critic on generated); older ones are recomputed.
 KEPT_CALLS = 8
 
-#: How far, relative to the largest output, a row may move when other rows join it: far above
-#: rounding in single precision, far below what a batch mean does.
-_INDEPENDENT = 1e-2
-
-#: What an output that should be 0 may differ by: a mean of a symmetric state is 0 but for rounding.
-_ROUNDING = 1e-5
-
 #: Two counts of rows for the survey: together they split a call's cost into its parts. Not one
 #: row, which Strawberry Fields computes in another way (without a batch axis).
 _SURVEY_ROWS = (2, 6)
-
-
-@dataclass(frozen=True, eq=False)
-class _Method:
-    """A plan, ready to be called with rows."""
-
-    plan: Plan
-    call: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @functools.cached_property
-    def compiled(self) -> Callable[..., Any]:
-        """The call, at the level that the plan says."""
-        return compiled.at_level(self, self.plan.level)
-
-    def __call__(self, *inputs: Any) -> Any:
-        args = [inputs[a.index] if isinstance(a, Sharded) else a for a in self.args]
-        kwargs = {
-            name: inputs[a.index] if isinstance(a, Sharded) else a
-            for name, a in self.kwargs.items()
-        }
-        return self.call(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -101,7 +67,7 @@ class Replica:
         self._sources = [shipped.variables[index] for index in shipped.differentiable]
         self._draws = shipped.draws
         self._seed = build.seed
-        self._plans: dict[int, _Method] = {}
+        self._plans: dict[int, Method] = {}
         self._kept: OrderedDict[int, dict[int, _Kept]] = OrderedDict()
         self.recomputed = 0
         states = {id(v) for source in self._draws for v in recipes.state_variables(source)}
@@ -129,10 +95,10 @@ class Replica:
         args, kwargs = pickle.loads(plan.arguments)
         call = self._model if plan.method == "__call__" else getattr(self._model, plan.method)
         known = self._plans.get(plan.plan)
-        method = _Method(plan, call, args, kwargs)
-        if known is not None and known.plan.level == plan.level:
-            method.__dict__["compiled"] = known.compiled  # it keeps what it has compiled
-        self._plans[plan.plan] = method
+        if known is None or known.plan != plan:
+            self._plans[plan.plan] = Method(plan, call, args, kwargs, self._traced)
+            if known is not None and known.plan.level == plan.level:
+                self._plans[plan.plan].__dict__.update(known.functions)
 
     def load(self, version: int, buffer: memoryview) -> None:
         """Take over the weights in the arena, if they are not the ones held already."""
@@ -158,31 +124,33 @@ class Replica:
         def run(rows: int) -> Any:
             return self._run(method, self._first_rows(frame, rows, buffer), buffer)
 
-        losses = _losses(self._model)
-        with _no_new_variables():
+        losses = survey.losses(self._model)
+        with survey.no_new_variables():
             self._reseed(0, 0)
-            structure, outputs = _flatten(run(few), few)
+            structure, outputs = survey.flatten(run(few), few)
             draws = bool(self._draws) or self._drawn_since_reseed(0, 0)
         self._check_unchanged(self._all_fixed, buffer)
-        if _losses(self._model) > losses:
+        if survey.losses(self._model) > losses:
             raise StatefulCallError(
                 "the model adds losses in its call (add_loss, an activity regularizer), which a "
                 "worker cannot hand back. Return what the loss needs, and add it in the caller"
             )
         self._reseed(0, 0)
-        calls_few, second = _interpreter_calls(lambda: run(few))
-        reproducible = _bits(outputs) == _bits(tf.nest.flatten(second))
+        calls_few, second = survey.interpreter_calls(lambda: run(few))
+        reproducible = survey.bits(outputs) == survey.bits(tf.nest.flatten(second))
         self._reseed(0, 0)
-        of_many = _flatten(run(many), many)[1]
-        calls_many, _ = _interpreter_calls(lambda: run(many))
-        if [_row_spec(output) for output in outputs] != [_row_spec(output) for output in of_many]:
+        of_many = survey.flatten(run(many), many)[1]
+        calls_many, _ = survey.interpreter_calls(lambda: run(many))
+        if [survey.row_spec(output) for output in outputs] != [
+            survey.row_spec(output) for output in of_many
+        ]:
             raise InputError(
                 "the outputs' shapes or dtypes depend on the number of rows: expected the same "
-                f"for {few} and {many} rows, came {[_row_spec(output) for output in outputs]} and "
-                f"{[_row_spec(output) for output in of_many]}"
+                f"for {few} and {many} rows, came {[survey.row_spec(x) for x in outputs]} and "
+                f"{[survey.row_spec(x) for x in of_many]}"
             )
         if not draws and reproducible:
-            _check_rows_are_independent(outputs, of_many, few)
+            survey.check_rows_are_independent(outputs, of_many, few)
         connected: tuple[bool, ...] = ()
         if request.gradient:
             kept = self._record(method, self._first_rows(frame, few, buffer), buffer)
@@ -199,7 +167,7 @@ class Replica:
             request.ticket,
             finished,
             cloudpickle.dumps(structure),
-            tuple(_row_spec(output) for output in outputs),
+            tuple(survey.row_spec(output) for output in outputs),
             tuple(isinstance(output, tf.Tensor) for output in outputs),
             few if method.plan.rows else self._least_rows(run),
             draws or not reproducible,
@@ -207,11 +175,12 @@ class Replica:
             fixed_cost,
             connected,
             choice.level,
+            self._plans[request.plan].plan.recompute,
             choice.reason,
             choice.seconds,
         )
 
-    def _why_eager(self, method: _Method, outputs: Sequence[Any], draws: bool) -> str:
+    def _why_eager(self, method: Method, outputs: Sequence[Any], draws: bool) -> str:
         """Why compiling is not even tried; empty if it is."""
         if not self._traced:
             return "engine='stock'"
@@ -222,26 +191,32 @@ class Replica:
         return ""
 
     def _compile(
-        self, method: _Method, arrays: list[np.ndarray], gradient: bool, buffer: memoryview
+        self, method: Method, arrays: list[np.ndarray], gradient: bool, buffer: memoryview
     ) -> compiled.Choice:
         """The level for this plan from now on, with a tile's shape compiled already."""
         expected = tf.nest.flatten(self._run(method, arrays, buffer))
+        seeds = [tf.ones_like(output) for output in expected if differentiable(output)]
+        circuit.traced.clear()
 
-        def pull_back(function: Callable[..., Any]) -> None:
-            if gradient:
-                trial = dataclasses.replace(method)
-                trial.__dict__["compiled"] = function
+        def pull_back(function: Callable[..., Any], level: str) -> None:
+            plan = dataclasses.replace(
+                method.plan,
+                level=level,
+                outputs=tuple(survey.row_spec(output) for output in expected),
+                recompute=not circuit.worth_keeping(len(arrays[0])),
+            )
+            trial = dataclasses.replace(method, plan=plan)
+            trial.__dict__["compiled"] = function
+            self._plans[plan.plan] = trial
+            if gradient and plan.recompute:
+                self._vjp(trial, arrays, seeds, buffer)
+            elif gradient:
                 self._gradients(self._record(trial, arrays, buffer), None)
 
-        with traced_engines():
-            choice, function = compiled.choose(
-                method, _as_the_model_wants(method.plan, arrays), expected, pull_back
-            )
-        chosen = dataclasses.replace(
-            method, plan=dataclasses.replace(method.plan, level=choice.level)
-        )
-        chosen.__dict__["compiled"] = function
-        self._plans[method.plan.plan] = chosen
+        inputs = as_the_model_wants(method.plan, arrays)
+        choice = compiled.choose(method, inputs, expected, pull_back)
+        if choice.level == "eager":
+            self._plans[method.plan.plan] = method
         return choice
 
     def forward(
@@ -252,7 +227,7 @@ class Replica:
         start, stop = tile_rows(index, frame.tile, frame.batch)
         rows = self._rows(method.plan, frame.tile, start, stop)
         arrays = self._begin_tile(method, frame, call, index, buffer)
-        if keep:
+        if keep and not method.plan.recompute:
             kept = self._record(method, arrays, buffer)
             outputs = kept.outputs
             self._kept.setdefault(call, {})[index] = kept
@@ -280,14 +255,25 @@ class Replica:
         method = self._plans[plan]
         start, stop = tile_rows(index, frame.tile, frame.batch)
         rows = self._rows(method.plan, frame.tile, start, stop)
-        kept = self._kept.get(call, {}).pop(index, None)
-        if kept is None:
-            kept = self._recompute(method, frame, call, index, buffer)
         cotangents = [
             None if placed is None else _pad(placed.view(buffer)[start:stop], rows, repeat=False)
             for placed in frame.cotangents
         ]
-        gradients = self._gradients(kept, cotangents)
+        if method.plan.recompute:
+            arrays = self._begin_tile(method, frame, call, index, buffer)
+            seeds = [
+                tf.zeros((rows, *spec.shape), spec.dtype)
+                if cotangent is None
+                else tf.constant(cotangent)
+                for spec, cotangent in zip(method.plan.outputs, cotangents, strict=True)
+                if np.dtype(spec.dtype).kind in "fc"
+            ]
+            gradients = self._vjp(method, arrays, seeds, buffer)
+        else:
+            kept = self._kept.get(call, {}).pop(index, None)
+            if kept is None:
+                kept = self._recompute(method, frame, call, index, buffer)
+            gradients = self._gradients(kept, cotangents)
         written = set()
         for source, placed in frame.input_gradients:
             written.add(source)
@@ -300,7 +286,7 @@ class Replica:
             placed.view(buffer)[index] = 0 if gradient is None else np.asarray(gradient)
         lost = [s for s, g in enumerate(gradients) if g is not None and s not in written]
         if lost:
-            names = [self._source_name(source, len(kept.inputs)) for source in lost]
+            names = [self._source_name(source, len(frame.inputs)) for source in lost]
             raise GradientError(
                 f"the gradient for {', '.join(names)} appeared only now: expected none, as on "
                 "the first rows of the first call. Which sources an output depends on must not "
@@ -319,7 +305,7 @@ class Replica:
         return plan.rows or max(plan.least_rows, needed)
 
     def _begin_tile(
-        self, method: _Method, frame: Frame, call: int, index: int, buffer: memoryview
+        self, method: Method, frame: Frame, call: int, index: int, buffer: memoryview
     ) -> list[np.ndarray]:
         """Seed the tile's draws, and take its rows: the same for a forward pass and its repeat."""
         if method.plan.draws:
@@ -331,7 +317,7 @@ class Replica:
     @staticmethod
     def _least_rows(run: Callable[[int], Any]) -> int:
         try:
-            _flatten(run(1), 1)
+            survey.flatten(run(1), 1)
         except Exception:  # whatever it is: two rows work, as the survey has seen
             return 2
         return 1
@@ -340,24 +326,43 @@ class Replica:
     def _first_rows(frame: Frame, rows: int, buffer: memoryview) -> list[np.ndarray]:
         return _take(frame.inputs, 0, min(rows, frame.batch), rows, buffer)
 
-    def _run(self, method: _Method, arrays: list[np.ndarray], buffer: memoryview) -> Any:
-        with traced_engines(self._traced):
-            outputs = method.compiled(*_as_the_model_wants(method.plan, arrays))
+    def _run(self, method: Method, arrays: list[np.ndarray], buffer: memoryview) -> Any:
+        outputs = method.compiled(*as_the_model_wants(method.plan, arrays))
         self._check_unchanged(self._fixed, buffer)
         return outputs
 
-    def _record(self, method: _Method, arrays: list[np.ndarray], buffer: memoryview) -> _Kept:
-        inputs = _as_the_model_wants(method.plan, arrays)
-        with traced_engines(self._traced), tf.GradientTape() as tape:
-            tape.watch([x for x in inputs if _differentiable(x)])
+    def _record(self, method: Method, arrays: list[np.ndarray], buffer: memoryview) -> _Kept:
+        inputs = as_the_model_wants(method.plan, arrays)
+        with tf.GradientTape() as tape:
+            tape.watch([x for x in inputs if differentiable(x)])
             tape.watch(self._sources)
             outputs = tf.nest.flatten(method.compiled(*inputs))
         self._check_unchanged(self._fixed, buffer)
         return _Kept(tape, inputs, outputs)
 
+    def _vjp(
+        self,
+        method: Method,
+        arrays: list[np.ndarray],
+        seeds: list[tf.Tensor],
+        buffer: memoryview,
+    ) -> list[Any]:
+        """As ``_gradients``, by one compiled function that makes the forward pass again.
+
+        A tape over a compiled function hands each intermediate tensor through Python: 2 ms for the
+        250 of a small circuit, whose forward pass takes 0.4 ms. ``seeds`` are the cotangents of the
+        real and complex outputs.
+        """
+        inputs = as_the_model_wants(method.plan, arrays)
+        found = method.compiled_vjp(inputs, self._sources, seeds)
+        self._check_unchanged(self._fixed, buffer)
+        dense = iter([None if g is None else tf.convert_to_tensor(g) for g in found])
+        of_inputs = [next(dense) if differentiable(x) else None for x in inputs]
+        return [*of_inputs, *dense]
+
     def _recompute(
         self,
-        method: _Method,
+        method: Method,
         frame: Frame,
         call: int,
         index: int,
@@ -377,7 +382,7 @@ class Replica:
         """Gradients for each input, then each variable; None where nothing depends."""
         targets, seeds = [], []
         for position, output in enumerate(kept.outputs):
-            if not _differentiable(output):
+            if not differentiable(output):
                 continue
             if cotangents is None:
                 seed = tf.ones_like(output)
@@ -387,12 +392,12 @@ class Replica:
                 continue
             targets.append(output)
             seeds.append(seed)
-        sources = [x for x in kept.inputs if _differentiable(x)]
+        sources = [x for x in kept.inputs if differentiable(x)]
         if not targets:
             return [None] * (len(kept.inputs) + len(self._sources))
         found = kept.tape.gradient(targets, [*sources, *self._sources], output_gradients=seeds)
         dense = iter([None if g is None else tf.convert_to_tensor(g) for g in found])
-        of_inputs = [next(dense) if _differentiable(x) else None for x in kept.inputs]
+        of_inputs = [next(dense) if differentiable(x) else None for x in kept.inputs]
         return [*of_inputs, *dense]
 
     def _source_name(self, source: int, inputs: int) -> str:
@@ -439,63 +444,6 @@ class Replica:
             recipes.reseed(source, seed)
 
 
-def _losses(model: Any) -> int:
-    """How many losses a Keras layer holds: those of its weights, and those its last call added."""
-    import keras
-
-    return len(model.losses) if isinstance(model, keras.Layer) else 0
-
-
-@contextlib.contextmanager
-def _no_new_variables() -> Iterator[None]:
-    """Refuse a call that makes variables and keeps them: every replica would have its own."""
-    made: list[weakref.ref] = []
-
-    def creator(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
-        variable = next_creator(**kwargs)
-        made.append(weakref.ref(variable))
-        return variable
-
-    with tf.variable_creator_scope(creator):
-        yield
-    kept = [variable.name for ref in made if (variable := ref()) is not None]
-    if kept:
-        raise StatefulCallError(
-            f"the first call made variables {kept}, which the coordinator's model does not have; "
-            "call the model once on a batch before qpool.parallelize"
-        )
-
-
-def _check_rows_are_independent(few: Sequence[Any], many: Sequence[Any], rows: int) -> None:
-    """Refuse a model whose samples depend on each other: a tile would not be what it is."""
-    for a, b in zip(few, many, strict=True):
-        alone, together = np.asarray(a), np.asarray(b)[:rows]
-        if alone.dtype.kind not in "fc":
-            continue
-        finite = np.isfinite(alone) & np.isfinite(together)
-        if not finite.any():
-            continue
-        apart = np.abs(alone - together)[finite].max()
-        if apart > _INDEPENDENT * np.abs(alone[finite]).max() + _ROUNDING:
-            raise InputError(
-                f"a sample's output depends on the other samples of its batch (it changed by "
-                f"{apart:.2g} when rows were added): expected one row of output for one row of "
-                "input. Batch statistics belong in the caller"
-            )
-
-
-def _as_the_model_wants(plan: Plan, arrays: list[np.ndarray]) -> list[Any]:
-    """Copies, either way: a model may keep what it is given."""
-    return [
-        tf.constant(array) if as_tensor else array.copy()
-        for array, as_tensor in zip(arrays, plan.as_tensor, strict=True)
-    ]
-
-
-def _differentiable(value: Any) -> bool:
-    return isinstance(value, tf.Tensor) and (value.dtype.is_floating or value.dtype.is_complex)
-
-
 def _take(
     inputs: tuple[Placed, ...], start: int, stop: int, rows: int, buffer: memoryview
 ) -> list[np.ndarray]:
@@ -509,52 +457,3 @@ def _pad(array: np.ndarray, rows: int, *, repeat: bool) -> np.ndarray:
         return array
     filler = array[-1:] if repeat else np.zeros_like(array[-1:])
     return np.concatenate([array, np.repeat(filler, missing, axis=0)])
-
-
-def _flatten(outputs: Any, rows: int) -> tuple[Any, list[Any]]:
-    """The nest with a number in each leaf's place, and the leaves, each with ``rows`` rows."""
-    leaves = tf.nest.flatten(outputs)
-    for leaf in leaves:
-        shape = np.shape(leaf)
-        if not isinstance(leaf, tf.Tensor | np.ndarray) or shape[:1] != (rows,):
-            raise InputError(
-                "every output of a pooled method needs a leading batch axis: expected "
-                f"{rows} rows, came {type(leaf).__name__} of shape {shape}. Keep per-sample "
-                "values in the pooled method and reduce them in the caller"
-            )
-    return tf.nest.pack_sequence_as(outputs, list(range(len(leaves)))), leaves
-
-
-def _row_spec(output: Any) -> ArraySpec:
-    value = np.asarray(output)
-    return ArraySpec(value.shape[1:], value.dtype.str)
-
-
-def _bits(outputs: Sequence[Any]) -> list[bytes]:
-    return [np.asarray(output).tobytes() for output in outputs]
-
-
-def _interpreter_calls(function: Callable[[], Any]) -> tuple[int, Any]:
-    """Call ``function`` and count the Python and C functions that it enters.
-
-    Unlike seconds, the count is the same on every machine and in every run, so a choice made
-    from it (the tile size) is too. Eager Strawberry Fields spends its time under the
-    interpreter, which makes the count a fair measure of cost. Call it once before, so that what
-    a first call alone does is not counted; the collector waits, for it comes when it likes.
-    """
-    count = 0
-
-    def profile(_frame: Any, event: str, _argument: Any) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    former, collecting = sys.getprofile(), gc.isenabled()
-    gc.disable()
-    sys.setprofile(profile)
-    try:
-        result = function()
-    finally:
-        sys.setprofile(former)
-        if collecting:
-            gc.enable()
-    return count, result

@@ -1,6 +1,7 @@
 """Strategies by name: where tiles are computed, one strategy a file.
 
 sequential   the model in place
+cpu_batch    the compiled engine in this process, whole batch at once
 processes    a pool of worker processes with shared memory
 auto         processes
 """
@@ -17,6 +18,7 @@ __all__ = ["Executor", "Options", "executor_class", "register_strategy", "strate
 #: Name -> class, or where to import it from: a strategy loads when it is first asked for.
 _STRATEGIES: dict[str, type[Executor] | str] = {
     "sequential": "qpool.executors.sequential:SequentialExecutor",
+    "cpu_batch": "qpool.executors.cpu_batch:CpuBatchExecutor",
     "processes": "qpool.executors.processes:ProcessExecutor",
     "auto": "qpool.executors.processes:ProcessExecutor",
 }

@@ -107,9 +107,9 @@ class Performer:
             if key in worker.told:
                 news.append(protocol.Place(number, model.places))
             else:
-                news.append(protocol.Build(
-                        number, model.shipment, model.places, self.seed, model.engine
-                    ))
+                news.append(
+                    protocol.Build(number, model.shipment, model.places, self.seed, model.engine)
+                )
             worker.told[key] = model.places
         return news
 

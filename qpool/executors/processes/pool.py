@@ -243,6 +243,8 @@ class Pool:
                 draws=surveyed.draws,
                 reproducible=surveyed.reproducible,
                 level=surveyed.level,
+                recompute=surveyed.recompute,
+                outputs=surveyed.outputs,
             )
             return surveyed
 

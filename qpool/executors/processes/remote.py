@@ -113,9 +113,7 @@ class RemoteModel:
             else self.pool.add_plan(self._number, method, arguments, as_tensor, self._rows)
         )
         largest = self._tile or tiles.largest_tile(len(inputs[0]))
-        found = self.pool.survey(
-            number, inputs, weights, gradient=gradient, largest_tile=largest
-        )
+        found = self.pool.survey(number, inputs, weights, gradient=gradient, largest_tile=largest)
         plan = Plan(
             number,
             pickle.loads(found.structure),

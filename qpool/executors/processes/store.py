@@ -64,9 +64,7 @@ class Store:
 
     # -- weights ---------------------------------------------------------------------------
 
-    def add(
-        self, number: int, shipment: bytes, weights: Sequence[np.ndarray], engine: str
-    ) -> None:
+    def add(self, number: int, shipment: bytes, weights: Sequence[np.ndarray], engine: str) -> None:
         """Make room for a model's weights and write them."""
         self.models[number] = Model(shipment, engine, [ArraySpec.of(weight) for weight in weights])
         try:

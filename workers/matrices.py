@@ -1,0 +1,255 @@
+"""The matrices of a circuit's steps: all of one form in one batched computation.
+
+Owns how gates' cores and phases are multiplied into real matrices. Those that depend on the sample
+are built apart from those that do not, so that a weight's gate is built once for all samples.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+from tensorflow.python.ops import control_flow_util
+
+from workers.gates import FLOAT, Complex
+from workers.plan import KINDS, TERMS, Angle, Circuit, Step, partner, plan
+
+
+def matrices_of(
+    circuit: Circuit, parameters: Sequence[tf.Tensor], *, compiled: bool
+) -> list[tf.Tensor]:
+    """The matrix of each step of ``plan(circuit)``, real: ([batch,] [blocks,] 2 D, 2 D).
+
+    Of a step on the vacuum, the real and imaginary parts of the column: ([batch,] 2 D).
+    ``compiled``: by XLA, also outside of it.
+    """
+    steps = plan(circuit)
+    found: list[tf.Tensor] = [None] * len(steps)
+    stacks = _matrices(circuit, compiled)(*_stacks(parameters, circuit.batched))
+    for numbers, stack in zip(_alike(steps).values(), stacks, strict=True):
+        for number, matrix in zip(numbers, tf.unstack(stack), strict=True):
+            found[number] = matrix
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _matrices(circuit: Circuit, compiled: bool) -> tf.types.experimental.PolymorphicFunction:
+    """The function that makes the matrices, compiled if wanted: it is many small operations.
+
+    It returns one stack for each group of steps that ``_alike`` makes.
+    """
+    steps = plan(circuit)
+    dtype = tf.as_dtype(circuit.dtype).real_dtype
+
+    @tf.function(jit_compile=compiled or None, autograph=False)
+    def matrices(shared: tf.Tensor | None, of_samples: tf.Tensor | None) -> list[tf.Tensor]:
+        values = _Values(circuit.batched, shared, of_samples)
+        return _build(steps, circuit.cutoff, values, dtype)
+
+    return matrices
+
+
+def _stacks(
+    parameters: Sequence[tf.Tensor], batched: Sequence[bool]
+) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+    """The parameters without a batch axis as (P,), those with one as (Q, batch)."""
+
+    def stack(flag: bool) -> tf.Tensor | None:
+        chosen = [p for p, other in zip(parameters, batched, strict=True) if other == flag]
+        if not chosen:
+            return None
+        if len({value.dtype for value in chosen}) > 1:
+            chosen = [tf.cast(value, FLOAT) for value in chosen]
+        return tf.cast(tf.stack(chosen), FLOAT)  # hundreds of scalars, but one cast
+
+    return stack(False), stack(True)
+
+
+class _Values:
+    """The parameters' values, found by their positions."""
+
+    def __init__(
+        self, batched: Sequence[bool], shared: tf.Tensor | None, of_samples: tf.Tensor | None
+    ) -> None:
+        self._stacks = {False: shared, True: of_samples}
+        counts = {False: 0, True: 0}
+        self._places = []
+        for flag in batched:
+            self._places.append((flag, counts[flag]))
+            counts[flag] += 1
+
+    def linear(self, rows: Sequence[Sequence[tuple[int, float]]], *, batched: bool) -> tf.Tensor:
+        """Sums of (parameter, factor), one a row: (rows,); if ``batched`` (rows, batch or 1)."""
+        total = None
+        for flag, stack in self._stacks.items():
+            if stack is None:
+                continue
+            matrix = np.zeros((len(rows), stack.shape[0]))
+            for row, terms in enumerate(rows):
+                for position, factor in terms:
+                    if self._places[position][0] == flag:
+                        matrix[row, self._places[position][1]] += factor
+            if not matrix.any():
+                continue
+            if flag:
+                part = tf.matmul(tf.constant(matrix, FLOAT), stack)
+            else:
+                part = tf.linalg.matvec(tf.constant(matrix, FLOAT), stack)
+                part = part[:, None] if batched else part
+            total = part if total is None else total + part
+        return total
+
+
+def _alike(steps: Sequence[Step]) -> dict[tuple, list[int]]:
+    """Steps by what makes their matrices: in one group they differ in their parameters only."""
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for number, step in enumerate(steps):
+        names = tuple(name for name, _ in step.cores)
+        key = (step.keeps, names, step.batched, step.vacuum, step.conjugate)
+        groups[key].append(number)
+    return dict(groups)
+
+
+def _build(steps: Sequence[Step], cutoff: int, values: _Values, dtype: tf.DType) -> list[tf.Tensor]:
+    """For each group the matrices, as real ones: (K, [batch,] [blocks,] 2 D, 2 D).
+
+    Of steps on the vacuum, the real and imaginary parts of the columns: (K, [batch,] 2 D).
+    """
+    stacks = []
+    for numbers in _alike(steps).values():
+        group = [steps[number] for number in numbers]
+        real, imaginary = _build_alike(group, cutoff, values, dtype)
+        imaginary = tf.zeros_like(real) if imaginary is None else imaginary
+        if group[0].conjugate:
+            imaginary = -imaginary
+        stacks.append(_as_real(real, imaginary, group[0]))
+    return stacks
+
+
+def _as_real(real: tf.Tensor, imaginary: tf.Tensor, step: Step) -> tf.Tensor:
+    """Complex (K, ..., D, D) -> real (K, ..., 2 D, 2 D), [[Re, -Im], [Im, Re]]."""
+    size = 2 * real.shape[-1]
+    batch = [-1] if step.batched else []
+    if step.vacuum:
+        column = tf.concat([real, imaginary], -1)
+        return tf.reshape(column, [real.shape[0], *batch, size])
+    blocks = real.shape[1 + step.batched : -2].as_list()
+    # Not by concatenation, which XLA compiles to a slow loop: by products with 2 x 2 matrices.
+    one, turn = (
+        np.reshape(matrix, [2, 1, 2, 1]).astype(real.dtype.as_numpy_dtype)
+        for matrix in ([[1, 0], [0, 1]], [[0, -1], [1, 0]])
+    )
+    pairs = real[..., None, :, None, :] * one + imaginary[..., None, :, None, :] * turn
+    return tf.reshape(_once(pairs), [real.shape[0], *batch, *blocks, size, size])
+
+
+def _build_alike(group: list[Step], cutoff: int, values: _Values, dtype: tf.DType) -> Complex:
+    """(K, [batch,] [blocks,] D, D) for K steps that differ in their parameters only.
+
+    Angles and cores are computed in double precision; what is made of them has the state's own.
+    """
+    batched, vacuum = group[0].batched, group[0].vacuum
+    grid = _grid(group[0].keeps, cutoff)  # (terms, [blocks,] D)
+    waves = [
+        _waves([step.angles[segment] for step in group], values, grid, dtype, batched=batched)
+        for segment in range(len(group[0].angles))
+    ]
+    if not group[0].cores:
+        real, imaginary = waves[0] or (tf.ones([len(group), *grid.shape[1:]], dtype), None)
+        return tf.linalg.diag(real), None if imaginary is None else tf.linalg.diag(imaginary)
+    result: Complex | None = None
+    for segment, (name, _) in enumerate(group[0].cores):
+        rows = [[(step.cores[segment][1], 1.0)] for step in group]
+        argument = values.linear(rows, batched=batched)
+        kind = KINDS[name]
+        if result is None and vacuum:
+            make = kind.vacuum or (lambda r, d, core=kind.core: _first_column(core(r, d)))
+            result = _complex(make(argument, cutoff), dtype)
+        else:
+            core = _complex(kind.core(argument, cutoff), dtype)
+            if result is None:
+                result = _times(core, waves[0], axis=-2)
+            else:
+                result = _compose(core, result, vector=vacuum)
+        result = _times(result, waves[segment + 1], axis=None if vacuum else -1)
+    return result
+
+
+def _waves(
+    angles: Sequence[Angle],
+    values: _Values,
+    grid: np.ndarray,
+    dtype: tf.DType,
+    *,
+    batched: bool,
+) -> Complex | None:
+    """exp(i angle) at each point of the grid: (K, [batch,] [blocks,] D). None if all are 0."""
+    if not any(angles):
+        return None
+    terms = [t for t in TERMS if any(t == term for angle in angles for term, _, _ in angle)]
+    rows = [[(p, f) for t, p, f in angle if t == term] for angle in angles for term in terms]
+    linear = values.linear(rows, batched=batched)
+    linear = tf.reshape(linear, [len(angles), len(terms), -1])
+    shape = grid.shape[1:]
+    grid = grid[[TERMS.index(term) for term in terms]].reshape(len(terms), -1)
+    angle = tf.einsum("ktb,tg->kbg", linear, tf.constant(grid, FLOAT))
+    angle = tf.reshape(angle, [len(angles), *([-1] if batched else []), *shape])
+    return _once(tf.cast(tf.cos(angle), dtype)), _once(tf.cast(tf.sin(angle), dtype))
+
+
+@tf.custom_gradient
+def _once(x: tf.Tensor):
+    """x, computed on its own: XLA would put its loop into the loops of all that use it."""
+    graph = tf.compat.v1.get_default_graph()
+    within_xla = control_flow_util.GraphOrParentsInXlaContext(graph)
+    kept = gen_xla_ops.xla_optimization_barrier([x])[0] if within_xla else tf.identity(x)
+    return kept, lambda cotangent: _once(cotangent)
+
+
+def _grid(keeps: str, cutoff: int) -> np.ndarray:
+    """The terms of a phase at each row of a matrix: (terms, D), for a pair (terms, D, D)."""
+    if keeps == "one":
+        n0, n1 = np.arange(cutoff), np.zeros(cutoff, int)
+    else:
+        block, n0 = np.mgrid[:cutoff, :cutoff]
+        n1 = partner(keeps, block, n0, cutoff)
+    return np.stack([n0, n0**2, n1, n1**2, n0 * n1]).astype(float)
+
+
+def _complex(matrix: tf.Tensor | Complex, dtype: tf.DType) -> Complex:
+    parts = matrix if isinstance(matrix, tuple) else (matrix, None)
+    return tuple(None if part is None else tf.cast(part, dtype) for part in parts)
+
+
+def _first_column(matrix: tf.Tensor | Complex) -> tf.Tensor | Complex:
+    if isinstance(matrix, tuple):
+        return tuple(part[..., 0] for part in matrix)
+    return matrix[..., 0]
+
+
+def _times(x: Complex, phases: Complex | None, axis: int | None) -> Complex:
+    """x times phases, along its columns (axis=-2 is broadcast) or rows; both may be real."""
+    if phases is None:
+        return x
+    c, s = (part if axis is None else tf.expand_dims(part, axis) for part in phases)
+    real, imaginary = x
+    if imaginary is None:
+        return real * c, real * s
+    return real * c - imaginary * s, real * s + imaginary * c
+
+
+def _compose(left: Complex, right: Complex, *, vector: bool) -> Complex:
+    product = tf.linalg.matvec if vector else tf.linalg.matmul
+    (a, b), (c, d) = left, right
+    real, imaginary = product(a, c), None
+    if b is not None and d is not None:
+        real -= product(b, d)
+    if d is not None:
+        imaginary = product(a, d)
+    if b is not None:
+        imaginary = product(b, c) if imaginary is None else imaginary + product(b, c)
+    return real, imaginary

@@ -1,0 +1,215 @@
+"""From a list of gates to the matrices that are needed: neighbours fused, phases folded in. Pure.
+
+Owns what each gate is made of (``KINDS``) and which gates become one matrix. Sees axes of a tensor,
+each of size D, and positions in a list of parameters: no numbers, no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workers import gates
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from workers.gates import Complex
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A gate: its core and its phases, each a factor times a polynomial of the photon numbers.
+
+    ``phase`` names the parameter that the phases are linear in. ``before`` and ``after`` give
+    their factor for each term of ``TERMS``.
+    """
+
+    parameters: tuple[str, ...]
+    modes: int = 1
+    core: Callable[[tf.Tensor, int], tf.Tensor | Complex] | None = None
+    vacuum: Callable[[tf.Tensor, int], tf.Tensor] | None = None
+    phase: int = 1
+    before: tuple[tuple[str, float], ...] = ()
+    after: tuple[tuple[str, float], ...] = ()
+    keeps: str = "sum"
+
+
+#: Phases are polynomials in the photon numbers of the first and the second mode.
+TERMS = ("n0", "n0^2", "n1", "n1^2", "n0 n1")
+
+#: One gate, one row. A pair's core keeps the sum or the difference of its photon numbers.
+KINDS = {
+    "rotation": Kind(("phi",), phase=0, after=(("n0", 1),)),
+    "kerr": Kind(("kappa",), phase=0, after=(("n0^2", 1),)),
+    "displacement": Kind(
+        ("r", "phi"),
+        core=gates.displacement,
+        vacuum=gates.displaced_vacuum,
+        before=(("n0", -1),),
+        after=(("n0", 1),),
+    ),
+    "squeezing": Kind(
+        ("r", "phi"),
+        core=gates.squeezing,
+        vacuum=gates.squeezed_vacuum,
+        before=(("n0", -0.5),),
+        after=(("n0", 0.5),),
+    ),
+    "cubic_phase": Kind(("gamma",), core=gates.cubic_phase),
+    "cross_kerr": Kind(("kappa",), modes=2, phase=0, after=(("n0 n1", 1),)),
+    "beamsplitter": Kind(
+        ("theta", "phi"),
+        modes=2,
+        core=gates.beamsplitter,
+        before=(("n0", 1),),
+        after=(("n0", -1),),
+    ),
+    "mach_zehnder": Kind(
+        ("phi_in", "phi_ex"), modes=2, core=gates.mach_zehnder, before=(("n0", 1),)
+    ),
+    "two_mode_squeezing": Kind(
+        ("r", "phi"),
+        modes=2,
+        core=gates.two_mode_squeezing,
+        before=(("n0", -1),),
+        after=(("n0", 1),),
+        keeps="difference",
+    ),
+    "loss": Kind(("T",), modes=2, core=gates.loss, keeps="difference"),
+}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate on axes of the state. ``parameters`` are positions in the list of all parameters."""
+
+    kind: str
+    axes: tuple[int, ...]
+    parameters: tuple[int, ...]
+    conjugate: bool = False
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """What is known before any number is: the key under which a compiled circuit is kept.
+
+    Attributes:
+        axes: number of axes of the state.
+        cutoff: their size D.
+        dtype: of the state, "complex64" or "complex128".
+        gates: in the order of their application.
+        batched: for each parameter, whether it has a batch axis.
+        prepared: whether it starts from a given state rather than from the vacuum.
+    """
+
+    axes: int
+    cutoff: int
+    dtype: str
+    gates: tuple[Gate, ...]
+    batched: tuple[bool, ...]
+    prepared: bool = False
+
+
+#: A phase: for each term of TERMS the parameters it is linear in, as (position, factor).
+Angle = tuple[tuple[str, int, float], ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One matrix: cores with phases before, between and after them, on one axis or on a pair.
+
+    Attributes:
+        axes: one or two.
+        keeps: "one", or what a pair's core keeps, "sum" or "difference".
+        cores: (kind, parameter) of each, the first one applied first; a pair has one at most.
+        angles: one more than cores.
+        batched: whether any of its parameters has a batch axis.
+        vacuum: whether it acts on an axis in vacuum, so that only the first column is wanted.
+    """
+
+    axes: tuple[int, ...]
+    keeps: str
+    cores: tuple[tuple[str, int], ...]
+    angles: tuple[Angle, ...]
+    conjugate: bool
+    batched: bool
+    vacuum: bool = False
+
+
+@dataclass
+class _Run:
+    """Gates on one axis that nothing has come between yet."""
+
+    conjugate: bool = False
+    cores: list[tuple[str, int]] = field(default_factory=list)
+    angles: list[list[tuple[str, int, float]]] = field(default_factory=lambda: [[]])
+
+
+@functools.lru_cache(maxsize=256)
+def plan(circuit: Circuit) -> tuple[Step, ...]:
+    """Fuse the gates into steps."""
+    steps: list[Step] = []
+    runs: dict[int, _Run] = defaultdict(_Run)
+    vacuum = set() if circuit.prepared else set(range(circuit.axes))
+
+    def emit(step: Step) -> None:
+        used = [p for _, p in step.cores] + [p for angle in step.angles for _, p, _ in angle]
+        steps.append(replace(step, batched=any(circuit.batched[p] for p in used)))
+        vacuum.difference_update(step.axes)
+
+    def flush(axis: int) -> None:
+        run = runs.pop(axis, None)
+        if run is None or (axis in vacuum and not run.cores):
+            return  # phases do nothing to the vacuum
+        angles = tuple(map(tuple, run.angles))
+        cores = tuple(run.cores)
+        emit(Step((axis,), "one", cores, angles, run.conjugate, False, axis in vacuum))
+
+    for gate in circuit.gates:
+        kind = KINDS[gate.kind]
+        before, after = (
+            [(term, gate.parameters[kind.phase], factor) for term, factor in phases]
+            for phases in (kind.before, kind.after)
+        )
+        if kind.modes == 1:
+            run = runs[gate.axes[0]]
+            run.conjugate = gate.conjugate
+            run.angles[-1] += before
+            if kind.core:
+                run.cores.append((gate.kind, gate.parameters[0]))
+                run.angles.append([])
+            run.angles[-1] += after
+            continue
+        if kind.keeps == "sum" and vacuum.issuperset(gate.axes):
+            ready = [axis for axis in gate.axes if runs[axis].cores]
+            if not ready:
+                continue  # photons are only moved, and there are none
+        for name, axis in zip(("n0", "n1"), gate.axes, strict=True):
+            if axis in runs and not runs[axis].cores and axis not in vacuum:
+                # A gate on a pair takes the phases before it along; its conjugation is one for
+                # all, which for loss (not conjugated, on a ket and a bra) is put right here.
+                run = runs.pop(axis)
+                sign = 1.0 if run.conjugate == gate.conjugate else -1.0
+                before += [
+                    (term.replace("n0", name), p, sign * factor)
+                    for term, p, factor in run.angles[0]
+                ]
+            else:
+                flush(axis)
+        cores = ((gate.kind, gate.parameters[0]),) if kind.core else ()
+        angles = (tuple(before), tuple(after)) if cores else (tuple(before + after),)
+        emit(Step(gate.axes, kind.keeps, cores, angles, gate.conjugate, False))
+    for axis in sorted(runs):
+        flush(axis)
+    return tuple(steps)
+
+
+def partner(keeps: str, block: np.ndarray, n0: np.ndarray, cutoff: int) -> np.ndarray:
+    """The photon number of the second mode in a block, for each of the first."""
+    return (block - n0) % cutoff if keeps == "sum" else (n0 - block) % cutoff
