@@ -65,22 +65,37 @@ def train(out: Path | None, as_json: bool, **options: Any) -> None:
 @click.argument("cases", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON lines.")
 def bench(cases: tuple[str, ...], as_json: bool) -> None:
-    """Run benchmark CASES (default: all): speedup, roundtrip."""
+    """Run benchmark CASES (default: all).
+
+    Of the pool: speedup, roundtrip. Of the engine, each against stock Strawberry Fields in the
+    same run: engine (with Piquasso, where it is installed), wide, pooled, loop, accuracy.
+    """
     from qpool.measure import bench as benchmarks
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    for name in cases or tuple(benchmarks.CASES):
+    for name in cases or (*benchmarks.CASES, *benchmarks.ENGINE_CASES):
         found = benchmarks.run(name)
         if as_json:
             click.echo(json.dumps(found))
             continue
         click.echo(f"{name}")
-        for key, value in found.items():
-            if isinstance(value, dict):
-                figures = "  ".join(f"{k} {v:.4g}" for k, v in value.items())
-                click.echo(f"  {key}: {figures}")
-            elif key != "case":
-                click.echo(f"  {key}: {value}")
+        _echo(found, "  ")
+
+
+def _echo(found: dict[str, Any], indent: str) -> None:
+    for key, value in found.items():
+        if isinstance(value, dict) and any(isinstance(v, dict) for v in value.values()):
+            click.echo(f"{indent}{key}:")
+            _echo(value, indent + "  ")
+        elif isinstance(value, dict):
+            figures = "  ".join(f"{k} {v:.4g}" for k, v in value.items())
+            click.echo(f"{indent}{key}: {figures}")
+        elif key != "case":
+            click.echo(
+                f"{indent}{key}: {value:.4g}"
+                if isinstance(value, float)
+                else f"{indent}{key}: {value}"
+            )
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from workers.errors import (
     ShippingError,
     StartupError,
     StatefulCallError,
+    UntraceableError,
     WorkerLostError,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "ShippingError",
     "StartupError",
     "StatefulCallError",
+    "UntraceableError",
     "WorkerLostError",
 ]

@@ -203,3 +203,15 @@ class Net(keras.Model):
 
     def call(self, z: Any, training: bool = False) -> Any:
         return self.out(self.dropout(self.hidden(z), training=training))
+
+
+class LooksAtNumbers:
+    """A branch on a number: it cannot be traced."""
+
+    def __init__(self) -> None:
+        self.w = tf.Variable(2.0)
+        self.trainable_variables = [self.w]
+
+    def __call__(self, z: Any) -> Any:
+        rows = [self.w * row if float(row[0]) > 0 else row for row in z]
+        return tf.stack(rows)

@@ -71,7 +71,24 @@ def _run(
     else:
         for step, matrix in work[shared:]:
             product.apply(step, matrix)
-    return product.state()
+    found = product.state()
+    used = set().union(*(step.parameters for step in steps))
+    return _connected(found, [p for n, p in enumerate(parameters) if n not in used], circuit)
+
+
+def _connected(state: tf.Tensor, idle: Sequence[tf.Tensor], circuit: Circuit) -> tf.Tensor:
+    """``state``, depending on parameters that change nothing (a rotated vacuum).
+
+    Their gradient is 0 rather than none, their batch is the state's, and a NaN is one everywhere.
+    """
+    if not idle:
+        return state
+    nothing = 0.0
+    for parameter in idle:
+        nothing += 0.0 * tf.cast(parameter, state.dtype.real_dtype)
+    if len(nothing.shape) == 1:
+        nothing = tf.reshape(nothing, [-1, *[1] * circuit.axes])
+    return state + tf.cast(nothing, state.dtype)
 
 
 #: Multiplications of a forward pass from which keeping what it made for the backward pass costs

@@ -91,15 +91,12 @@ class TracedEngine(Engine):
 
     def _combine_and_sort_samples(self, samples_dict: dict[int, list[Any]]) -> Any:
         # Strawberry Fields looks for the batch in the options; here it may come with the arguments.
-        asked = self.backend_options.get("batch_size")
+        asked, size = self.backend_options, self.backend.circuit.batch_size
+        self.backend_options = {**asked, "batch_size": size if isinstance(size, int) else 0}
         try:
-            self.backend_options["batch_size"] = self.backend.circuit.batch_size or 0
             return super()._combine_and_sort_samples(samples_dict)
         finally:
-            if asked is None:
-                del self.backend_options["batch_size"]
-            else:
-                self.backend_options["batch_size"] = asked
+            self.backend_options = asked
 
     def _apply(self, command: Any, **kwargs: Any) -> Any:
         op = command.op

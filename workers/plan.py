@@ -141,6 +141,12 @@ class Step:
     batched: bool
     vacuum: bool = False
 
+    @property
+    def parameters(self) -> set[int]:
+        """Those that its matrix depends on. What comes first does nothing to the vacuum."""
+        angles = self.angles[1:] if self.vacuum else self.angles
+        return {p for _, p in self.cores} | {p for angle in angles for _, p, _ in angle}
+
 
 @dataclass
 class _Run:
@@ -159,8 +165,7 @@ def plan(circuit: Circuit) -> tuple[Step, ...]:
     vacuum = set() if circuit.prepared else set(range(circuit.axes))
 
     def emit(step: Step) -> None:
-        used = [p for _, p in step.cores] + [p for angle in step.angles for _, p, _ in angle]
-        steps.append(replace(step, batched=any(circuit.batched[p] for p in used)))
+        steps.append(replace(step, batched=any(circuit.batched[p] for p in step.parameters)))
         vacuum.difference_update(step.axes)
 
     def flush(axis: int) -> None:

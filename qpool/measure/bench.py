@@ -1,41 +1,13 @@
-"""Named benchmark cases. Each alternates between the things it compares, and reports ratios.
-
-Machines are noisy and speeds drift, so a figure alone says little: what is compared is timed in
-turns within one run, and the ratio is the median over turns, with its quartiles.
-"""
+"""Named benchmark cases: those of the pool, and where those of the engine are."""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
+from qpool.measure.timing import ratio, turns_of
 from workers.errors import ConfigurationError, nearest
-
-
-def _turns(
-    contenders: dict[str, Callable[[], Any]], turns: int, calls: int
-) -> dict[str, list[float]]:
-    """Seconds per call of each contender, one figure a turn, taken alternately."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    for call in contenders.values():
-        call()
-    for _ in range(turns):
-        for name, call in contenders.items():
-            seconds = []
-            for _ in range(calls):
-                began = time.perf_counter()
-                call()
-                seconds.append(time.perf_counter() - began)
-            found[name].append(statistics.median(seconds))
-    return found
-
-
-def _ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
-    ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return {"median": middle, "lower_quartile": low, "upper_quartile": high}
 
 
 def speedup(turns: int = 7) -> dict[str, Any]:
@@ -57,21 +29,21 @@ def speedup(turns: int = 7) -> dict[str, Any]:
         return call
 
     with (
-        qpool.parallelize(model, workers=1) as one,
-        qpool.parallelize(model, workers=2) as two,
+        qpool.parallelize(model, workers=1, engine="stock") as one,
+        qpool.parallelize(model, workers=2, engine="stock") as two,
     ):
         contenders = {"two workers": step(two), "one worker": step(one), "unpooled": step(model)}
         for call in contenders.values():
             call()
-        seconds = _turns(contenders, turns, calls=3)
+        seconds = turns_of({name: (call, 3) for name, call in contenders.items()}, turns)
         tile = two.stats()["tiles_by_batch"][16]
     return {
         "case": "speedup",
         "batch": 16,
         "tile": tile,
         "samples_per_second": {n: 16 / statistics.median(s) for n, s in seconds.items()},
-        "two workers against one": _ratio(seconds["one worker"], seconds["two workers"]),
-        "two workers against unpooled": _ratio(seconds["unpooled"], seconds["two workers"]),
+        "two workers against one": ratio(seconds["one worker"], seconds["two workers"]),
+        "two workers against unpooled": ratio(seconds["unpooled"], seconds["two workers"]),
     }
 
 
@@ -110,15 +82,14 @@ def roundtrip(turns: int = 15) -> dict[str, Any]:
     environments = gymnasium.vector.AsyncVectorEnv([empty_environment] * 2)
     try:
         environments.reset()
-        with qpool.parallelize(_Identity(), workers=2, tile=32) as generator:
+        with qpool.parallelize(_Identity(), workers=2, tile=32, engine="stock") as generator:
             before = generator.stats()["pool"]["seconds"]
-            seconds = _turns(
+            seconds = turns_of(
                 {
-                    "pooled call": lambda: generator(z),
-                    "AsyncVectorEnv step": lambda: environments.step(actions),
+                    "pooled call": (lambda: generator(z), 300),
+                    "AsyncVectorEnv step": (lambda: environments.step(actions), 300),
                 },
                 turns,
-                calls=300,
             )
             after = generator.stats()["pool"]["seconds"]
     finally:
@@ -128,7 +99,7 @@ def roundtrip(turns: int = 15) -> dict[str, Any]:
         "case": "roundtrip",
         "microseconds": {n: 1e6 * statistics.median(s) for n, s in seconds.items()},
         "microseconds_by_phase": {p: 1e6 * (after[p] - before[p]) / calls for p in after},
-        "pooled call against AsyncVectorEnv": _ratio(
+        "pooled call against AsyncVectorEnv": ratio(
             seconds["pooled call"], seconds["AsyncVectorEnv step"]
         ),
     }
@@ -136,11 +107,17 @@ def roundtrip(turns: int = 15) -> dict[str, Any]:
 
 CASES: dict[str, Callable[..., dict[str, Any]]] = {"speedup": speedup, "roundtrip": roundtrip}
 
+#: Cases of ``engine_bench``, which loads TensorFlow when it is imported.
+ENGINE_CASES = ("engine", "wide", "pooled", "loop", "accuracy")
+
 
 def run(name: str) -> dict[str, Any]:
     """Run a named case; ConfigurationError names the nearest known one."""
-    try:
-        case = CASES[name]
-    except KeyError:
-        raise ConfigurationError(f"unknown case {name!r}: {nearest(name, tuple(CASES))}") from None
-    return case()
+    if name in CASES:
+        return CASES[name]()
+    if name in ENGINE_CASES:
+        from qpool.measure import engine_bench
+
+        return engine_bench.CASES[name]()
+    known = (*CASES, *ENGINE_CASES)
+    raise ConfigurationError(f"unknown case {name!r}: {nearest(name, known)}")

@@ -6,6 +6,7 @@ import models
 import numpy as np
 import pytest
 import tensorflow as tf
+from pooling import parallelize
 
 import qpool
 from qpool import errors
@@ -16,7 +17,7 @@ Z = tf.ones((4, 2))
 
 @pytest.fixture
 def scale(pool):
-    with qpool.parallelize(models.Scale(), pool=pool) as generator:
+    with parallelize(models.Scale(), pool=pool) as generator:
         yield generator
         np.testing.assert_allclose(generator(Z), 2.0)  # whatever came before
 
@@ -47,7 +48,7 @@ def test_the_wrong_dtype_is_the_models_own_error_with_its_traceback(scale) -> No
 
 
 def test_what_the_model_raises_comes_back(pool) -> None:
-    with qpool.parallelize(models.Raising(), pool=pool) as generator:
+    with parallelize(models.Raising(), pool=pool) as generator:
         generator(Z)
         with pytest.raises(errors.RemoteError, match="negative latent") as caught:
             generator(-Z)
@@ -58,7 +59,7 @@ def test_what_the_model_raises_comes_back(pool) -> None:
 
 
 def test_a_variable_or_a_graph_tensor_as_a_constant(pool) -> None:
-    with qpool.parallelize(models.Several(), pool=pool, methods="conditional") as generator:
+    with parallelize(models.Several(), pool=pool, methods="conditional") as generator:
         labels = tf.constant([0, 1, 0, 1])
         with pytest.raises(errors.InputError, match="sharded="):
             generator.conditional(Z, tf.Variable(labels))
@@ -72,7 +73,7 @@ def test_scalars_instead_of_samples(pool) -> None:
             return tf.reduce_sum(z * self.w)
 
     with (
-        qpool.parallelize(Reducing(), pool=pool) as generator,
+        parallelize(Reducing(), pool=pool) as generator,
         pytest.raises(errors.InputError, match="leading batch axis"),
     ):
         generator(Z)
@@ -81,7 +82,7 @@ def test_scalars_instead_of_samples(pool) -> None:
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True, "two"])
 def test_numbers_of_workers(workers) -> None:
     with pytest.raises(errors.ConfigurationError, match="workers"):
-        qpool.parallelize(models.Scale(), workers=workers)
+        parallelize(models.Scale(), workers=workers)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_numbers_of_workers(workers) -> None:
 def test_options(options, words: str, pool) -> None:
     given = options if {"start_method", "timeout"} & set(options) else {**options, "pool": pool}
     with pytest.raises(errors.ConfigurationError, match=words):
-        qpool.parallelize(models.Scale(), **given)
+        parallelize(models.Scale(), **given)
 
 
 def test_models_that_cannot_be_pooled(pool) -> None:
@@ -114,17 +115,17 @@ def test_models_that_cannot_be_pooled(pool) -> None:
             self.trainable_variables = [tf.Variable(1.0)]
 
     with pytest.raises(errors.ModelError, match="at least one"):
-        qpool.parallelize(NoVariables(), pool=pool)
+        parallelize(NoVariables(), pool=pool)
     with pytest.raises(errors.ModelError, match="methods="):
-        qpool.parallelize(NoCall(), pool=pool)
+        parallelize(NoCall(), pool=pool)
     with pytest.raises(errors.ModelError, match="factory"):
-        qpool.parallelize(lambda z: z, pool=pool)
+        parallelize(lambda z: z, pool=pool)
     with pytest.raises(errors.ModelError, match="not a factory"):
-        qpool.parallelize(3, pool=pool)
+        parallelize(3, pool=pool)
     with pytest.raises(errors.ModelError, match="pooled already"):
-        qpool.parallelize(qpool.parallelize(models.Scale(), pool=pool), pool=pool)
+        parallelize(parallelize(models.Scale(), pool=pool), pool=pool)
     with pytest.raises(errors.ShippingError, match=r"\.parts\['inner'\]\[0\] \(lock\)"):
-        qpool.parallelize(models.Locked(), pool=pool)
+        parallelize(models.Locked(), pool=pool)
 
 
 def test_a_model_that_fails_to_build_in_the_workers(pool) -> None:
@@ -138,13 +139,13 @@ def test_a_model_that_fails_to_build_in_the_workers(pool) -> None:
         return models.Scale()
 
     with pytest.raises(errors.RemoteError, match="not here"):
-        qpool.parallelize(factory, pool=pool)
-    with qpool.parallelize(models.Scale(), pool=pool) as generator:
+        parallelize(factory, pool=pool)
+    with parallelize(models.Scale(), pool=pool) as generator:
         np.testing.assert_allclose(generator(Z), 2.0)
 
 
 def test_closed(pool) -> None:
-    generator = qpool.parallelize(models.Scale(), pool=pool)
+    generator = parallelize(models.Scale(), pool=pool)
     generator.close()
     generator.close()
     with pytest.raises(errors.PoolClosedError):
@@ -152,7 +153,7 @@ def test_closed(pool) -> None:
     own = qpool.Pool(workers=1)
     own.close()
     with pytest.raises(errors.PoolClosedError):
-        qpool.parallelize(models.Scale(), pool=own)
+        parallelize(models.Scale(), pool=own)
 
 
 def test_more_workers_than_cores_is_said_once() -> None:

@@ -8,6 +8,7 @@ import models
 import numpy as np
 import pytest
 import tensorflow as tf
+from pooling import parallelize
 
 import qpool
 
@@ -17,7 +18,7 @@ Z = tf.constant(np.random.default_rng(3).normal(size=(9, 2)), tf.float32)
 @pytest.fixture(scope="module")
 def several(pool):
     model = models.Several()
-    with qpool.parallelize(
+    with parallelize(
         model, pool=pool, methods=("generate_batch", "conditional"), sharded=("labels",)
     ) as generator:
         yield model, generator
@@ -25,7 +26,7 @@ def several(pool):
 
 def test_it_is_the_model_for_everything_else(pool) -> None:
     model = models.Displaced(cutoff=3)
-    with qpool.parallelize(model, pool=pool) as generator:
+    with parallelize(model, pool=pool) as generator:
         assert isinstance(generator, models.Displaced)
         assert isinstance(generator, qpool.ParallelGenerator)
         assert generator.trainable_variables is model.trainable_variables
@@ -121,7 +122,7 @@ def test_within_a_graph(several) -> None:
 
 def test_a_graph_with_an_unknown_batch_and_no_call_before(pool) -> None:
     model = models.Scale(3.0)
-    with qpool.parallelize(model, pool=pool) as generator:
+    with parallelize(model, pool=pool) as generator:
 
         @tf.function(input_signature=[tf.TensorSpec((None, 2))])
         def call(z):
@@ -137,7 +138,7 @@ def test_a_graph_with_an_unknown_batch_and_no_call_before(pool) -> None:
 
 def test_an_outer_tape_around_a_graph(pool) -> None:
     model = models.Scale(3.0)
-    with qpool.parallelize(model, pool=pool) as generator:
+    with parallelize(model, pool=pool) as generator:
         call = tf.function(lambda z: generator(z))
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(call(Z) ** 2)
@@ -146,7 +147,7 @@ def test_an_outer_tape_around_a_graph(pool) -> None:
 
 def test_a_persistent_tape_gives_the_same_gradient_again(pool) -> None:
     model = models.Scale(3.0)
-    with qpool.parallelize(model, pool=pool) as generator:
+    with parallelize(model, pool=pool) as generator:
         with tf.GradientTape(persistent=True) as tape:
             loss = tf.reduce_sum(generator(Z) ** 2)
         first = tape.gradient(loss, model.w)
@@ -158,7 +159,7 @@ def test_a_persistent_tape_gives_the_same_gradient_again(pool) -> None:
 
 def test_second_derivatives_are_refused(pool) -> None:
     model = models.Scale(3.0)
-    with qpool.parallelize(model, pool=pool) as generator:
+    with parallelize(model, pool=pool) as generator:
         with tf.GradientTape() as outer:
             with tf.GradientTape() as inner:
                 loss = tf.reduce_sum(generator(Z) ** 2)
@@ -181,7 +182,7 @@ def test_second_derivatives_are_refused(pool) -> None:
 def test_generate_where_the_model_has_only_that(pool) -> None:
     model = models.Generating()
     z = tf.ones((5, 3))
-    with qpool.parallelize(model, pool=pool) as generator:
+    with parallelize(model, pool=pool) as generator:
         np.testing.assert_allclose(generator.generate(z), model.generate(z))
         np.testing.assert_allclose(generator.generate(z, strategy="sequential"), model.generate(z))
         generator.warm_up(6)
@@ -191,20 +192,22 @@ def test_generate_where_the_model_has_only_that(pool) -> None:
 
 
 def test_a_factory_makes_the_model_in_every_worker(pool) -> None:
-    generator = qpool.parallelize(lambda: models.Locked(), pool=pool)
+    generator = parallelize(lambda: models.Locked(), pool=pool)
     generator.w.assign(5.0)
     np.testing.assert_allclose(generator(Z), 5 * Z)
     generator.close()
 
 
 def test_create_parallel_generator(pool) -> None:
-    generator = qpool.create_parallel_generator(models.Scale, 4.0, pool=pool, tile=2)
+    generator = qpool.create_parallel_generator(
+        models.Scale, 4.0, pool=pool, tile=2, engine="stock"
+    )
     np.testing.assert_allclose(generator(Z), 4 * Z)
     generator.close()
 
 
 def test_arrays_lists_and_nan(pool) -> None:
-    with qpool.parallelize(models.Scale(), pool=pool) as generator:
+    with parallelize(models.Scale(), pool=pool) as generator:
         ours = generator(np.ones((3, 2), np.float32))
         np.testing.assert_allclose(ours, 2.0)
         np.testing.assert_allclose(generator([[1.0, 2.0]]), [[2.0, 4.0]])
@@ -218,7 +221,7 @@ def test_arrays_lists_and_nan(pool) -> None:
 def test_draws_follow_seed_call_and_tile(pool_of) -> None:
     def outputs(workers: int) -> list[bytes]:
         found = []
-        with qpool.parallelize(models.Drawing(), pool=pool_of(workers), tile=2) as generator:
+        with parallelize(models.Drawing(), pool=pool_of(workers), tile=2) as generator:
             pool_of(workers)._calls = iter(range(10, 100))
             for _ in range(2):
                 with tf.GradientTape() as tape:
@@ -239,7 +242,7 @@ def test_draws_follow_seed_call_and_tile(pool_of) -> None:
 
 def test_a_call_that_changes_variables_is_refused(pool) -> None:
     with (
-        qpool.parallelize(models.Counting(), pool=pool) as generator,
+        parallelize(models.Counting(), pool=pool) as generator,
         pytest.raises(qpool.errors.StatefulCallError, match="seen"),
     ):
         generator(Z)
@@ -247,10 +250,10 @@ def test_a_call_that_changes_variables_is_refused(pool) -> None:
 
 def test_two_models_share_a_pool_and_move_within_it(pool) -> None:
     first = models.Scale(2.0)
-    with qpool.parallelize(first, pool=pool) as one:
+    with parallelize(first, pool=pool) as one:
         one(Z)
-        with qpool.parallelize(models.Several(), pool=pool) as two:
+        with parallelize(models.Several(), pool=pool) as two:
             two(Z)
             np.testing.assert_allclose(one(Z), 2 * Z)
-        with qpool.parallelize(models.Scale(3.0), pool=pool) as three:
+        with parallelize(models.Scale(3.0), pool=pool) as three:
             np.testing.assert_allclose(three(one(Z)), 6 * Z, rtol=1e-6)

@@ -6,6 +6,7 @@ import models
 import numpy as np
 import pytest
 import tensorflow as tf
+from pooling import parallelize
 
 import qpool
 
@@ -45,7 +46,7 @@ def truth(request):
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_values_and_gradients_equal_stock(pool_of, truth, workers: int) -> None:
     model, found, tolerance = truth
-    with qpool.parallelize(model, pool=pool_of(workers)) as generator:
+    with parallelize(model, pool=pool_of(workers)) as generator:
         for batch, (z, weights, (values, gradients)) in found.items():
             ours, pulled = value_and_gradients(generator, z, generator.trainable_variables, weights)
             assert ours.dtype == values.dtype
@@ -60,7 +61,7 @@ def test_the_same_bits_for_any_number_of_workers(pool_of, truth) -> None:
     model, found, _ = truth
     results: dict[int, list[bytes]] = {}
     for workers in (1, 2, 3):
-        with qpool.parallelize(model, pool=pool_of(workers), tile=2) as generator:
+        with parallelize(model, pool=pool_of(workers), tile=2) as generator:
             bits = []
             for z, weights, _ in found.values():
                 ours, pulled = value_and_gradients(
@@ -74,7 +75,7 @@ def test_the_same_bits_for_any_number_of_workers(pool_of, truth) -> None:
 def test_per_sample_gradients_are_those_of_each_sample(pool, truth) -> None:
     model, found, tolerance = truth
     z, weights, _ = found[3]
-    with qpool.parallelize(model, pool=pool) as generator:
+    with parallelize(model, pool=pool) as generator:
         rows = generator.per_sample_gradients(z, weights)
     for n in range(3):
         with tf.GradientTape() as tape:
@@ -82,7 +83,7 @@ def test_per_sample_gradients_are_those_of_each_sample(pool, truth) -> None:
         for ours, theirs in zip(rows, tape.gradient(loss, model.trainable_variables), strict=True):
             assert ours.shape == (3, *theirs.shape)
             assert distance(ours[n], theirs) <= tolerance
-    in_place = qpool.parallelize(model, strategy="sequential").per_sample_gradients(z, weights)
+    in_place = parallelize(model, strategy="sequential").per_sample_gradients(z, weights)
     for ours, theirs in zip(rows, in_place, strict=True):
         assert distance(ours, theirs) <= tolerance
 
@@ -95,7 +96,7 @@ def test_an_engine_with_a_batch_size_fixes_the_tile(pool) -> None:
     def in_place(z):
         return tf.concat([model(padded[:4]), model(padded[4:])], 0)[: len(z)]
 
-    with qpool.parallelize(model, pool=pool) as generator:
+    with parallelize(model, pool=pool) as generator:
         with tf.GradientTape() as ours, tf.GradientTape() as theirs:
             a, b = tf.reduce_sum(generator(z) ** 2), tf.reduce_sum(in_place(z) ** 2)
         assert distance(a, b) <= 1e-6
@@ -106,7 +107,7 @@ def test_an_engine_with_a_batch_size_fixes_the_tile(pool) -> None:
         assert distance(tf.reduce_sum(rows), tape.gradient(total, model.w)) <= 1e-5
         assert generator.stats()["tiles_by_batch"] == {}
     with pytest.raises(qpool.errors.ConfigurationError, match="batch_size=4"):
-        qpool.parallelize(model, pool=pool, tile=2)
+        parallelize(model, pool=pool, tile=2)
 
 
 def test_edges_zero_squeezing_zero_angle_cutoff_two(pool) -> None:
@@ -115,7 +116,7 @@ def test_edges_zero_squeezing_zero_angle_cutoff_two(pool) -> None:
     z = tf.zeros((3, 2), tf.float64)
     weights = tf.ones((3, 2), tf.float64)
     values, gradients = value_and_gradients(model, z, model.trainable_variables, weights)
-    with qpool.parallelize(model, pool=pool) as generator:
+    with parallelize(model, pool=pool) as generator:
         ours, pulled = value_and_gradients(generator, z, model.trainable_variables, weights)
     np.testing.assert_allclose(ours, values, atol=1e-12)
     for a, b in zip(pulled, gradients, strict=True):

@@ -7,6 +7,7 @@ import models
 import numpy as np
 import pytest
 import tensorflow as tf
+from pooling import parallelize
 
 import qpool
 
@@ -56,7 +57,7 @@ def test_kinds_of_models_travel(pool, make, compiled: bool) -> None:
     if compiled:
         model.compile("adam", "mse")
         model.fit(Z, np.zeros((12, model(Z).shape[1])), verbose=0, batch_size=12)
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with parallelize(model, pool=pool) as pooled:
         assert isinstance(pooled, keras.Layer)
         np.testing.assert_allclose(pooled(Z), model(Z), rtol=1e-5, atol=1e-6)
         names = [v.path for v in model.variables]
@@ -67,7 +68,7 @@ def test_dropout_draws_the_same_for_any_number_of_workers(pool_of) -> None:
     model = subclassed()
     found = []
     for workers in (1, 2):
-        with qpool.parallelize(model, pool=pool_of(workers), tile=2) as pooled:
+        with parallelize(model, pool=pool_of(workers), tile=2) as pooled:
             pool_of(workers)._calls = iter(range(10, 100))
             found.append(np.asarray(pooled(Z, training=True)))
             assert not np.allclose(found[-1], pooled(Z, training=False))
@@ -78,7 +79,7 @@ def test_fit_trains_the_pooled_layer_as_the_plain_one(pool) -> None:
     histories, weights = [], []
     for pooled in (True, False):
         model = dense()
-        generator = qpool.parallelize(model, pool=pool) if pooled else model
+        generator = parallelize(model, pool=pool) if pooled else model
         holder = Holder(generator)
         holder.compile(keras.optimizers.SGD(0.1), "mse")
         history = holder.fit(Z, np.ones((12, 1)), batch_size=5, epochs=2, verbose=0, shuffle=False)
@@ -93,7 +94,7 @@ def test_fit_trains_the_pooled_layer_as_the_plain_one(pool) -> None:
 def test_checkpoints_have_the_keys_they_had(pool, tmp_path) -> None:
     model = dense()
     plain = tf.train.Checkpoint(generator=model).save(str(tmp_path / "plain"))
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with parallelize(model, pool=pool) as pooled:
         ours = tf.train.Checkpoint(generator=pooled).save(str(tmp_path / "pooled"))
         assert tf.train.list_variables(ours) == tf.train.list_variables(plain)
         before = model.get_weights()
@@ -105,7 +106,7 @@ def test_checkpoints_have_the_keys_they_had(pool, tmp_path) -> None:
 
 def test_a_module_checkpoints_too(pool, tmp_path) -> None:
     model = models.Several()
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with parallelize(model, pool=pool) as pooled:
         path = tf.train.Checkpoint(g=pooled).save(str(tmp_path / "m"))
         names = {name for name, _ in tf.train.list_variables(path)}
         assert {f"g/{n}/.ATTRIBUTES/VARIABLE_VALUE" for n in ("w", "c", "unused", "shift")} <= names
@@ -113,7 +114,7 @@ def test_a_module_checkpoints_too(pool, tmp_path) -> None:
 
 def test_a_saved_pooled_model_loads_unpooled(pool, tmp_path) -> None:
     model = dense()
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with parallelize(model, pool=pool) as pooled:
         pooled.save(tmp_path / "model.keras")
         pooled.save_weights(tmp_path / "model.weights.h5")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -128,7 +129,7 @@ def test_qpools_own_generator_saves_and_loads(pool, tmp_path) -> None:
     model = qpool.models.QuantumSFGenerator(
         n_modes=1, latent_dim=1, layers=1, cutoff_dim=4, encoding_strategy="direct_displacement"
     )
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with parallelize(model, pool=pool) as pooled:
         pooled.save(tmp_path / "generator.keras")
     loaded = keras.saving.load_model(tmp_path / "generator.keras")
     assert type(loaded) is type(model)
@@ -138,12 +139,12 @@ def test_qpools_own_generator_saves_and_loads(pool, tmp_path) -> None:
 
 def test_an_unbuilt_model_says_what_to_do(pool) -> None:
     with pytest.raises(qpool.errors.ModelError, match="call it once"):
-        qpool.parallelize(models.Net(), pool=pool)
+        parallelize(models.Net(), pool=pool)
 
 
 def test_batch_statistics_are_refused_in_training_and_used_in_inference(pool) -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with parallelize(model, pool=pool) as pooled:
         np.testing.assert_allclose(pooled(Z), model(Z), rtol=1e-6)
         with pytest.raises(qpool.errors.StatefulCallError, match="moving_mean"):
             pooled(Z, training=True)

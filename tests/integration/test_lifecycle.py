@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
+from pooling import parallelize
 
 import qpool
 from qpool import errors
@@ -80,12 +81,12 @@ def test_the_handshake_reports_who_the_workers_are(spare) -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_a_worker_that_dies_in_a_tile_changes_no_bit(spare, tmp_path, how, caplog) -> None:
     z = tf.concat([Z[:-1], -Z[-1:]], 0)
-    with qpool.parallelize(models.Killing(str(tmp_path), 0), pool=spare, tile=2) as model:
+    with parallelize(models.Killing(str(tmp_path), 0), pool=spare, tile=2) as model:
         expected = bits(model, z)
     before = spare.stats()["replaced_workers"]
     with (
         caplog.at_level(logging.WARNING, "qpool"),
-        qpool.parallelize(models.Killing(str(tmp_path), 2, how), pool=spare, tile=2) as model,
+        parallelize(models.Killing(str(tmp_path), 2, how), pool=spare, tile=2) as model,
     ):
         assert bits(model, z) == expected
     assert spare.stats()["replaced_workers"] == before + 2
@@ -94,7 +95,7 @@ def test_a_worker_that_dies_in_a_tile_changes_no_bit(spare, tmp_path, how, caplo
 
 @posix
 def test_a_worker_that_dies_between_forward_and_backward(spare) -> None:
-    with qpool.parallelize(models.Scale(), pool=spare, tile=2) as model:
+    with parallelize(models.Scale(), pool=spare, tile=2) as model:
         workers = at_full_strength(spare, model)
         expected = bits(model, Z)
         with tf.GradientTape() as tape:
@@ -110,7 +111,7 @@ def test_a_worker_that_dies_between_forward_and_backward(spare) -> None:
 @posix
 def test_tiles_that_kill_every_worker_are_given_up_and_named(spare, tmp_path) -> None:
     z = tf.concat([Z[:2], -Z[2:4], Z[4:]], 0)
-    with qpool.parallelize(models.Killing(str(tmp_path), 99), pool=spare, tile=2) as model:
+    with parallelize(models.Killing(str(tmp_path), 99), pool=spare, tile=2) as model:
         model(Z)
         with pytest.raises(errors.WorkerLostError, match=r"^samples 2 to 3 took 3 .*\n.*SIGKILL"):
             model(z)
@@ -121,7 +122,7 @@ def test_tiles_that_kill_every_worker_are_given_up_and_named(spare, tmp_path) ->
 def test_a_stopped_worker_is_replaced_after_the_timeout(tmp_path) -> None:
     with (
         qpool.Pool(workers=2, timeout=1.0) as pool,
-        qpool.parallelize(models.Scale(), pool=pool, tile=2) as model,
+        parallelize(models.Scale(), pool=pool, tile=2) as model,
     ):
         expected = bits(model, Z)
         os.kill(pids(pool)[0], signal.SIGSTOP)
@@ -133,7 +134,7 @@ def test_a_stopped_worker_is_replaced_after_the_timeout(tmp_path) -> None:
 def test_the_nurserys_own_death_is_survived() -> None:
     with (
         qpool.Pool(workers=1) as pool,
-        qpool.parallelize(models.Scale(), pool=pool) as model,
+        parallelize(models.Scale(), pool=pool) as model,
     ):
         model(Z)
         (nursery,) = psutil.Process().children()[-1:]
@@ -152,7 +153,7 @@ def test_an_answer_left_by_an_interrupted_request_is_not_taken_for_another() -> 
 
     with (
         qpool.Pool(workers=1) as pool,
-        qpool.parallelize(models.Scale(), pool=pool) as model,
+        parallelize(models.Scale(), pool=pool) as model,
     ):
         # Ctrl-C between a request and its answer: the answer is still to be read.
         control = pool._crew.launcher._control
@@ -166,7 +167,7 @@ def test_spawn_gives_the_same_bits() -> None:
     model = models.Displaced(cutoff=3)
     found = []
     for method in (None, "spawn"):
-        with qpool.parallelize(model, workers=1, start_method=method, tile=2) as generator:
+        with parallelize(model, workers=1, start_method=method, tile=2) as generator:
             found.append(generator(Z[:3]).numpy().tobytes())
             processes = [psutil.Process(pid) for pid in pids(generator._qpool.executor()._pool)]
             assert generator.stats()["pool"]["start_method"] == (method or "forkserver")
@@ -258,7 +259,7 @@ def test_ctrl_c_in_a_call_leaves_the_pool_usable(tmp_path) -> None:
 
 
 def _in_a_child(queue) -> None:
-    with qpool.parallelize(models.Scale(), workers=1) as generator:
+    with parallelize(models.Scale(), workers=1) as generator:
         queue.put(float(tf.reduce_sum(generator(Z))))
 
 
@@ -276,7 +277,7 @@ def test_callers_from_several_threads_take_turns(pool) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with (
-        qpool.parallelize(models.Scale(), pool=pool, tile=2) as generator,
+        parallelize(models.Scale(), pool=pool, tile=2) as generator,
         ThreadPoolExecutor(4) as threads,
     ):
         futures = [threads.submit(lambda n=n: generator(Z * n).numpy()) for n in range(20)]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import strawberryfields as sf
 import tensorflow as tf
+from pooling import parallelize
 from strawberryfields import ops
 
 import qpool
@@ -35,7 +36,7 @@ class Flexible:
 
 
 def pooled(pool, call, **attributes):
-    return qpool.parallelize(Flexible(call, **attributes), pool=pool)
+    return parallelize(Flexible(call, **attributes), pool=pool)
 
 
 def test_hbar_and_floatx_are_the_coordinators() -> None:
@@ -60,13 +61,13 @@ def test_hbar_and_floatx_are_the_coordinators() -> None:
         z = tf.fill((1, 1), 0.2)
         with (
             qpool.Pool(workers=1) as pool,
-            qpool.parallelize(model, pool=pool, tile=1) as generator,
+            parallelize(model, pool=pool, tile=1) as generator,
         ):
             assert generator(z).dtype == tf.float64
             np.testing.assert_allclose(generator(z), model(z), rtol=1e-6)
             sf.hbar = 2
             with pytest.raises(errors.ConfigurationError, match="pool of its own"):
-                qpool.parallelize(models.Scale(), pool=pool)
+                parallelize(models.Scale(), pool=pool)
     finally:
         sf.hbar = former
         keras.config.set_floatx(floatx)
@@ -91,7 +92,7 @@ def test_calls_that_change_or_make_variables_are_refused(pool) -> None:
 def test_losses_added_in_the_call_are_refused(pool) -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, activity_regularizer="l2")])
     with pytest.raises(errors.StatefulCallError, match="adds losses"):
-        qpool.parallelize(model, pool=pool)(Z)
+        parallelize(model, pool=pool)(Z)
 
 
 def test_samples_that_depend_on_each_other_are_refused(pool) -> None:
@@ -112,12 +113,12 @@ def test_factories_find_what_instances_have(pool) -> None:
         model.shift = tf.Variable(0.0, trainable=False)
         return model
 
-    generator = qpool.parallelize(factory, pool=pool)
+    generator = parallelize(factory, pool=pool)
     generator.shift.assign(10.0)
     np.testing.assert_allclose(generator(Z), 2 * Z + 10, rtol=1e-6)
-    fixed = qpool.parallelize(lambda: models.FixedBatch(4), pool=pool)
+    fixed = parallelize(lambda: models.FixedBatch(4), pool=pool)
     assert fixed(tf.zeros((6, 1))).shape == (6, 1)
-    dropout = qpool.parallelize(
+    dropout = parallelize(
         lambda: keras.Sequential(
             [keras.Input((2,)), keras.layers.Dense(4), keras.layers.Dropout(0.5)]
         ),
@@ -130,7 +131,7 @@ def test_rare_draws_and_late_ones_are_seeded(pool) -> None:
     model = keras.Sequential(
         [keras.Input((2,)), keras.layers.Dense(4), keras.layers.Dropout(0.02, seed=1)]
     )
-    with qpool.parallelize(model, pool=pool) as generator:
+    with parallelize(model, pool=pool) as generator:
         generator(Z, training=True)
         assert generator.stats()["random_draws"] == "seeded"
     late = pooled(
@@ -156,7 +157,7 @@ def test_gradients_for_variables_that_are_not_in_trainable_variables(pool) -> No
 def test_a_layer_thawed_after_parallelize(pool) -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(1)])
     model.layers[0].trainable = False
-    with qpool.parallelize(model, pool=pool) as generator:
+    with parallelize(model, pool=pool) as generator:
         model.layers[0].trainable = True
         with tf.GradientTape(persistent=True) as tape:
             losses = [tf.reduce_sum(call(Z) ** 2) for call in (generator, model)]
@@ -222,7 +223,7 @@ def test_the_training_phase_is_handed_down(pool) -> None:
 
     model = Quiet()
     model(Z)
-    with qpool.parallelize(model, pool=pool) as generator:
+    with parallelize(model, pool=pool) as generator:
         assert np.count_nonzero(generator(Z, training=True)) < 100
         assert np.count_nonzero(generator(Z)) == 128
 
@@ -253,7 +254,7 @@ def test_clones_are_unpooled_and_close_leaves_the_model_usable(pool) -> None:
     model = keras.Model(inputs, keras.layers.Concatenate()([hidden, inputs]))
     model.compile("sgd", "mse")
     expected = model.predict(Z, verbose=0)
-    generator = qpool.parallelize(model, pool=pool)
+    generator = parallelize(model, pool=pool)
     np.testing.assert_allclose(generator.predict(Z, verbose=0), expected, rtol=1e-5, atol=1e-6)
     assert generator.stats()["samples"] == 16
     assert keras.models.clone_model(generator)(Z).shape == (16, 5)
@@ -291,11 +292,11 @@ def test_what_would_go_wrong_unseen_is_refused(pool) -> None:
             return z * self.w
 
     with pytest.raises(errors.ModelError, match="__slots__"):
-        qpool.parallelize(Slotted(), pool=pool)
+        parallelize(Slotted(), pool=pool)
     with pytest.raises(errors.ModelError, match="hide the methods"):
         pooled(pool, lambda self, z: z, generate=lambda z: z)
     with pytest.raises(errors.ConfigurationError, match="did you mean 'labels'"):
-        qpool.parallelize(models.Several(), pool=pool, methods="conditional", sharded="lables")
+        parallelize(models.Several(), pool=pool, methods="conditional", sharded="lables")
     with pytest.raises(errors.InputError, match="list of arrays"):
         pooled(pool, lambda self, z: z * self.w)([Z, Z])
     with pytest.warns(UserWarning, match="its own"):

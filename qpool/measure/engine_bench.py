@@ -1,0 +1,325 @@
+"""The engine's benchmark cases: stock Strawberry Fields, the traced engine and Piquasso in turns.
+
+Owns the circuits and read-outs that are timed. All figures are of a forward pass and the weights'
+gradient, in samples a second. Stock calls take seconds each, so they are timed once a turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from qpool.measure import peers
+from qpool.measure.timing import ratio, turns_of
+from qpool.models import circuit
+from workers import sf_compat
+from workers.engine import TracedEngine
+
+sf_compat.install()
+import strawberryfields as sf  # noqa: E402
+
+#: Multiplications and additions of one sample of the three-mode case, forward and back.
+THREE_MODE_FLOP = 35e6
+
+
+class Case:
+    """A CV-QNN with displacement encoding, and what is read out of its state."""
+
+    def __init__(self, modes: int, layers: int, cutoff: int, read: str = "quadratures") -> None:
+        self.modes, self.layers, self.cutoff = modes, layers, cutoff
+        self.inputs = [f"{name}_{mode}" for mode in range(modes) for name in ("r", "phi")]
+        self.program = circuit.build(modes, layers, self._encode)
+        sizes = [block.size(modes) for block in circuit.BLOCKS]
+        self.names = [
+            circuit.parameter_name(block.name, layer, n)
+            for layer in range(layers)
+            for block, size in zip(circuit.BLOCKS, sizes, strict=True)
+            for n in range(size)
+        ]
+        self.weights = tf.Variable(
+            np.random.default_rng(0).normal(size=len(self.names)) * 0.1, dtype=tf.float32
+        )
+        self.trainable_variables = [self.weights]
+        self._read = self._density if read == "density" else self._quadratures
+        x = np.linspace(-4, 4, 40)
+        waves = [np.exp(-(x**2) / 4) / (2 * np.pi) ** 0.25, x * 0]
+        for n in range(1, cutoff):
+            waves.insert(n, (x * waves[n - 1] - np.sqrt(n - 1) * waves[n - 2]) / np.sqrt(n))
+        self._waves = np.array(waves[:cutoff], np.float32)
+
+    def _encode(self, program: Any, q: Any) -> None:
+        from strawberryfields import ops
+
+        for mode, register in enumerate(q):
+            ops.Dgate(*program.params(f"r_{mode}", f"phi_{mode}")) | register
+
+    def z(self, batch: int) -> tf.Tensor:
+        draws = np.random.default_rng(1).normal(size=(batch, 2 * self.modes)) * 0.3
+        return tf.constant(draws, tf.float32)
+
+    def __call__(self, z: tf.Tensor) -> tf.Tensor:
+        """Stock, or traced where ``sf.Engine`` makes traced engines: the whole batch at once."""
+        options = {"cutoff_dim": self.cutoff}
+        if z.shape[0] > 1:
+            options["batch_size"] = z.shape[0]
+        return self.run(sf.Engine("tf", backend_options=options), z)
+
+    def run(self, engine: Any, z: tf.Tensor) -> tf.Tensor:
+        batched = isinstance(engine, TracedEngine) or engine.backend_options.get("batch_size")
+        columns = tf.unstack(z, axis=1) if batched else tf.unstack(z[0])
+        args = dict(zip(self.names, tf.unstack(self.weights), strict=True))
+        args |= dict(zip(self.inputs, columns, strict=True))
+        ket = engine.run(self.program, args=args).state.ket()
+        return self._read(tf.reshape(ket, [z.shape[0], *[self.cutoff] * self.modes]))
+
+    def _quadratures(self, ket: tf.Tensor) -> tf.Tensor:
+        """Mean x of each mode, hbar = 2: (batch, modes)."""
+        root = np.sqrt(np.arange(1, self.cutoff)).astype(np.float32)[:, None]
+        means = []
+        for mode in range(self.modes):
+            axes = [0, mode + 1, *(n + 1 for n in range(self.modes) if n != mode)]
+            rows = tf.reshape(tf.transpose(ket, axes), [ket.shape[0], self.cutoff, -1])
+            low, high = rows[:, :-1], rows[:, 1:]
+            overlap = tf.math.real(low) * tf.math.real(high)
+            overlap += tf.math.imag(low) * tf.math.imag(high)
+            means.append(2 * tf.reduce_sum(overlap * root, [1, 2]))
+        return tf.stack(means, 1)
+
+    def _density(self, ket: tf.Tensor) -> tf.Tensor:
+        """The position density of the first two modes on a 40 x 40 grid, others traced out."""
+        total = 0.0
+        for part in (tf.math.real(ket), tf.math.imag(ket)):
+            rows = tf.reshape(part, [ket.shape[0], self.cutoff, self.cutoff, -1])
+            rows = tf.einsum("bnma,nx->bxma", rows, self._waves)
+            amplitude = tf.einsum("bxma,my->bxya", rows, self._waves)
+            total += tf.reduce_sum(amplitude**2, -1)
+        return total
+
+    def step(self, call: Callable[[tf.Tensor], tf.Tensor], z: tf.Tensor) -> Callable[[], Any]:
+        """A loss and its gradient, through ``call``."""
+
+        def step() -> Any:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(call(z) ** 2)
+            return tape.gradient(loss, self.weights)
+
+        return step
+
+    def compiled(self, z: tf.Tensor) -> Callable[[], Any]:
+        """The same with the traced engine, in this process, as one compiled function."""
+
+        @tf.function(jit_compile=True, autograph=False)
+        def step(z: tf.Tensor) -> Any:
+            engine = TracedEngine("tf", backend_options={"cutoff_dim": self.cutoff})
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(self.run(engine, z) ** 2)
+            return loss, tape.gradient(loss, self.weights)
+
+        return lambda: step(z)[1].numpy()
+
+
+def compare(case: Case, batch: int, *, turns: int = 3, peer: bool = False) -> dict[str, Any]:
+    """Stock (its batch_size; one sample at a time too), traced, and Piquasso if asked for."""
+    z = case.z(batch)
+    began = time.perf_counter()
+    compiled = case.compiled(z)
+    compiled()
+    first = time.perf_counter() - began
+    one = z[:1]
+    contenders = {
+        "stock batch_size": (case.step(case, z), batch, 1),
+        "stock one at a time": (case.step(case, one), 1, 2),
+        "traced": (compiled, batch, 200 if batch * case.cutoff**case.modes < 1e5 else 20),
+    }
+    if peer:
+        contenders["Piquasso, JAX, jit, vmap"] = (peers.piquasso_step(case, z.numpy()), batch, 50)
+    seconds = turns_of({name: (call, n) for name, (call, _, n) in contenders.items()}, turns)
+    rates = {
+        name: [contenders[name][1] / s for s in seconds_of] for name, seconds_of in seconds.items()
+    }
+    found: dict[str, Any] = {
+        "batch": batch,
+        "first_call_seconds": first,
+        "samples_per_second": {name: statistics.median(rate) for name, rate in rates.items()},
+    }
+    for name in rates:
+        if name != "traced":
+            found[f"traced against {name}"] = ratio(rates["traced"], rates[name])
+    return found
+
+
+def engine() -> dict[str, Any]:
+    """The seed's circuit (2 modes, 2 layers, cutoff 8) against stock and Piquasso."""
+    case = Case(2, 2, 8)
+    return {
+        "case": "engine",
+        **{
+            f"batch {batch}": compare(case, batch, peer=peers.has_piquasso())
+            for batch in (16, 64, 256, 1024)
+        },
+    }
+
+
+def wide() -> dict[str, Any]:
+    """3 modes (one an ancilla), 6 layers, cutoff 12, 40 x 40 density; and other shapes."""
+    return {
+        "case": "wide",
+        "3 modes, 6 layers, cutoff 12, density, batch 8": compare(Case(3, 6, 12, "density"), 8),
+        "4 modes, 2 layers, cutoff 7, batch 8": compare(Case(4, 2, 7), 8, turns=2),
+        "1 mode, 8 layers, cutoff 40, batch 16": compare(Case(1, 8, 40), 16),
+    }
+
+
+class Loop:
+    """A generator that loops over its batch in Python, as many are written."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self.trainable_variables = case.trainable_variables
+
+    def __call__(self, z: tf.Tensor) -> tf.Tensor:
+        return tf.concat([self._case(z[n : n + 1]) for n in range(z.shape[0])], 0)
+
+
+class Multiply:
+    """float32 products of 1024 x 1024 matrices: what a core can do."""
+
+    def __init__(self, times: int = 4) -> None:
+        self.times = times
+        draws = np.random.default_rng(0).normal(size=(1024, 1024)) / 32
+        self.w = tf.Variable(draws, dtype=tf.float32)
+        self.trainable_variables = [self.w]
+
+    def __call__(self, z: tf.Tensor) -> tf.Tensor:
+        product = tf.convert_to_tensor(self.w)
+        for _ in range(self.times):
+            product = product @ self.w
+        return z + product[0, 0]
+
+
+def pooled() -> dict[str, Any]:
+    """The three-mode case at batch 64 in the pool: two workers, one, and one process's threads.
+
+    One pinned worker is also set against the arithmetic limit: 35 MFLOP a sample at the rate of
+    the core's own float32 matrix product, measured in the same pool.
+    """
+    import psutil
+
+    import qpool
+
+    case, batch = Case(3, 6, 12, "density"), 64
+    z = case.z(batch)
+    with (
+        qpool.Pool(workers=1) as alone,
+        qpool.Pool(workers=2) as both,
+        qpool.parallelize(case, pool=alone, tile=64) as one,
+        qpool.parallelize(case, pool=both, tile=32) as two,
+        qpool.parallelize(Multiply(), pool=alone, tile=1, engine="stock") as multiply,
+    ):
+        contenders = {
+            "one process, TensorFlow's threads": (case.compiled(z), 5),
+            "one worker": (case.step(one, z), 5),
+            "two workers": (case.step(two, z), 5),
+        }
+        seconds = turns_of(contenders, 5)
+        product = turns_of({"product": (lambda: multiply(z[:1]), 10)}, 3)["product"]
+        worker = one.stats()["pool"]["workers"][0]["pid"]
+        memory = psutil.Process(worker).memory_info().rss
+        stock = turns_of({"stock": (case.step(case, z), 1)}, 1)["stock"]
+    rates = {name: [batch / s for s in found] for name, found in seconds.items()}
+    flops = 4 * 2 * 1024**3 / statistics.median(product)
+    return {
+        "case": "pooled",
+        "batch": batch,
+        "samples_per_second": {
+            **{name: statistics.median(rate) for name, rate in rates.items()},
+            "stock batch_size": batch / stock[0],
+        },
+        "two workers against one process": ratio(
+            rates["two workers"], rates["one process, TensorFlow's threads"]
+        ),
+        "two workers against stock batch_size": statistics.median(rates["two workers"])
+        * stock[0]
+        / batch,
+        "gflops_of_a_matrix_product": flops / 1e9,
+        "share_of_the_arithmetic_limit": statistics.median(rates["one worker"])
+        * THREE_MODE_FLOP
+        / flops,
+        "worker_memory_mb": memory / 2**20,
+    }
+
+
+def loop() -> dict[str, Any]:
+    """A generator that loops over its batch in Python: two workers against it in place, stock."""
+    import qpool
+
+    case, batch = Case(2, 2, 8), 16
+    z, model = case.z(batch), Loop(case)
+    with qpool.parallelize(model, workers=2) as generator:
+        contenders = {
+            "stock, in place": (case.step(model, z), 1),
+            "two workers, traced": (case.step(generator, z), 20),
+        }
+        seconds = turns_of(contenders, 3)
+        tile = generator.stats()["tiles_by_batch"][batch]
+    rates = {name: [batch / s for s in found] for name, found in seconds.items()}
+    return {
+        "case": "loop",
+        "batch": batch,
+        "tile": tile,
+        "samples_per_second": {name: statistics.median(rate) for name, rate in rates.items()},
+        "two workers against stock": ratio(rates["two workers, traced"], rates["stock, in place"]),
+    }
+
+
+def accuracy(circuits: int = 12) -> dict[str, Any]:
+    """Worst distance from stock complex128, relative to the largest entry, over random weights."""
+    worst: dict[str, float] = defaultdict(float)
+    for seed in range(circuits):
+        case = Case(2, 2, 6)
+        rng = np.random.default_rng(seed)
+        values = {name: rng.normal() * 0.4 for name in case.names}
+        values |= {name: rng.normal(size=3) * 0.4 for name in case.inputs}
+        truth = None
+        for kind, make, dtype in (
+            ("truth", sf.Engine, tf.complex128),
+            ("traced complex128", TracedEngine, tf.complex128),
+            ("traced complex64", TracedEngine, tf.complex64),
+            ("stock complex64", sf.Engine, tf.complex64),
+        ):
+            options = {"cutoff_dim": 6, "dtype": dtype}
+            if make is sf.Engine:
+                options["batch_size"] = 3
+            args = {name: tf.constant(value, dtype.real_dtype) for name, value in values.items()}
+            with tf.GradientTape() as tape:
+                tape.watch(args)
+                ket = make("tf", backend_options=options).run(case.program, args=args).state.ket()
+                total = tf.reduce_sum(tf.math.real(ket) ** 3)
+            slopes = tape.gradient(total, args)
+            found = [ket, *(slopes[name] for name in values)]
+            found = [np.asarray(x, np.complex128) for x in found]
+            if truth is None:
+                truth = found
+                continue
+            scale = max(np.abs(x).max() for x in truth[1:])
+            apart = [np.abs(a - b).max() for a, b in zip(found, truth, strict=True)]
+            worst[f"{kind}, values"] = max(
+                worst[f"{kind}, values"], apart[0] / np.abs(truth[0]).max()
+            )
+            worst[f"{kind}, gradients"] = max(worst[f"{kind}, gradients"], max(apart[1:]) / scale)
+    return {"case": "accuracy", "circuits": circuits, "worst_relative_error": dict(worst)}
+
+
+CASES: dict[str, Callable[[], dict[str, Any]]] = {
+    "engine": engine,
+    "wide": wide,
+    "pooled": pooled,
+    "loop": loop,
+    "accuracy": accuracy,
+}

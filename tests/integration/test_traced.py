@@ -1,0 +1,134 @@
+"""The traced engine in workers: what the model is compiled to, and that it is still the model."""
+
+from __future__ import annotations
+
+import models
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import qpool
+from qpool.models import QuantumSFGenerator
+
+
+def small(**options):
+    return QuantumSFGenerator(n_modes=2, latent_dim=4, layers=1, cutoff_dim=4, seed=1, **options)
+
+
+def value_and_gradients(call, model, z):
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        values = call(z)
+        loss = tf.reduce_sum(tf.sin(values))
+    return values, tape.gradient(loss, [*model.trainable_variables, z])
+
+
+def assert_close(ours, theirs, atol: float = 1e-5) -> None:
+    for a, b in zip(tf.nest.flatten(ours), tf.nest.flatten(theirs), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, atol=atol)
+
+
+Z = tf.constant(np.random.default_rng(0).normal(size=(19, 4)) * 0.5, tf.float32)
+
+
+def test_a_model_that_makes_engines_is_compiled_and_is_the_same_for_any_number_of_workers(
+    pool_of,
+) -> None:
+    model = small()
+    bits = []
+    for workers in (1, 2):
+        with qpool.parallelize(model, pool=pool_of(workers), tile=8) as generator:
+            found = []
+            for batch in (19, 16, 1):
+                ours = value_and_gradients(generator, model, Z[:batch])
+                assert_close(ours, value_and_gradients(model, model, Z[:batch]))
+                found += [np.asarray(x).tobytes() for x in tf.nest.flatten(ours)]
+            (compiled,) = generator.stats()["compiled"]
+            assert compiled["level"] == "xla"
+            assert compiled["seconds"] > 0
+            bits.append(found)
+    assert bits[0] == bits[1]
+
+
+def test_engine_stock_is_strawberry_fields_as_it_is(pool) -> None:
+    model = small()
+    with qpool.parallelize(model, pool=pool, engine="stock") as generator:
+        assert_close(generator(Z[:4]), model(Z[:4]))
+        (compiled,) = generator.stats()["compiled"]
+        assert compiled["level"] == "eager"
+        assert "stock" in compiled["why_not_better"]
+
+
+def test_a_model_that_loops_over_its_batch_is_compiled_a_row_at_a_time(pool) -> None:
+    model = models.Displaced(tf.complex128, cutoff=4)
+    z = tf.constant(np.random.default_rng(1).normal(size=(5, 2)) * 0.5)
+    with qpool.parallelize(model, pool=pool) as generator:
+        ours = value_and_gradients(generator, model, z)
+        assert_close(ours, value_and_gradients(model, model, z), atol=1e-9)
+        assert generator.stats()["compiled"][0]["level"] == "xla"
+        assert generator.stats()["tiles_by_batch"] == {5: 1}
+
+
+def test_what_cannot_be_traced_runs_eagerly_and_says_where(pool) -> None:
+    model = models.LooksAtNumbers()
+    z = tf.constant([[1.0], [-2.0], [3.0]])
+    with qpool.parallelize(model, pool=pool) as generator:
+        ours = value_and_gradients(generator, model, z)
+        assert_close(ours, value_and_gradients(model, model, z))
+        (compiled,) = generator.stats()["compiled"]
+    assert compiled["level"] == "eager"
+    assert "models.py" in compiled["why_not_better"]
+    assert "for row in z" in compiled["why_not_better"]
+
+
+def test_cpu_batch_is_the_model_compiled_in_place() -> None:
+    model = small()
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        for batch in (1, 5):
+            ours = value_and_gradients(generator, model, Z[:batch])
+            assert_close(ours, value_and_gradients(model, model, Z[:batch]))
+        assert generator.stats()["compiled"][0]["level"] == "xla"
+        rows = generator.per_sample_gradients(Z[:3], tf.ones((3, 2)))
+        stock = qpool.parallelize(model, strategy="sequential", engine="stock")
+        assert_close(rows, stock.per_sample_gradients(Z[:3], tf.ones((3, 2))))
+
+        @tf.function(jit_compile=True)
+        def step(z):
+            return value_and_gradients(generator, model, z)
+
+        assert_close(step(Z[:5]), ours)
+
+
+def test_cpu_batch_differentiates_twice() -> None:
+    model = small()
+    z = Z[:3]
+
+    def penalty(call):
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                inner.watch(z)
+                total = tf.reduce_sum(call(z) ** 2)
+            slope = tf.reduce_sum(inner.gradient(total, z) ** 2)
+        return outer.gradient(slope, model.trainable_variables)
+
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        ours = penalty(generator)
+    step, weights = 1e-2, model.trainable_variables[0]
+
+    def slope_at(shift: float) -> float:
+        weights.assign_add(tf.fill(weights.shape, shift))
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            total = tf.reduce_sum(model(z) ** 2)
+        found = float(tf.reduce_sum(tape.gradient(total, z) ** 2))
+        weights.assign_sub(tf.fill(weights.shape, shift))
+        return found
+
+    numeric = (slope_at(step) - slope_at(-step)) / (2 * step)
+    np.testing.assert_allclose(tf.reduce_sum(ours[0]), numeric, rtol=2e-2)
+
+
+def test_cpu_batch_refuses_the_stock_engine() -> None:
+    with pytest.raises(qpool.errors.ConfigurationError, match="sequential"):
+        qpool.parallelize(small(), strategy="cpu_batch", engine="stock")
