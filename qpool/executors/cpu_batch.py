@@ -131,20 +131,18 @@ def _differentiable_call(
     """
     if not method.plan.recompute:
         return method.compiled(*inputs)
-    structure: list[Any] = []
+    with record.stop_recording():  # the backward pass is the one below
+        outputs = method.compiled(*inputs)
+    flat = tf.nest.flatten(outputs)
 
     @tf.custom_gradient
-    def call(*tensors: tf.Tensor) -> Any:
-        with record.stop_recording():  # the backward pass is the one below
-            structure.append(method.compiled(*tensors[: len(inputs)]))
-
+    def connect(*tensors: tf.Tensor) -> Any:
         def pull_back(*cotangents: tf.Tensor) -> Any:
-            flat = tf.nest.flatten(structure[0])
             seeds = [c for c, x in zip(cotangents, flat, strict=True) if differentiable(x)]
             found = iter(method.compiled_vjp(list(inputs), variables, seeds))
             return [next(found) if differentiable(x) else None for x in tensors]
 
-        return tf.nest.flatten(structure[0]), pull_back
+        return flat, pull_back
 
-    flat = call(*inputs, *map(tf.convert_to_tensor, variables))
-    return tf.nest.pack_sequence_as(structure[0], tf.nest.flatten(flat))
+    connected = connect(*inputs, *map(tf.convert_to_tensor, variables))
+    return tf.nest.pack_sequence_as(outputs, tf.nest.flatten(connected))
