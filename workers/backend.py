@@ -83,6 +83,12 @@ class TracedFockState(FockStateTF):
 class TracedCircuit(SFCircuit):
     """Strawberry Fields' ``Circuit`` whose gates wait in a list until the state is wanted."""
 
+    _base: tf.Tensor | None
+    _gates: list[plan.Gate]
+    _parameters: list[tf.Tensor]
+    _flags: list[bool]
+    _batch_size: Any  #: None, a number, or a scalar tensor where a graph does not know it yet
+
     # -- Strawberry Fields' attributes, computed when they are wanted ------------------------
 
     @property
@@ -144,10 +150,10 @@ class TracedCircuit(SFCircuit):
         self._dtype = tf.as_dtype(dtype)
         self._batched = self._batch_size is not None
         self._cache: dict[str, Any] = {}
-        self._base: tf.Tensor | None = None
-        self._gates: list[plan.Gate] = []
-        self._parameters: list[tf.Tensor] = []
-        self._flags: list[bool] = []
+        self._base = None
+        self._gates = []
+        self._parameters = []
+        self._flags = []
 
     # -- gates: collected ------------------------------------------------------------------
 
@@ -266,7 +272,8 @@ class TracedCircuit(SFCircuit):
             values = [tf.cast(value, gates.FLOAT) for value in values]
             if self._batched:
                 values = [tf.broadcast_to(value, [self._batch_size]) for value in values]
-            ket = gates.displaced_squeezed_vacuum(*values, self._cutoff_dim)
+            r_d, phi_d, r_s, phi_s = values
+            ket = gates.displaced_squeezed_vacuum(r_d, phi_d, r_s, phi_s, self._cutoff_dim)
             ket = tf.cast(ket, self._dtype)
             self._replace_and_update(
                 ket if self._state_is_pure else ops.mix(ket, self._batched), mode

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from workers.gates import Pullback
 from workers.matrices import matrices_of
 from workers.plan import Circuit, Step, partner, plan
 
@@ -46,7 +47,12 @@ def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | No
 @functools.lru_cache(maxsize=256)
 def _compiled(circuit: Circuit) -> tf.types.experimental.PolymorphicFunction:
     # Its parts are not compiled: an eager call would wait for seconds at each new batch size.
-    return tf.function(functools.partial(_run, circuit, compile_parts=False), autograph=False)
+    # For the same reason it is traced for any size, once it has met two.
+    return tf.function(
+        functools.partial(_run, circuit, compile_parts=False),
+        autograph=False,
+        reduce_retracing=True,
+    )
 
 
 def _run(
@@ -83,9 +89,9 @@ def _connected(state: tf.Tensor, idle: Sequence[tf.Tensor], circuit: Circuit) ->
     """
     if not idle:
         return state
-    nothing = 0.0
+    nothing = tf.zeros([], state.dtype.real_dtype)
     for parameter in idle:
-        nothing += 0.0 * tf.cast(parameter, state.dtype.real_dtype)
+        nothing += 0.0 * tf.cast(parameter, nothing.dtype)
     if len(nothing.shape) == 1:
         nothing = tf.reshape(nothing, [-1, *[1] * circuit.axes])
     return state + tf.cast(nothing, state.dtype)
@@ -286,7 +292,7 @@ def _gather(rows: tf.Tensor, index: np.ndarray) -> tf.Tensor:
         return rows
 
     @tf.custom_gradient
-    def gather(rows: tf.Tensor):
+    def gather(rows: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
         return tf.gather(rows, index), lambda cotangent: _gather(cotangent, np.argsort(index))
 
     return gather(rows)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ def choose(
     inputs: Sequence[tf.Tensor],
     expected: Sequence[tf.Tensor],
     use: Callable[[Callable[..., Any], str], Any],
+    ready: Mapping[str, Callable[..., Any] | None] = MappingProxyType({}),
 ) -> Choice:
     """The best level at which ``function(*inputs)`` gives what it gave eagerly.
 
@@ -54,12 +56,13 @@ def choose(
         expected: what it returned for them eagerly, flattened.
         use: called with the compiled function and its level, to take its gradient, say. If it
             fails, the level is none.
+        ready: functions that are compiled already, by level.
     """
     began = time.perf_counter()
     reasons = []
     for level in LEVELS[:-1]:
         try:
-            compiled = at_level(function, level)
+            compiled = ready.get(level) or at_level(function, level)
             outputs = tf.nest.flatten(compiled(*inputs))
             apart = _first_difference(outputs, expected)
             if apart:

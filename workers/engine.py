@@ -60,6 +60,8 @@ class TracedEngine(Engine):
     tensors, a measurement for one, is an ``UntraceableError`` that names it.
     """
 
+    backend_options: dict[str, Any]
+
     def __new__(cls, backend: Any = "tf", *, backend_options: dict[str, Any] | None = None) -> Any:
         return object.__new__(cls)
 
@@ -73,7 +75,9 @@ class TracedEngine(Engine):
         super().__init__(backend, backend_options=backend_options)
 
     @tf.autograph.experimental.do_not_convert  # neither Strawberry Fields nor networkx bears it
-    def run(self, program: Any, *, args: Any = None, compile_options: Any = None, **kwargs: Any):
+    def run(
+        self, program: Any, *, args: Any = None, compile_options: Any = None, **kwargs: Any
+    ) -> sf.Result:
         """See ``LocalEngine.run``."""
         args = {key: _as_value(value) for key, value in (args or {}).items()}
         _check_batches(args)
@@ -91,7 +95,8 @@ class TracedEngine(Engine):
 
     def _combine_and_sort_samples(self, samples_dict: dict[int, list[Any]]) -> Any:
         # Strawberry Fields looks for the batch in the options; here it may come with the arguments.
-        asked, size = self.backend_options, self.backend.circuit.batch_size
+        asked: dict[str, Any] = self.backend_options
+        size = self.backend.circuit.batch_size
         self.backend_options = {**asked, "batch_size": size if isinstance(size, int) else 0}
         try:
             return super()._combine_and_sort_samples(samples_dict)

@@ -24,6 +24,7 @@ with their closed-form derivatives; the beamsplitter from the spectrum of its ge
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,9 @@ from scipy.special import gammaln
 
 #: What gates are computed in; a single-precision state gets them rounded.
 FLOAT = tf.float64
+
+#: From a cotangent to the cotangent of the argument.
+Pullback = Callable[[tf.Tensor], tf.Tensor]
 
 Complex = tuple[tf.Tensor, tf.Tensor | None]
 """Real and imaginary part; None stands for an imaginary part that is 0 everywhere."""
@@ -45,7 +49,7 @@ def displacement(r: tf.Tensor, cutoff: int) -> tf.Tensor:
     root, inverse_root = _roots(cutoff)
 
     @tf.custom_gradient
-    def core(r: tf.Tensor):
+    def core(r: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
         column = displaced_vacuum(r, cutoff)
         columns = [column]
         for n in range(1, cutoff):
@@ -82,7 +86,7 @@ def squeezing(r: tf.Tensor, cutoff: int) -> tf.Tensor:
     root2 = np.sqrt(np.arange(cutoff) * np.maximum(np.arange(cutoff) - 1, 0))
 
     @tf.custom_gradient
-    def core(r: tf.Tensor):
+    def core(r: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
         tanh, sech = tf.tanh(r)[..., None], (1 / tf.cosh(r))[..., None]
         column, before = squeezed_vacuum(r, cutoff), tf.zeros_like(r)[..., None]
         columns = [column]
@@ -196,7 +200,8 @@ def mach_zehnder(phi_in: tf.Tensor, cutoff: int) -> Complex:
 
 @functools.lru_cache
 def _mach_zehnder_spectrum(cutoff: int) -> _Spectrum:
-    table = np.zeros((2 * cutoff - 1, cutoff, cutoff, cutoff), complex)
+    shape = (2 * cutoff - 1, cutoff, cutoff, cutoff)
+    table: np.ndarray = np.zeros(shape, complex)
     for total in range(2 * cutoff - 1):
         values, vectors = _photon_transfer(total)
         phase = np.exp(0.5j * np.pi * np.arange(total + 1))

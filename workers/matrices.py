@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.ops import control_flow_util
 
-from workers.gates import FLOAT, Complex
+from workers.gates import FLOAT, Complex, Pullback
 from workers.plan import KINDS, TERMS, Angle, Circuit, Step, partner, plan
 
 
@@ -161,21 +161,23 @@ def _build_alike(group: list[Step], cutoff: int, values: _Values, dtype: tf.DTyp
     if not group[0].cores:
         real, imaginary = waves[0] or (tf.ones([len(group), *grid.shape[1:]], dtype), None)
         return tf.linalg.diag(real), None if imaginary is None else tf.linalg.diag(imaginary)
-    result: Complex | None = None
-    for segment, (name, _) in enumerate(group[0].cores):
+
+    def core(segment: int) -> Complex:
         rows = [[(step.cores[segment][1], 1.0)] for step in group]
         argument = values.linear(rows, batched=batched)
-        kind = KINDS[name]
-        if result is None and vacuum:
-            make = kind.vacuum or (lambda r, d, core=kind.core: _first_column(core(r, d)))
-            result = _complex(make(argument, cutoff), dtype)
-        else:
-            core = _complex(kind.core(argument, cutoff), dtype)
-            if result is None:
-                result = _times(core, waves[0], axis=-2)
-            else:
-                result = _compose(core, result, vector=vacuum)
-        result = _times(result, waves[segment + 1], axis=None if vacuum else -1)
+        kind = KINDS[group[0].cores[segment][0]]
+        if segment == 0 and vacuum and kind.vacuum:
+            return _complex(kind.vacuum(argument, cutoff), dtype)
+        assert kind.core is not None
+        made = _complex(kind.core(argument, cutoff), dtype)
+        return _first_column(made) if segment == 0 and vacuum else made
+
+    axis = None if vacuum else -1
+    result = core(0) if vacuum else _times(core(0), waves[0], axis=-2)
+    result = _times(result, waves[1], axis=axis)
+    for segment in range(1, len(group[0].cores)):
+        result = _compose(core(segment), result, vector=vacuum)
+        result = _times(result, waves[segment + 1], axis=axis)
     return result
 
 
@@ -202,7 +204,7 @@ def _waves(
 
 
 @tf.custom_gradient
-def _once(x: tf.Tensor):
+def _once(x: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
     """x, computed on its own: XLA would put its loop into the loops of all that use it."""
     graph = tf.compat.v1.get_default_graph()
     within_xla = control_flow_util.GraphOrParentsInXlaContext(graph)
@@ -213,7 +215,8 @@ def _once(x: tf.Tensor):
 def _grid(keeps: str, cutoff: int) -> np.ndarray:
     """The terms of a phase at each row of a matrix: (terms, D), for a pair (terms, D, D)."""
     if keeps == "one":
-        n0, n1 = np.arange(cutoff), np.zeros(cutoff, int)
+        n0: np.ndarray = np.arange(cutoff)
+        n1: np.ndarray = 0 * n0
     else:
         block, n0 = np.mgrid[:cutoff, :cutoff]
         n1 = partner(keeps, block, n0, cutoff)
@@ -221,14 +224,13 @@ def _grid(keeps: str, cutoff: int) -> np.ndarray:
 
 
 def _complex(matrix: tf.Tensor | Complex, dtype: tf.DType) -> Complex:
-    parts = matrix if isinstance(matrix, tuple) else (matrix, None)
-    return tuple(None if part is None else tf.cast(part, dtype) for part in parts)
+    real, imaginary = matrix if isinstance(matrix, tuple) else (matrix, None)
+    return tf.cast(real, dtype), None if imaginary is None else tf.cast(imaginary, dtype)
 
 
-def _first_column(matrix: tf.Tensor | Complex) -> tf.Tensor | Complex:
-    if isinstance(matrix, tuple):
-        return tuple(part[..., 0] for part in matrix)
-    return matrix[..., 0]
+def _first_column(matrix: Complex) -> Complex:
+    real, imaginary = matrix
+    return real[..., 0], None if imaginary is None else imaginary[..., 0]
 
 
 def _times(x: Complex, phases: Complex | None, axis: int | None) -> Complex:

@@ -117,7 +117,10 @@ class Replica:
 
     def survey(self, request: Survey, frame: Frame, finished: int, buffer: memoryview) -> Surveyed:
         """Run the first rows and learn what comes out, what it costs and what depends on what."""
-        method = self._plans[request.plan]
+        known = self._plans[request.plan]
+        method = dataclasses.replace(  # what is asked here is asked of the model as it is
+            known, plan=dataclasses.replace(known.plan, level="eager", recompute=False)
+        )
         self.load(request.weights_version, buffer)
         few, many = (method.plan.rows,) * 2 if method.plan.rows else _SURVEY_ROWS
 
@@ -162,7 +165,7 @@ class Replica:
         if not choice.reason:
             rows = method.plan.rows or tile_worth(fixed_cost, request.largest_tile)
             arrays = self._first_rows(frame, rows, buffer)
-            choice = self._compile(method, arrays, request.gradient, buffer)
+            choice = self._compile(known, method, arrays, request.gradient, buffer)
         return Surveyed(
             request.ticket,
             finished,
@@ -191,9 +194,18 @@ class Replica:
         return ""
 
     def _compile(
-        self, method: Method, arrays: list[np.ndarray], gradient: bool, buffer: memoryview
+        self,
+        known: Method,
+        method: Method,
+        arrays: list[np.ndarray],
+        gradient: bool,
+        buffer: memoryview,
     ) -> compiled.Choice:
-        """The level for this plan from now on, with a tile's shape compiled already."""
+        """The level for this plan from now on, with a tile's shape compiled already.
+
+        ``method`` is the model as it is; ``known`` may have been compiled before, without
+        gradients.
+        """
         expected = tf.nest.flatten(self._run(method, arrays, buffer))
         seeds = [tf.ones_like(output) for output in expected if differentiable(output)]
         circuit.traced.clear()
@@ -214,7 +226,8 @@ class Replica:
                 self._gradients(self._record(trial, arrays, buffer), None)
 
         inputs = as_the_model_wants(method.plan, arrays)
-        choice = compiled.choose(method, inputs, expected, pull_back)
+        ready = known.functions.get("compiled") if known.plan.level != "eager" else None
+        choice = compiled.choose(method, inputs, expected, pull_back, {known.plan.level: ready})
         if choice.level == "eager":
             self._plans[method.plan.plan] = method
         return choice

@@ -93,11 +93,11 @@ class Case:
 
     def _density(self, ket: tf.Tensor) -> tf.Tensor:
         """The position density of the first two modes on a 40 x 40 grid, others traced out."""
-        total = 0.0
+        total, waves = 0.0, tf.constant(self._waves)
         for part in (tf.math.real(ket), tf.math.imag(ket)):
             rows = tf.reshape(part, [ket.shape[0], self.cutoff, self.cutoff, -1])
-            rows = tf.einsum("bnma,nx->bxma", rows, self._waves)
-            amplitude = tf.einsum("bxma,my->bxya", rows, self._waves)
+            rows = tf.einsum("bnma,nx->bxma", rows, waves)
+            amplitude = tf.einsum("bxma,my->bxya", rows, waves)
             total += tf.reduce_sum(amplitude**2, -1)
         return total
 

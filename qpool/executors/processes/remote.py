@@ -8,6 +8,7 @@ tapes (``gradient``) nor of how the pool computes.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pickle
 import time
 import weakref
@@ -21,6 +22,8 @@ from qpool.executors.processes.pool import Pool
 from qpool.shipping import Shipment
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.layout import ArraySpec
+
+log = logging.getLogger("qpool")
 
 
 @dataclasses.dataclass
@@ -130,6 +133,7 @@ class RemoteModel:
         if known is not None:
             plan.fixed_cost = known.fixed_cost
         self._plans[key] = plan
+        _say(method, plan)
         self._survey_seconds += time.perf_counter() - began
         return plan
 
@@ -241,6 +245,23 @@ class RemoteModel:
     def _check_open(self) -> None:
         if self._closed:
             raise PoolClosedError("this generator was closed; parallelize the model again")
+
+
+def _say(method: str, plan: Plan) -> None:
+    """Tell once what a method was compiled to; aloud, if tracing it failed."""
+    if plan.level == "eager":
+        tried = plan.reason.startswith("xla")
+        log.log(
+            logging.WARNING if tried else logging.INFO,
+            "%s runs eagerly in the workers, which is slower than compiled: %s",
+            method,
+            plan.reason,
+        )
+    else:
+        better = f" (not better: {plan.reason})" if plan.reason else ""
+        log.info(
+            "%s was compiled in %.1f s: %s%s", method, plan.compile_seconds, plan.level, better
+        )
 
 
 def _non_finite_rows(inputs: Sequence[np.ndarray]) -> int:
