@@ -12,7 +12,6 @@ whole rows. Modes that have not met stay separate factors, vacuum as long as not
 from __future__ import annotations
 
 import functools
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,7 +62,6 @@ def _run(
     compile_parts: bool = True,
 ) -> tf.Tensor:
     steps = plan(circuit)
-    traced.append(_work(circuit, steps))
     matrices = matrices_of(circuit, parameters, compiled=compile_parts)
     product = _Product(circuit, state)
     # What comes after the last gate that differs from sample to sample is one matrix for all.
@@ -95,25 +93,6 @@ def _connected(state: tf.Tensor, idle: Sequence[tf.Tensor], circuit: Circuit) ->
     if len(nothing.shape) == 1:
         nothing = tf.reshape(nothing, [-1, *[1] * circuit.axes])
     return state + tf.cast(nothing, state.dtype)
-
-
-#: Multiplications of a forward pass from which keeping what it made for the backward pass costs
-#: less than making it again (a tape over a compiled function costs about 2 ms).
-_WORTH_KEEPING = 1e8
-
-#: Multiplications for one sample of each circuit as it was traced, the newest ones: what a
-#: compiled function costs can be told from those that its tracing adds.
-traced: deque[int] = deque(maxlen=1024)
-
-
-def worth_keeping(rows: int) -> bool:
-    """Whether the circuits in ``traced`` are costly enough, for so many samples, to be kept."""
-    return rows * sum(traced) >= _WORTH_KEEPING
-
-
-def _work(circuit: Circuit, steps: Sequence[Step]) -> int:
-    amplitudes = circuit.cutoff**circuit.axes
-    return 4 * amplitudes * circuit.cutoff * sum(not step.vacuum for step in steps)
 
 
 @dataclass

@@ -82,9 +82,8 @@ class Plan:
     ``least_rows`` is how many it needs (engines made for one row at a time are of another kind:
     Strawberry Fields' ``batch_size`` is at least 2). A survey
     finds out whether the method ``draws`` random numbers, and whether seeding makes the draws
-    ``reproducible``, at which ``level`` it can be compiled (``workers.compiled``), whether its
-    backward pass is to ``recompute`` the forward one rather than keep it, and what one row of its
-    ``outputs`` is; the plan is then told anew.
+    ``reproducible``, at which ``level`` it can be compiled (``workers.compiled``), and what
+    one row of its ``outputs`` is; the plan is then told anew.
     """
 
     plan: int
@@ -97,7 +96,6 @@ class Plan:
     draws: bool = False
     reproducible: bool = True
     level: str = "eager"
-    recompute: bool = False
     outputs: tuple[ArraySpec, ...] = ()
 
 
@@ -218,7 +216,6 @@ class Surveyed:
     fixed_cost: float
     connected: tuple[bool, ...]
     level: str
-    recompute: bool
     reason: str
     compile_seconds: float
 

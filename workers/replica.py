@@ -22,7 +22,7 @@ import cloudpickle
 import numpy as np
 import tensorflow as tf
 
-from workers import circuit, compiled, recipes, survey
+from workers import compiled, recipes, survey
 from workers.engine import traced_engines
 from workers.errors import ConfigurationError, GradientError, InputError, StatefulCallError
 from workers.layout import Placed, tile_rows, tile_worth
@@ -119,7 +119,7 @@ class Replica:
         """Run the first rows and learn what comes out, what it costs and what depends on what."""
         known = self._plans[request.plan]
         method = dataclasses.replace(  # what is asked here is asked of the model as it is
-            known, plan=dataclasses.replace(known.plan, level="eager", recompute=False)
+            known, plan=dataclasses.replace(known.plan, level="eager")
         )
         self.load(request.weights_version, buffer)
         few, many = (method.plan.rows,) * 2 if method.plan.rows else _SURVEY_ROWS
@@ -178,7 +178,6 @@ class Replica:
             fixed_cost,
             connected,
             choice.level,
-            self._plans[request.plan].plan.recompute,
             choice.reason,
             choice.seconds,
         )
@@ -208,22 +207,18 @@ class Replica:
         """
         expected = tf.nest.flatten(self._run(method, arrays, buffer))
         seeds = [tf.ones_like(output) for output in expected if differentiable(output)]
-        circuit.traced.clear()
 
         def pull_back(function: Callable[..., Any], level: str) -> None:
             plan = dataclasses.replace(
                 method.plan,
                 level=level,
                 outputs=tuple(survey.row_spec(output) for output in expected),
-                recompute=not circuit.worth_keeping(len(arrays[0])),
             )
             trial = dataclasses.replace(method, plan=plan)
             trial.__dict__["compiled"] = function
             self._plans[plan.plan] = trial
-            if gradient and plan.recompute:
+            if gradient:
                 self._vjp(trial, arrays, seeds, buffer)
-            elif gradient:
-                self._gradients(self._record(trial, arrays, buffer), None)
 
         inputs = as_the_model_wants(method.plan, arrays)
         ready = known.functions.get("compiled") if known.plan.level != "eager" else None
@@ -240,7 +235,7 @@ class Replica:
         start, stop = tile_rows(index, frame.tile, frame.batch)
         rows = self._rows(method.plan, frame.tile, start, stop)
         arrays = self._begin_tile(method, frame, call, index, buffer)
-        if keep and not method.plan.recompute:
+        if keep and method.plan.level == "eager":
             kept = self._record(method, arrays, buffer)
             outputs = kept.outputs
             self._kept.setdefault(call, {})[index] = kept
@@ -272,7 +267,7 @@ class Replica:
             None if placed is None else _pad(placed.view(buffer)[start:stop], rows, repeat=False)
             for placed in frame.cotangents
         ]
-        if method.plan.recompute:
+        if method.plan.level != "eager":
             arrays = self._begin_tile(method, frame, call, index, buffer)
             seeds = [
                 tf.zeros((rows, *spec.shape), spec.dtype)
@@ -362,9 +357,10 @@ class Replica:
     ) -> list[Any]:
         """As ``_gradients``, by one compiled function that makes the forward pass again.
 
-        A tape over a compiled function hands each intermediate tensor through Python: 2 ms for the
-        250 of a small circuit, whose forward pass takes 0.4 ms. ``seeds`` are the cotangents of the
-        real and complex outputs.
+        A tape over a compiled function costs more than that: what the forward pass made is many
+        tensors, which go through Python (2 ms for the 250 of a small circuit, whose forward pass
+        takes 0.4) and out of the cache (a costly circuit's step took 64 ms so, 60 this way).
+        ``seeds`` are the cotangents of the real and complex outputs.
         """
         inputs = as_the_model_wants(method.plan, arrays)
         found = method.compiled_vjp(inputs, self._sources, seeds)

@@ -15,7 +15,7 @@ from tensorflow.python.eager import record
 
 from qpool.executors.base import Executor, Options
 from qpool.shipping import dumps
-from workers import circuit, compiled, recipes
+from workers import compiled, recipes
 from workers.errors import ConfigurationError
 from workers.method import Method, differentiable
 from workers.protocol import Plan, Sharded
@@ -108,13 +108,11 @@ class CpuBatchExecutor(Executor):
             way.choice = compiled.Choice("eager", "it takes or returns NumPy arrays", 0.0)
             return
         before = way.method
-        circuit.traced.clear()
 
         def use(function: Any, level: str) -> None:
-            plan = dataclasses.replace(
-                before.plan, level=level, recompute=not circuit.worth_keeping(len(inputs[0]))
+            way.method = dataclasses.replace(
+                before, plan=dataclasses.replace(before.plan, level=level)
             )
-            way.method = dataclasses.replace(before, plan=plan)
             way.method.__dict__["compiled"] = function
 
         way.choice = compiled.choose(before, inputs, outputs, use)
@@ -125,11 +123,11 @@ class CpuBatchExecutor(Executor):
 def _differentiable_call(
     method: Method, inputs: list[tf.Tensor], variables: list[tf.Variable]
 ) -> Any:
-    """The compiled call; where it is cheap, with a backward pass that makes it again.
+    """The compiled call, with a backward pass that makes it again.
 
-    A tape over a compiled function hands each of its intermediate tensors through Python.
+    That costs less than a tape over a compiled function; see ``Replica._vjp``.
     """
-    if not method.plan.recompute:
+    if method.plan.level == "eager":
         return method.compiled(*inputs)
     with record.stop_recording():  # the backward pass is the one below
         outputs = method.compiled(*inputs)

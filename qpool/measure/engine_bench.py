@@ -6,19 +6,24 @@ gradient, in samples a second. Stock calls take seconds each, so they are timed 
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import psutil
 import tensorflow as tf
 
 from qpool.measure import peers
 from qpool.measure.timing import ratio, turns_of
 from qpool.models import circuit
-from workers import sf_compat
+from workers import affinity, sf_compat
 from workers.engine import TracedEngine
 
 sf_compat.install()
@@ -187,30 +192,51 @@ class Loop:
         return tf.concat([self._case(z[n : n + 1]) for n in range(z.shape[0])], 0)
 
 
-class Multiply:
-    """float32 products of 1024 x 1024 matrices: what a core can do."""
+def pinned() -> dict[str, float]:
+    """The three-mode case at batch 64 on one pinned core, in a process of its own.
 
-    def __init__(self, times: int = 4) -> None:
-        self.times = times
-        draws = np.random.default_rng(0).normal(size=(1024, 1024)) / 32
-        self.w = tf.Variable(draws, dtype=tf.float32)
-        self.trainable_variables = [self.w]
+    Beside it what that core does in a float32 product of 1024 x 1024 matrices, in turns.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    done = subprocess.run(
+        [sys.executable, "-m", "qpool.measure.engine_bench", str(cores[-1])],
+        env=os.environ | affinity.environment(1),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
-    def __call__(self, z: tf.Tensor) -> tf.Tensor:
-        product = tf.convert_to_tensor(self.w)
-        for _ in range(self.times):
-            product = product @ self.w
-        return z + product[0, 0]
+
+def _on_this_core() -> dict[str, float]:
+    affinity.keep_memory()
+    affinity.bound_tensorflow(1)
+    case, batch = Case(3, 6, 12, "density"), 64
+    matrix = tf.random.stateless_normal((1024, 1024), (1, 2)) / 32
+    product = tf.function(lambda x: x @ x, jit_compile=True)
+    seconds = turns_of(
+        {
+            "step": (case.compiled(case.z(batch)), 10),
+            "product": (lambda: product(matrix).numpy(), 20),
+        },
+        5,
+    )
+    rate = [batch / s for s in seconds["step"]]
+    limit = [2 * 1024**3 / s / THREE_MODE_FLOP for s in seconds["product"]]
+    return {
+        "samples_per_second": statistics.median(rate),
+        "gflops_of_a_matrix_product": statistics.median(limit) * THREE_MODE_FLOP / 1e9,
+        "share_of_the_arithmetic_limit": ratio(rate, limit)["median"],
+        "memory_mb": psutil.Process().memory_info().rss / 2**20,
+    }
 
 
 def pooled() -> dict[str, Any]:
     """The three-mode case at batch 64 in the pool: two workers, one, and one process's threads.
 
-    One pinned worker is also set against the arithmetic limit: 35 MFLOP a sample at the rate of
-    the core's own float32 matrix product, measured in the same pool.
+    One pinned core is also set against the arithmetic limit: 35 MFLOP a sample at the rate of the
+    core's own float32 matrix product.
     """
-    import psutil
-
     import qpool
 
     case, batch = Case(3, 6, 12, "density"), 64
@@ -220,7 +246,6 @@ def pooled() -> dict[str, Any]:
         qpool.Pool(workers=2) as both,
         qpool.parallelize(case, pool=alone, tile=64) as one,
         qpool.parallelize(case, pool=both, tile=32) as two,
-        qpool.parallelize(Multiply(), pool=alone, tile=1, engine="stock") as multiply,
     ):
         contenders = {
             "one process, TensorFlow's threads": (case.compiled(z), 5),
@@ -228,12 +253,10 @@ def pooled() -> dict[str, Any]:
             "two workers": (case.step(two, z), 5),
         }
         seconds = turns_of(contenders, 5)
-        product = turns_of({"product": (lambda: multiply(z[:1]), 10)}, 3)["product"]
         worker = one.stats()["pool"]["workers"][0]["pid"]
         memory = psutil.Process(worker).memory_info().rss
         stock = turns_of({"stock": (case.step(case, z), 1)}, 1)["stock"]
     rates = {name: [batch / s for s in found] for name, found in seconds.items()}
-    flops = 4 * 2 * 1024**3 / statistics.median(product)
     return {
         "case": "pooled",
         "batch": batch,
@@ -247,10 +270,7 @@ def pooled() -> dict[str, Any]:
         "two workers against stock batch_size": statistics.median(rates["two workers"])
         * stock[0]
         / batch,
-        "gflops_of_a_matrix_product": flops / 1e9,
-        "share_of_the_arithmetic_limit": statistics.median(rates["one worker"])
-        * THREE_MODE_FLOP
-        / flops,
+        "one pinned core": pinned(),
         "worker_memory_mb": memory / 2**20,
     }
 
@@ -323,3 +343,8 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "loop": loop,
     "accuracy": accuracy,
 }
+
+
+if __name__ == "__main__":
+    affinity.pin((int(sys.argv[1]),))
+    print(json.dumps(_on_this_core()))

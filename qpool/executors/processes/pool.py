@@ -243,7 +243,6 @@ class Pool:
                 draws=surveyed.draws,
                 reproducible=surveyed.reproducible,
                 level=surveyed.level,
-                recompute=surveyed.recompute,
                 outputs=surveyed.outputs,
             )
             return surveyed
