@@ -101,6 +101,8 @@ class _Values:
                 part = tf.linalg.matvec(tf.constant(matrix, FLOAT), stack)
                 part = part[:, None] if batched else part
             total = part if total is None else total + part
+        if total is None:  # all of them cancel
+            return tf.zeros([len(rows), 1] if batched else [len(rows)], FLOAT)
         return total
 
 

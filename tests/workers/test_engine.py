@@ -156,7 +156,7 @@ def test_at_zero() -> None:
     assert_like_stock(program(build), dict.fromkeys(VALUES, 0.0))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_random_circuits(data) -> None:
     """Any order of gates on three modes: fusion, blocks and factors are in all combinations."""
@@ -336,13 +336,29 @@ def test_a_large_batch_takes_the_shared_tail_as_one_matrix() -> None:
     assert_like_stock(program(build), values, batch=20, cutoff=3)
 
 
+def test_gates_whose_phases_cancel() -> None:
+    def build(q, p):
+        for _ in range(2):
+            ops.Dgate(*p("a", "b")) | q[0]
+
+    assert_like_stock(program(build, 1), VALUES)
+
+
 def test_second_derivatives() -> None:
-    made = program(every_gate)
+    def build(q, p):
+        a, b, c, d = p("a", "b", "c", "d")
+        ops.Dgate(a, b) | q[0]
+        ops.Sgate(a, c) | q[1]
+        ops.BSgate(a, d) | (q[0], q[1])
+        ops.Kgate(a * b) | q[0]
+
+    made = program(build)
 
     def slope(a):
         with tf.GradientTape() as tape:
             tape.watch(a)
-            photons = run(TracedEngine, made, {**VALUES, "a": a}).state.mean_photon(0)[0]
+            values = {**VALUES, "a": a}
+            photons = run(TracedEngine, made, values, cutoff=4).state.mean_photon(0)[0]
         return tape.gradient(photons, a)
 
     for call in (slope, tf.function(slope, jit_compile=True)):
