@@ -246,6 +246,7 @@ class TracedCircuit(SFCircuit):
             tuple(self._gates),
             tuple(self._flags),
             prepared,
+            self._base is not None and len(self._base.shape) > self._axes,
         )
         return circuit.run(what, self._parameters, self._base)
 

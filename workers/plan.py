@@ -106,6 +106,7 @@ class Circuit:
         gates: in the order of their application.
         batched: for each parameter, whether it has a batch axis.
         prepared: whether it starts from a given state rather than from the vacuum.
+        batched_state: whether that state has a batch axis.
     """
 
     axes: int
@@ -114,6 +115,7 @@ class Circuit:
     gates: tuple[Gate, ...]
     batched: tuple[bool, ...]
     prepared: bool = False
+    batched_state: bool = False
 
 
 #: A phase: for each term of TERMS the parameters it is linear in, as (position, factor).

@@ -7,17 +7,18 @@ of the compiled function; all others are constants of it, known by content.
 from __future__ import annotations
 
 import dataclasses
+import random
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import record
 
 from qpool.executors.base import Executor, Options
 from qpool.shipping import dumps
 from workers import compiled, recipes
+from workers.engine import traced_engines
 from workers.errors import ConfigurationError
-from workers.method import Method, differentiable
+from workers.method import Method
 from workers.protocol import Plan, Sharded
 
 
@@ -32,7 +33,9 @@ class _Way:
 class CpuBatchExecutor(Executor):
     """Calls the model here, with Strawberry Fields' engines traced and the call compiled.
 
-    Gradients are TensorFlow's own, of any order.
+    Gradients are TensorFlow's own, of any order. A model that changes its variables, or draws from
+    NumPy or ``random``, is not compiled, and neither is a call with an ndarray for its first
+    argument (the model would find a tensor in its place).
     """
 
     def __init__(self, model: Any, options: Options) -> None:
@@ -45,29 +48,35 @@ class CpuBatchExecutor(Executor):
         self._ways: dict[Any, _Way] = {}
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        way, inputs = self._way(method, args, kwargs)
+        function = self.model if method == "__call__" else getattr(self.model, method)
+        if any(isinstance(value, np.ndarray) for value in args[:1]):
+            with traced_engines():
+                return function(*args, **kwargs)
+        way, inputs = self._way(method, function, args, kwargs)
         if not tf.executing_eagerly():  # the graph around it is compiled, or not, as it is
             return way.method(*inputs)
         if way.choice is None:
-            self._choose(way, inputs)
-        return _differentiable_call(way.method, inputs, recipes.trainable_variables(self.model))
+            way.choice = self._choose(way, inputs)
+        return way.method.compiled(*inputs)
 
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         method = "__call__" if callable(self.model) else "generate"
         variables = recipes.trainable_variables(self.model)
-        way, (z,) = self._way(method, (z,), {})
-        seeds = [tf.convert_to_tensor(seed) for seed in tf.nest.flatten(cotangent)]
+        z = tf.convert_to_tensor(z)
         rows = []
-        if way.choice is None:
-            self._choose(way, [z])
         for n in range(len(z)):
-            row = [z[n : n + 1]]
-            found = way.method.compiled_vjp(row, variables, [s[n : n + 1] for s in seeds])
-            rows.append(found[-len(variables) :])
-        return [
-            tf.stack([tf.zeros_like(v) if g is None else tf.convert_to_tensor(g) for g in column])
-            for v, column in zip(variables, zip(*rows, strict=True), strict=True)
-        ]
+            with tf.GradientTape() as tape:
+                outputs = tf.nest.flatten(self.call(method, (z[n : n + 1],), {}))
+            seeds = [seed[n : n + 1] for seed in tf.nest.flatten(cotangent)]
+            rows.append(
+                tape.gradient(
+                    outputs,
+                    variables,
+                    output_gradients=seeds,
+                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                )
+            )
+        return [tf.stack([tf.convert_to_tensor(g) for g in c]) for c in zip(*rows, strict=True)]
 
     def stats(self) -> dict[str, Any]:
         choices = [way.choice for way in self._ways.values() if way.choice]
@@ -80,12 +89,12 @@ class CpuBatchExecutor(Executor):
         }
 
     def _way(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, method: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[_Way, list[tf.Tensor]]:
         inputs: list[tf.Tensor] = []
 
         def mark(value: Any, first: bool) -> Any:
-            if first and not tf.is_tensor(value) and not isinstance(value, np.ndarray):
+            if first and not tf.is_tensor(value):
                 value = tf.convert_to_tensor(value)
             if not tf.is_tensor(value):
                 return value
@@ -96,51 +105,44 @@ class CpuBatchExecutor(Executor):
         named = {name: mark(value, False) for name, value in kwargs.items()}
         key = (method, dumps((marked, named), "the arguments"))
         if key not in self._ways:
-            function = self.model if method == "__call__" else getattr(self.model, method)
             plan = Plan(0, 0, method, key[1], (True,) * len(inputs), 0)
             self._ways[key] = _Way(Method(plan, function, marked, named, True))
         return self._ways[key], inputs
 
-    @staticmethod
-    def _choose(way: _Way, inputs: list[tf.Tensor]) -> None:
+    def _choose(self, way: _Way, inputs: list[tf.Tensor]) -> compiled.Choice:
+        """Compile, unless the call does more than compute; it leaves no trace in the model."""
+        shipped = recipes.inspect(self.model, {})
+        before = [variable.numpy() for variable in shipped.variables]
+        sources = _global_sources()
         outputs = tf.nest.flatten(way.method(*inputs))
-        if not inputs or not all(map(tf.is_tensor, outputs)):
-            way.choice = compiled.Choice("eager", "it takes or returns NumPy arrays", 0.0)
-            return
-        before = way.method
+        changed = [
+            variable
+            for variable, value in zip(shipped.variables, before, strict=True)
+            if variable.numpy().tobytes() != value.tobytes()
+        ]
+        for variable, value in zip(shipped.variables, before, strict=True):
+            if any(variable is other for other in changed):
+                variable.assign(value)
+        reason = ""
+        if changed:
+            reason = f"the call changes its variable {changed[0].name!r}"
+        elif shipped.draws or _global_sources() != sources:
+            reason = "the model draws random numbers"
+        elif not inputs or not all(map(tf.is_tensor, outputs)):
+            reason = "it takes or returns NumPy arrays"
+        if reason:
+            return compiled.Choice("eager", reason, 0.0)
+        original = way.method
 
         def use(function: Any, level: str) -> None:
-            way.method = dataclasses.replace(
-                before, plan=dataclasses.replace(before.plan, level=level)
-            )
+            plan = dataclasses.replace(original.plan, level=level)
+            way.method = dataclasses.replace(original, plan=plan)
             way.method.__dict__["compiled"] = function
 
-        way.choice = compiled.choose(before, inputs, outputs, use)
-        if way.choice.level == "eager":
-            way.method = before
+        return compiled.choose(original, inputs, outputs, use)
 
 
-def _differentiable_call(
-    method: Method, inputs: list[tf.Tensor], variables: list[tf.Variable]
-) -> Any:
-    """The compiled call, with a backward pass that makes it again.
-
-    That costs less than a tape over a compiled function; see ``Replica._vjp``.
-    """
-    if method.plan.level == "eager":
-        return method.compiled(*inputs)
-    with record.stop_recording():  # the backward pass is the one below
-        outputs = method.compiled(*inputs)
-    flat = tf.nest.flatten(outputs)
-
-    @tf.custom_gradient
-    def connect(*tensors: tf.Tensor) -> Any:
-        def pull_back(*cotangents: tf.Tensor) -> Any:
-            seeds = [c for c, x in zip(cotangents, flat, strict=True) if differentiable(x)]
-            found = iter(method.compiled_vjp(list(inputs), variables, seeds))
-            return [next(found) if differentiable(x) else None for x in tensors]
-
-        return flat, pull_back
-
-    connected = connect(*inputs, *map(tf.convert_to_tensor, variables))
-    return tf.nest.pack_sequence_as(outputs, tf.nest.flatten(connected))
+def _global_sources() -> tuple[Any, ...]:
+    """Where the sources of random numbers that any code may draw from stand."""
+    state = np.random.get_state(legacy=False)  # noqa: NPY002
+    return state["state"]["pos"], state["state"]["key"].tobytes(), random.getstate()

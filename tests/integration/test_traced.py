@@ -129,6 +129,57 @@ def test_cpu_batch_differentiates_twice() -> None:
     np.testing.assert_allclose(tf.reduce_sum(ours[0]), numeric, rtol=2e-2)
 
 
+class Restless(tf.Module):
+    """Counts its calls, in a variable or by its draws."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.w = tf.Variable(1.0)
+        self.fixed = tf.Variable(2.0, trainable=False)
+        self.how = how
+
+    def __call__(self, z):
+        if self.how == "counts":
+            self.fixed.assign_add(1.0)
+        if self.how == "draws":
+            return z * self.w + 1e-4 * np.random.normal()
+        return z * self.w * self.fixed
+
+
+@pytest.mark.parametrize("how", ["counts", "draws"])
+def test_cpu_batch_does_not_compile_what_does_more_than_compute(how: str) -> None:
+    model = Restless(how)
+    generator = qpool.parallelize(model, strategy="cpu_batch")
+    values = {float(generator(tf.ones((1, 1)))[0, 0]) for _ in range(3)}
+    assert len(values) == 3
+    assert generator.stats()["compiled"][0]["level"] == "eager"
+    if how == "counts":
+        assert float(model.fixed) == 5.0
+
+
+def test_cpu_batch_pulls_back_through_the_call_that_was_made() -> None:
+    model = Restless("")
+    generator = qpool.parallelize(model, strategy="cpu_batch")
+    z = tf.constant([[3.0]])
+    generator(z)
+    with tf.GradientTape() as tape:
+        tape.watch([z, model.fixed])
+        total = tf.reduce_sum(generator(z) ** 2)
+    model.w.assign(5.0)
+    of_z, of_w, of_fixed = tape.gradient(total, [z, model.w, model.fixed])
+    np.testing.assert_allclose(np.ravel([float(of_z[0, 0]), of_w, of_fixed]), [24, 72, 36])
+    assert generator.stats()["compiled"][0]["level"] == "xla"
+
+
+def test_cpu_batch_with_an_ndarray_calls_the_model_once() -> None:
+    model = Restless("counts")
+    generator = qpool.parallelize(model, strategy="cpu_batch")
+    generator(np.ones((2, 1), np.float32))
+    assert float(model.fixed) == 3.0
+    rows = generator.per_sample_gradients(np.ones((2, 1), np.float32), tf.ones((2, 1)))
+    assert rows[0].shape == (2,)
+
+
 def test_cpu_batch_refuses_the_stock_engine() -> None:
     with pytest.raises(qpool.errors.ConfigurationError, match="sequential"):
         qpool.parallelize(small(), strategy="cpu_batch", engine="stock")

@@ -336,6 +336,16 @@ def test_a_large_batch_takes_the_shared_tail_as_one_matrix() -> None:
     assert_like_stock(program(build), values, batch=20, cutoff=3)
 
 
+def test_one_circuit_on_prepared_states_with_and_without_a_batch() -> None:
+    def build(q, p):
+        ops.Dgate(p("a")) | q[0]
+        ops.LossChannel(0.5) | q[0]
+        ops.Sgate(p("b")) | q[0]
+
+    for names in ("", "a", "", "ab"):
+        assert_like_stock(program(build, 1), batched(names), batch=3 if names else None)
+
+
 def test_gates_whose_phases_cancel() -> None:
     def build(q, p):
         for _ in range(2):
