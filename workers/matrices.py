@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -29,7 +29,11 @@ def matrices_of(
     """
     steps = plan(circuit)
     found: list[tf.Tensor] = [None] * len(steps)
-    stacks = _matrices(circuit, compiled)(*_stacks(parameters, circuit.batched))
+    values = _stacks(parameters, circuit.batched)
+    # Within XLA not as a function of its own: the shapes that its backward pass takes from its
+    # forward pass would have XLA take the parameters for constants, and compile for each value.
+    make = _making(circuit) if _within_xla() else _matrices(circuit, compiled)
+    stacks = make(*values)
     for numbers, stack in zip(_alike(steps).values(), stacks, strict=True):
         for number, matrix in zip(numbers, tf.unstack(stack), strict=True):
             found[number] = matrix
@@ -38,19 +42,24 @@ def matrices_of(
 
 @functools.lru_cache(maxsize=256)
 def _matrices(circuit: Circuit, compiled: bool) -> tf.types.experimental.PolymorphicFunction:
-    """The function that makes the matrices, compiled if wanted: it is many small operations.
+    """``_making`` as a function, compiled if wanted: it is many small operations."""
+    return tf.function(_making(circuit), jit_compile=compiled or None, autograph=False)
 
-    It returns one stack for each group of steps that ``_alike`` makes.
-    """
+
+def _making(circuit: Circuit) -> Callable[..., list[tf.Tensor]]:
+    """The function that makes the matrices: a stack for each group of steps of ``_alike``."""
     steps = plan(circuit)
     dtype = tf.as_dtype(circuit.dtype).real_dtype
 
-    @tf.function(jit_compile=compiled or None, autograph=False)
     def matrices(shared: tf.Tensor | None, of_samples: tf.Tensor | None) -> list[tf.Tensor]:
         values = _Values(circuit.batched, shared, of_samples)
         return _build(steps, circuit.cutoff, values, dtype)
 
     return matrices
+
+
+def _within_xla() -> bool:
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def _stacks(
@@ -208,9 +217,7 @@ def _waves(
 @tf.custom_gradient
 def _once(x: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
     """x, computed on its own: XLA would put its loop into the loops of all that use it."""
-    graph = tf.compat.v1.get_default_graph()
-    within_xla = control_flow_util.GraphOrParentsInXlaContext(graph)
-    kept = gen_xla_ops.xla_optimization_barrier([x])[0] if within_xla else tf.identity(x)
+    kept = gen_xla_ops.xla_optimization_barrier([x])[0] if _within_xla() else tf.identity(x)
     return kept, lambda cotangent: _once(cotangent)
 
 

@@ -354,6 +354,21 @@ def test_gates_whose_phases_cancel() -> None:
     assert_like_stock(program(build, 1), VALUES)
 
 
+def test_within_xla_nothing_is_a_function_of_its_own() -> None:
+    """XLA takes what goes into one for constants, and would compile at each change of a weight."""
+    made = program(every_gate)
+
+    @tf.function(jit_compile=True)
+    def slope(a):
+        with tf.GradientTape() as tape:
+            tape.watch(a)
+            total = tf.reduce_sum(tf.abs(run(TracedEngine, made, {**VALUES, "a": a}).state.ket()))
+        return tape.gradient(total, a)
+
+    graph = slope.get_concrete_function(tf.TensorSpec([], tf.float64)).graph
+    assert not [op.name for op in graph.get_operations() if "PartitionedCall" in op.type]
+
+
 def test_second_derivatives() -> None:
     def build(q, p):
         a, b, c, d = p("a", "b", "c", "d")
