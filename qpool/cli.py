@@ -25,7 +25,7 @@ def cli() -> None:
     """A worker pool behind the generators of continuous-variable quantum GANs.
 
     Start with `qpool train`: it trains a small quantum GAN on real data through the pool, in
-    about two minutes on two cores, and leaves a run directory with pictures.
+    half a minute on two cores, and leaves a run directory with pictures.
     """
 
 
