@@ -209,7 +209,8 @@ def _waves(
     linear = tf.reshape(linear, [len(angles), len(terms), -1])
     shape = grid.shape[1:]
     grid = grid[[TERMS.index(term) for term in terms]].reshape(len(terms), -1)
-    angle = tf.einsum("ktb,tg->kbg", linear, tf.constant(grid, FLOAT))
+    # Not einsum: that of older TensorFlows has no double precision within XLA.
+    angle = tf.matmul(tf.transpose(linear, [0, 2, 1]), tf.constant(grid, FLOAT))
     angle = tf.reshape(angle, [len(angles), *([-1] if batched else []), *shape])
     return _once(tf.cast(tf.cos(angle), dtype)), _once(tf.cast(tf.sin(angle), dtype))
 
