@@ -365,9 +365,7 @@ class Replica:
         inputs = as_the_model_wants(method.plan, arrays)
         found = method.compiled_vjp(inputs, self._sources, seeds)
         self._check_unchanged(self._fixed, buffer)
-        dense = iter([None if g is None else tf.convert_to_tensor(g) for g in found])
-        of_inputs = [next(dense) if differentiable(x) else None for x in inputs]
-        return [*of_inputs, *dense]
+        return _by_source(found, inputs)
 
     def _recompute(
         self,
@@ -405,9 +403,7 @@ class Replica:
         if not targets:
             return [None] * (len(kept.inputs) + len(self._sources))
         found = kept.tape.gradient(targets, [*sources, *self._sources], output_gradients=seeds)
-        dense = iter([None if g is None else tf.convert_to_tensor(g) for g in found])
-        of_inputs = [next(dense) if differentiable(x) else None for x in kept.inputs]
-        return [*of_inputs, *dense]
+        return _by_source(found, kept.inputs)
 
     def _source_name(self, source: int, inputs: int) -> str:
         if source < inputs:
@@ -451,6 +447,13 @@ class Replica:
         random.seed(seed)
         for source in self._draws:
             recipes.reseed(source, seed)
+
+
+def _by_source(found: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    """Gradients for each input, then each variable, from those of the differentiable ones."""
+    dense = iter([None if g is None else tf.convert_to_tensor(g) for g in found])
+    of_inputs = [next(dense) if differentiable(x) else None for x in inputs]
+    return [*of_inputs, *dense]
 
 
 def _take(
