@@ -30,27 +30,35 @@ import numpy as np
 
 from workers import affinity, protocol, sf_compat
 from workers.arena import Arena, Segment
-from workers.errors import QPoolError, RemoteError
+from workers.errors import ArenaError, QPoolError, RemoteError
+from workers.faults import Faults
+from workers.memory import Memory
 from workers.waiting import Waiter
 
 #: Bytes from one worker's progress counter to the next: a cache line each.
 SLOT_BYTES = 64
 
 
-def serve(channel: Connection, segment_handle: int | None) -> None:
+def serve(channel: Connection, segment_handle: int | None, log: int | None) -> None:
     """Run a worker over ``channel`` until it is told to stop or the coordinator is gone.
 
-    ``segment_handle`` is the arena's file descriptor in this process (POSIX).
+    ``segment_handle`` is the arena's file descriptor in this process (POSIX); on ``log`` a fatal
+    signal leaves the traceback, which the coordinator reads.
     """
     # The coordinator decides what Ctrl-C means; a dying one is seen on the channel.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(RuntimeError, OSError, AttributeError, ValueError):
-        faulthandler.enable()
-    start: protocol.Start = pickle.loads(channel.recv_bytes())
-    _die_with(start.coordinator)
-    worker = _Worker(channel, start, segment_handle)
-    with contextlib.suppress(EOFError, ConnectionError):  # the coordinator has let go
-        worker.run()
+        faulthandler.enable(sys.stderr if log is None else log)
+    try:
+        start: protocol.Start = pickle.loads(channel.recv_bytes())
+        _die_with(start.coordinator)
+        _Worker(channel, start, segment_handle).run()
+    except (EOFError, ConnectionError):  # the coordinator has let go
+        return
+    except BaseException:
+        with contextlib.suppress(OSError):
+            channel.send_bytes(pickle.dumps(protocol.Crashed(traceback.format_exc())))
+        os._exit(1)
 
 
 class _Worker:
@@ -62,6 +70,9 @@ class _Worker:
         self._segment_handle = segment_handle
         self._arena = Arena.attach(self._here(start.segment))
         self._slot = start.slot
+        self._faults = Faults(start.faults)
+        self._faults.reach("start")
+        self._memory = Memory()
         sys.path[:] = start.path
         began = time.perf_counter()
         affinity.pin(start.cores)
@@ -81,14 +92,18 @@ class _Worker:
         self._handlers: dict[type, Callable[[Any], Any]] = {
             protocol.Remap: self._remap,
             protocol.Build: self._build,
+            protocol.Confirm: self._confirm,
             protocol.Place: self._place,
             protocol.Plan: self._plan,
             protocol.Frame: self._frame,
+            protocol.Rehearse: self._rehearse,
             protocol.Survey: self._survey,
             protocol.Compute: self._compute,
             protocol.Forget: self._forget,
             protocol.Discard: self._discard,
+            protocol.Inject: self._inject,
         }
+        self._faults.reach("hello")
         self._send(
             protocol.Hello(
                 pid=os.getpid(),
@@ -111,14 +126,18 @@ class _Worker:
         while True:
             waiter.wait(None)
             message = pickle.loads(self._channel.recv_bytes())
+            self._faults.reach("loop")
             if isinstance(message, protocol.Stop):
                 return
             ticket = getattr(message, "ticket", 0)
             try:
                 reply = self._handlers[type(message)](message)
             except Exception as error:
+                if _out_of_memory(error):
+                    raise  # it is a matter of this process, whose successor starts with none used
                 reply = protocol.Failed(ticket, self._finished(), self._remote(error, message))
             if reply is not None:
+                self._faults.reach("answer")
                 self._send(reply)
 
     # -- one method a message --------------------------------------------------------------
@@ -126,12 +145,17 @@ class _Worker:
     def _remap(self, message: protocol.Remap) -> None:
         self._arena.remap(self._here(message.segment))
 
-    def _build(self, message: protocol.Build) -> protocol.Built:
+    def _build(self, message: protocol.Build) -> None:
         from workers.replica import Replica
 
+        self._faults.reach("build")
         in_force = next((r.settings for r in self._replicas.values()), None)
         self._replicas[message.model] = Replica(message, in_force, self._arena.buffer)
-        return protocol.Built(message.model)
+
+    def _confirm(self, message: protocol.Confirm) -> protocol.Confirmed:
+        if message.model is not None:
+            _ = self._replicas[message.model]
+        return protocol.Confirmed(message.ticket, self._finished())
 
     def _place(self, message: protocol.Place) -> None:
         self._replicas[message.model].place(message.weights, self._arena.buffer)
@@ -148,28 +172,44 @@ class _Worker:
         frame = self._frames[message.frame]
         return replica.survey(message, frame, self._finished(), self._arena.buffer)
 
+    def _rehearse(self, message: protocol.Rehearse) -> None:
+        replica = self._replicas[self._models_of_plans[message.plan]]
+        frame = self._frames[message.frame]
+        backward = message.kind is protocol.Kind.BACKWARD
+        replica.rehearse(message.plan, frame, message.weights_version, backward, self._arena.buffer)
+
     def _compute(self, message: protocol.Compute) -> protocol.Computed:
-        began = time.perf_counter()
         buffer = self._arena.buffer
         replica = self._replicas[self._models_of_plans[message.plan]]
         frame = self._frames[message.frame]
         recomputed = replica.recomputed
+        backward = message.kind is protocol.Kind.BACKWARD
         keep = message.kind is protocol.Kind.FORWARD_KEEPING
+        self._faults.reach("load")
         replica.load(message.weights_version, buffer)
         progress = progress_counter(buffer, self._slot)
+        seconds = []
         for index in message.tiles:
-            if message.kind is protocol.Kind.BACKWARD:
+            self._faults.reach("backward" if backward else "forward")
+            began = time.perf_counter()
+            if backward:
                 replica.backward(message.plan, frame, message.call, index, buffer)
             else:
                 replica.forward(message.plan, frame, message.call, index, keep, buffer)
+            seconds.append(time.perf_counter() - began)
+            self._faults.reach("written")
             progress += 1
         return protocol.Computed(
             message.ticket,
             self._finished(),
-            time.perf_counter() - began,
+            tuple(seconds),
             time.process_time(),
+            self._memory.own(),
             replica.recomputed - recomputed,
         )
+
+    def _inject(self, message: protocol.Inject) -> None:
+        self._faults.add(message.faults)
 
     def _forget(self, message: protocol.Forget) -> None:
         for replica in self._replicas.values():
@@ -212,6 +252,13 @@ class _Worker:
             traceback=text,
             original=_picklable(error),
         )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    import tensorflow as tf
+
+    exhausted = isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)
+    return exhausted and not isinstance(error, ArenaError)
 
 
 class _OnceFrom(logging.Filter):
@@ -273,11 +320,11 @@ def _watch(coordinator: int) -> None:
     os._exit(0)
 
 
-def spawned(handle: int, segment_handle: int | None) -> None:
+def spawned(handle: int, segment_handle: int | None, log: int | None) -> None:
     """Entry point of a worker started as a fresh interpreter; ``handle`` is its channel."""
     if sys.platform == "win32":
         from multiprocessing.connection import PipeConnection
 
-        serve(PipeConnection(handle), segment_handle)
+        serve(PipeConnection(handle), segment_handle, log)
     else:
-        serve(Connection(handle), segment_handle)
+        serve(Connection(handle), segment_handle, log)

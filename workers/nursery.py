@@ -5,19 +5,22 @@ seconds and its own copy. This process never runs TensorFlow (forking after that
 never starts a thread. It belongs to one pool: the end of file on its control socket ends it, and
 its children with it.
 
-    coordinator -> nursery   Fork + [channel, segment] descriptors    Reap
-    nursery -> coordinator   Ready, then Forked                       Reaped
+    coordinator -> nursery   Fork + [channel, segment, log] descriptors    Reap
+    nursery -> coordinator   Ready, then Forked                            Reaped
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -33,7 +36,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Fork:
-    """Start a worker over the two descriptors that come with this message."""
+    """Start a worker over the three descriptors that come with this message."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,12 @@ def serve(control: socket.socket) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     began = time.perf_counter()
-    _preload()
+    with _ended_by(control):
+        _preload()
     control.send(pickle.dumps(Ready(time.perf_counter() - began)))
     children: set[int] = set()
     while True:
-        data, handles, _flags, _address = socket.recv_fds(control, _LIMIT, 2)
+        data, handles, _flags, _address = socket.recv_fds(control, _LIMIT, 3)
         if not data:
             break
         request = pickle.loads(data)
@@ -95,6 +99,24 @@ def serve(control: socket.socket) -> None:
         _reap(pid)
 
 
+@contextlib.contextmanager
+def _ended_by(control: socket.socket) -> Iterator[None]:
+    """End this process when the coordinator goes while nobody reads the socket.
+
+    A thread that watches would be in the way of forking; a signal is not. The coordinator says
+    nothing before Ready, so what makes the socket ready is its closing.
+    """
+    fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(control, fcntl.F_GETFL)
+    fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC)  # SIGIO, which ends a process
+    if select.select([control], [], [], 0)[0]:
+        os._exit(0)  # it went before it could be signalled
+    try:
+        yield
+    finally:
+        fcntl.fcntl(control, fcntl.F_SETFL, flags)
+
+
 def _reap(pid: int) -> int | None:
     """Exit code as ``subprocess`` gives it: negative for a signal; None if it is not known."""
     try:
@@ -103,14 +125,14 @@ def _reap(pid: int) -> int | None:
         return None
 
 
-def _become_worker(channel: int, segment: int) -> None:
+def _become_worker(channel: int, segment: int, log: int) -> None:
     """Never returns: a forked child must not run its parent's clean-up."""
     code = 1
     try:
         gc.unfreeze()
         from workers.main import serve as serve_worker
 
-        serve_worker(Connection(channel), segment)
+        serve_worker(Connection(channel), segment, log)
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())

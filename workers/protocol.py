@@ -6,14 +6,18 @@ things by number. Arrays never travel in messages; they lie in the arena, and a 
     coordinator -> worker                         worker -> coordinator
       Start        who you are                      Hello
       Remap        the segment has grown            -
-      Build        a model                          Built | Failed
+      Build        a model                          - | Failed
+      Confirm      is that done?                    Confirmed | Failed
       Plan         a method and its constants       -
       Frame        where a batch's arrays lie       -
+      Rehearse     compile what others have         -
       Survey       learn outputs and cost           Surveyed | Failed
       Compute      tiles, forward or backward       Computed | Failed
       Forget       free what is kept for backward   -
       Discard      a model and its plans            -
+      Inject       faults, in tests                 -
       Stop                                          (end of file)
+                                                    Crashed, then end of file
 
 Answers to messages with a ticket carry it, and ``finished``: the worker's progress counter, by
 which the coordinator knows which tile a worker was in when it died.
@@ -27,6 +31,7 @@ from typing import Any
 
 from workers.arena import Segment
 from workers.errors import QPoolError
+from workers.faults import Fault
 from workers.layout import ArraySpec, Placed
 
 
@@ -147,6 +152,34 @@ class Compute:
 
 
 @dataclass(frozen=True)
+class Confirm:
+    """Answer when all that was told before is done, and this model, if one is named, is built."""
+
+    ticket: int
+    model: int | None
+
+
+@dataclass(frozen=True)
+class Rehearse:
+    """Compute the frame's first tile without writing anything, so that the next one is quick.
+
+    The arrays may be written to meanwhile: nothing of what is computed is kept.
+    """
+
+    kind: Kind
+    plan: int
+    frame: int
+    weights_version: int
+
+
+@dataclass(frozen=True)
+class Inject:
+    """Faults to commit (see ``faults``)."""
+
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True)
 class Forget:
     calls: tuple[int, ...]
 
@@ -175,6 +208,7 @@ class Start:
     coordinator: int
     segment: Segment
     path: tuple[str, ...]
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,8 +224,16 @@ class Hello:
 
 
 @dataclass(frozen=True)
-class Built:
-    model: int
+class Confirmed:
+    ticket: int
+    finished: int
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """Last words: the loop itself failed, or memory ran out. The process ends after this."""
+
+    traceback: str
 
 
 @dataclass(frozen=True)
@@ -222,12 +264,15 @@ class Surveyed:
 
 @dataclass(frozen=True)
 class Computed:
-    """``cpu_seconds`` is the process's CPU time since its start, as the system measured it."""
+    """``tile_seconds`` are those of each tile; ``cpu_seconds`` is the process's CPU time since its
+    start, as the system measured it; ``memory`` its own resident bytes, not counting shared ones.
+    """
 
     ticket: int
     finished: int
-    compute_seconds: float
+    tile_seconds: tuple[float, ...]
     cpu_seconds: float
+    memory: int
     recomputed: int
 
 

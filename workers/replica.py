@@ -301,6 +301,28 @@ class Replica:
                 "depend on the data"
             )
 
+    def rehearse(
+        self, plan: int, frame: Frame, version: int, backward: bool, buffer: memoryview
+    ) -> None:
+        """Compute a tile as :meth:`forward` or :meth:`backward` would, and keep nothing of it."""
+        method = self._plans[plan]
+        self.load(version, buffer)
+        self._version = 0  # the coordinator may be writing the next ones: not to be relied on
+        stop = min(frame.tile, frame.batch)
+        rows = self._rows(method.plan, frame.tile, 0, stop)
+        arrays = _take(frame.inputs, 0, stop, rows, buffer)
+        if not backward:
+            self._run(method, arrays, buffer)
+        elif method.plan.level == "eager":
+            self._gradients(self._record(method, arrays, buffer), None)
+        else:
+            seeds = [
+                tf.zeros((rows, *spec.shape), spec.dtype)
+                for spec in method.plan.outputs
+                if np.dtype(spec.dtype).kind in "fc"
+            ]
+            self._vjp(method, arrays, seeds, buffer)
+
     # -- within ----------------------------------------------------------------------------
 
     @staticmethod

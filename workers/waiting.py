@@ -36,10 +36,11 @@ class Waiter:
             self._poll.register(channel.fileno(), select.POLLIN)
 
     def remove(self, channel: Connection) -> None:
-        """Stop waiting on a channel that is still open."""
-        del self._channels[channel.fileno()]
-        if self._poll is not None:
-            self._poll.unregister(channel.fileno())
+        """Stop waiting on a channel, if it is one of those waited on."""
+        for handle in [handle for handle, known in self._channels.items() if known is channel]:
+            del self._channels[handle]
+            if self._poll is not None:
+                self._poll.unregister(handle)
 
     def wait(self, seconds: float | None) -> Sequence[Connection]:
         """Channels with something to read, or at their end; empty after ``seconds``."""

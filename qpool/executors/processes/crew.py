@@ -1,9 +1,15 @@
-"""The workers' lives: started, greeted, awaited, buried and replaced.
+"""The workers' lives: started, greeted, warmed, awaited, buried and replaced.
 
-    launched --Hello--> ready --death, or silence past the deadline--> buried, successor launched
+    launched --Hello--> rehearsing --Rehearsed--> ready --death, or silence--> buried, vacant
+       ^                                                                          |
+       `---------------- as soon as it can be without anybody waiting for it -----'
 
 Owns processes, channels and deadlines, and turns what happens on them into the events that
 ``dispatch`` decides on. Knows nothing of tiles, arrays or TensorFlow.
+
+A worker is dead, and known to be, before what it was given is given to another: there is no late
+write. An exception in the middle of anything here (Ctrl-C) leaves nothing worse than a worker that
+is killed and replaced: what is vacant is seen, not remembered.
 """
 
 from __future__ import annotations
@@ -14,44 +20,55 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from qpool.executors.processes.dispatch import Event, Finished, Joined, Lost, Raised
+from qpool.executors.processes.patience import Patience
 from qpool.executors.processes.process import Launcher, WorkerProcess
 from workers import protocol
 from workers.arena import Segment
-from workers.errors import StartupError, WorkerLostError
+from workers.errors import StartupError
+from workers.faults import Fault
 from workers.waiting import Waiter
 
 log = logging.getLogger("qpool")
 
-#: Seconds for a worker to come up: an interpreter, TensorFlow, the model.
-START_TIMEOUT = 300.0
+#: Seconds for a worker to come up: an interpreter, TensorFlow, the models and their compiling.
+START_TIMEOUT = 600.0
 
 #: Seconds for workers to end by themselves when the pool closes.
 _CLOSE_TIMEOUT = 2.0
 
-#: Consecutive failed starts after which a pool stops trying to replace a worker.
+#: Consecutive failed starts after which a pool stops trying for a while, and the seconds of that.
 _FAILED_STARTS = 3
+_PAUSE = 60.0
 
-#: Seconds between looks at the progress counters while nothing is heard.
-_LOOK = 5.0
+#: Seconds between looks at the progress counters while nothing is heard, and while a place is
+#: vacant that could not be filled at once.
+_LOOK = 2.0
+_SHORT_LOOK = 0.05
+
+#: Answers without anything new to the worker after which it counts as warmed up.
+_WARM_ANSWERS = 20
 
 
 @dataclasses.dataclass
 class Measured:
-    """What a worker reported: seconds of compute, and its CPU seconds."""
+    """What a worker reported: seconds of compute, its CPU seconds, its own bytes of memory."""
 
     compute: float = 0.0
     cpu: float = 0.0
+    memory: int = 0
 
 
 class Crew:
     """The workers of one pool, by number.
 
-    ``timeout`` is how long a busy worker may go without finishing a tile, as ``progress`` (slot
-    -> tiles finished) tells.
+    ``progress`` tells the tiles that the worker in a slot has finished; ``rehearsal`` what a new
+    worker should be told before it takes part. ``growth``: a worker whose own memory exceeds so
+    many times its warmed-up size is replaced between steps.
     """
 
     def __init__(
@@ -59,45 +76,56 @@ class Crew:
         launcher: Launcher,
         cores: Sequence[tuple[int, ...]],
         threads: int,
-        timeout: float,
+        patience: Patience,
+        growth: float,
     ) -> None:
         self.launcher = launcher
         self.ready: dict[int, WorkerProcess] = {}
         self.measured = {number: Measured() for number in range(len(cores))}
         self.replaced = 0
+        self.retired = 0
+        #: Faults for the workers launched next, one entry each: only tests have any.
+        self.faults_at_start: deque[tuple[Fault, ...]] = deque()
         self._cores = cores
         self._threads = threads
-        self._timeout = timeout
+        self._patience = patience
+        self._growth = growth
         self._joining: dict[int, WorkerProcess] = {}
-        #: Worker -> tickets of the messages it has not answered.
-        self._owed: dict[int, set[int]] = {}
+        #: Successors of workers that are still at work and to be retired.
+        self._standby: dict[int, WorkerProcess] = {}
+        #: Numbers whose last rehearsal ended badly: the next worker joins without one.
+        self._unrehearsed: set[int] = set()
         self._failed_starts = 0
+        self._retry_at = 0.0
+        self._starting = False
+        #: Seconds of waiting that no worker's silence has been charged with yet.
+        self._unjudged = 0.0
         self._waiter = Waiter()
         self._owner = os.getpid()
         self._segment: Callable[[], Segment]
         self._progress: Callable[[int], int]
+        self._rehearsal: Callable[[WorkerProcess], list[Any]]
 
     # -- life ------------------------------------------------------------------------------
 
-    def start(self, segment: Callable[[], Segment], progress: Callable[[int], int]) -> None:
+    def start(
+        self,
+        segment: Callable[[], Segment],
+        progress: Callable[[int], int],
+        rehearsal: Callable[[WorkerProcess], list[Any]],
+    ) -> None:
         """Launch every worker and wait for each one's Hello."""
-        self._segment, self._progress = segment, progress
-        for number in range(len(self._cores)):
-            self._launch(number)
-        deadline = time.monotonic() + START_TIMEOUT
-        while self._joining:
-            for worker in self._heard(deadline):
-                self._greet(worker)
-            if self._joining and time.monotonic() > deadline:
-                raise StartupError(
-                    f"workers {sorted(self._joining)} did not come up in {START_TIMEOUT:.0f} s"
-                )
+        self._segment, self._progress, self._rehearsal = segment, progress, rehearsal
+        self._starting = True
+        while len(self.ready) < len(self._cores):
+            self.events()
+        self._starting = False
 
     def close(self) -> None:
         """Tell all to stop, and kill those that do not. Does nothing in a forked copy."""
         if os.getpid() != self._owner:
             return
-        everyone = [*self.ready.values(), *self._joining.values()]
+        everyone = [*self.ready.values(), *self._joining.values(), *self._standby.values()]
         for worker in everyone:
             with contextlib.suppress(OSError, ValueError):
                 worker.send(protocol.Stop())
@@ -110,26 +138,50 @@ class Crew:
             worker.collect()
         self.ready.clear()
         self._joining.clear()
+        self._standby.clear()
         self.launcher.close()
 
     def bury(self, worker: WorkerProcess) -> Lost:
-        """A worker is lost: make sure that it is dead, start its successor, say how it ended."""
-        worker.kill()
-        self._waiter.remove(worker.channel)
-        cause = f"worker {worker.number} (pid {worker.pid}) {worker.collect()}"
-        self.ready.pop(worker.number, None)
-        self._joining.pop(worker.number, None)
-        self._owed.pop(worker.number, None)
+        """A worker is lost: see that it is dead, and say how it ended. Its place is vacant."""
+        cause = self._end(worker)
         self.replaced += 1
-        log.warning("%s; its tiles run again elsewhere, and a new worker is started", cause)
-        finished = self._progress(worker.number) - worker.answered
-        self._launch(worker.number)
-        return Lost(worker.number, cause, finished)
+        first, _, more = cause.partition("\n")
+        log.warning("%s; its tiles run again elsewhere, and a new worker is started", first)
+        if more:
+            log.info("its traceback:\n%s", more)
+        return Lost(worker.number, cause, self._progress(worker.number) - worker.answered)
+
+    def _end(self, worker: WorkerProcess) -> str:
+        """Kill a worker, forget it, and say how it ended."""
+        worker.kill()
+        for place in (self.ready, self._joining, self._standby):
+            if place.get(worker.number) is worker:
+                del place[worker.number]
+        self._waiter.remove(worker.channel)
+        return f"worker {worker.number} (pid {worker.pid}) {worker.collect()}"
+
+    def _fill(self) -> None:
+        """Launch a worker for each vacant place, where nobody has to wait for that."""
+        vacant = [
+            number
+            for number in range(len(self._cores))
+            if number not in self.ready and number not in self._joining
+        ]
+        if not vacant:
+            return
+        alone = not self.ready and not self._joining
+        if not alone and time.monotonic() < self._retry_at:
+            return
+        try:
+            if self.launcher.ready(wait=alone):
+                for number in vacant:
+                    self._launch(number)
+        except StartupError as error:
+            self._start_failed(str(error))
 
     def _launch(self, number: int) -> None:
         segment = self._segment()
         worker = self.launcher.launch(number, segment.handle)
-        worker.answered = self._progress(number)
         worker.told["segment"] = segment
         start = protocol.Start(
             worker=number,
@@ -139,163 +191,227 @@ class Crew:
             coordinator=os.getpid(),
             segment=segment,
             path=tuple(sys.path),
+            faults=self.faults_at_start.popleft() if self.faults_at_start else (),
         )
+        self._joining[number] = worker
+        self._waiter.add(worker.channel)
         with contextlib.suppress(OSError):  # dead already: its end of file will be seen
             worker.send(start)
-        self._waiter.add(worker.channel)
-        self._joining[number] = worker
 
-    def _greet(self, worker: WorkerProcess) -> None:
-        """Take a Hello; StartupError if the worker ended instead."""
-        del self._joining[worker.number]
-        try:
-            worker.hello = worker.receive()
-        except (EOFError, OSError) as error:
-            self._waiter.remove(worker.channel)
-            raise StartupError(
-                f"worker {worker.number} {worker.collect()} while starting; its own output is above"
-            ) from error
-        worker.greeted = time.monotonic(), worker.cpu_seconds()
-        wanted = self._cores[worker.number]
-        if wanted and not worker.hello.pinned:
-            log.warning(
-                "worker %d asked for cores %s and is on %s",
-                worker.number,
-                wanted,
-                worker.hello.cores,
-            )
-        self.ready[worker.number] = worker
+    def _start_failed(self, cause: str) -> None:
+        self._failed_starts += 1
+        if self._failed_starts < _FAILED_STARTS:
+            log.warning("%s; trying again", cause.partition("\n")[0])
+            return
         self._failed_starts = 0
+        if self._starting or not (self.ready or self._joining):
+            raise StartupError(
+                f"{_FAILED_STARTS} workers in a row did not come up; expected each to import "
+                f"TensorFlow and Strawberry Fields and to say so. The last one: {cause}"
+            )
+        self._retry_at = time.monotonic() + _PAUSE
+        log.warning(
+            "%d workers in a row did not come up (%s); going on with %d of %d, the next try is in "
+            "%.0f s",
+            _FAILED_STARTS,
+            cause.partition("\n")[0],
+            len(self.ready),
+            len(self._cores),
+            _PAUSE,
+        )
 
     # -- messages --------------------------------------------------------------------------
 
-    def send(self, worker: WorkerProcess, ticket: int, messages: Sequence[Any]) -> None:
-        """Send messages, the last of which is answered under ``ticket``; OSError if it is dead."""
-        self._owed.setdefault(worker.number, set()).add(ticket)
-        for message in messages:
-            worker.send(message)
+    def send(
+        self,
+        worker: WorkerProcess,
+        ticket: int,
+        messages: Sequence[Any],
+        kinds: Sequence[Hashable],
+    ) -> None:
+        """Send messages, the last of which is answered under ``ticket``; OSError if it is dead.
 
-    def ask_all(self, messages: dict[int, Sequence[Any]]) -> dict[int, Any]:
-        """Send each worker its messages and return the one reply of each.
-
-        All replies are taken before an error is raised. StartupError if a worker ends meanwhile.
+        ``kinds`` are those of the tiles asked for, in order (see ``patience``).
         """
-        replies: dict[int, Any] = {}
-        lost = []
-        for number, wanted in messages.items():
-            with contextlib.suppress(OSError):
-                for message in wanted:
-                    self.ready[number].send(message)
-        deadline = time.monotonic() + START_TIMEOUT
-        waiting = {number: self.ready[number] for number in messages}
-        while waiting:
-            for worker in self._heard(deadline):
-                if worker.number in self._joining:
-                    self._try_greet(worker)
-                    continue
-                del waiting[worker.number]
-                try:
-                    replies[worker.number] = worker.receive()
-                except (EOFError, OSError):
-                    lost.append(self.bury(worker).cause)
-            if waiting and time.monotonic() > deadline:
-                for worker in waiting.values():
-                    worker.kill()
-                deadline += _CLOSE_TIMEOUT
-        if lost:
-            raise StartupError(f"{'; '.join(lost)} while building the model")
-        return replies
+        if not worker.owed:
+            worker.silent = (0.0, worker.answered)
+        try:
+            worker.owed[ticket] = tuple(kinds)
+            for message in messages:
+                worker.send(message)
+        except OSError:
+            raise
+        except BaseException:
+            worker.kill()  # it may have got half a message
+            raise
 
     def settle(self) -> None:
-        """Wait for answers that an interrupted call left behind."""
-        while self._owed:
+        """Wait for answers that an interrupted call left behind; exchange workers that grew."""
+        while any(worker.owed for worker in self.ready.values()):
             self.events()
+        for number, worker in list(self._standby.items()):
+            if number in self.ready:
+                self._end(self.ready[number])
+            del self._standby[number]
+            self._admit(worker)
+        for number, worker in self.ready.items():
+            limit = self._growth * worker.warm_memory
+            if not worker.warm_memory or worker.memory <= limit or number in self._joining:
+                continue
+            with contextlib.suppress(StartupError):  # then at a later call
+                if self.launcher.ready(wait=False):
+                    self._launch(number)
+                    worker.warm_memory = 0
+                    self.retired += 1
+                    log.warning(
+                        "worker %d (pid %d) has grown to %.0f MiB, more than %g times its size "
+                        "when it was warm; a new one takes over",
+                        number,
+                        worker.pid,
+                        worker.memory / 2**20,
+                        self._growth,
+                    )
 
     def events(self) -> list[tuple[Event, Any]]:
-        """Wait until something happens, and say what: events, with replies where there are any."""
+        """Wait until something is heard, or for a while, and say what happened."""
         happened: list[tuple[Event, Any]] = []
         for worker in self._wait():
-            if worker.number in self._joining:
-                if self._try_greet(worker):
-                    happened.append((Joined(worker.number), None))
-                continue
+            takes_part = self.ready.get(worker.number) is worker
             try:
                 reply = worker.receive()
+                worker.silent = (0.0, self._progress(worker.number))
+                event = self._event(worker, reply) if takes_part else self._joins(worker, reply)
             except (EOFError, OSError):
-                happened.append((self.bury(worker), None))
+                if takes_part:
+                    happened.append((self.bury(worker), None))
+                else:
+                    self._lost_joining(worker)
                 continue
-            event = self._event(worker, reply)
+            except BaseException:
+                worker.kill()  # half a message may have been read, or a whole one not noted
+                raise
             if event is not None:
                 happened.append((event, reply))
         return happened
 
     def _event(self, worker: WorkerProcess, reply: Any) -> Event | None:
-        if isinstance(reply, protocol.Built):
+        if worker.note_last_words(reply):
             return None
         if isinstance(reply, protocol.Failed) and not reply.ticket:
             # A model or a plan failed; the message that needs it will too, and is due to this.
             worker.failure = worker.failure or reply.error
             worker.told = {"segment": worker.told["segment"]}
             return None
-        owed = self._owed[worker.number]
-        owed.discard(reply.ticket)
-        if not owed:
-            del self._owed[worker.number]
+        kinds = worker.owed.pop(reply.ticket)
         worker.answered = reply.finished
         if isinstance(reply, protocol.Failed):
             error, worker.failure = worker.failure or reply.error, None
             return Raised(worker.number, reply.ticket, error)
         if isinstance(reply, protocol.Computed):
-            measured = self.measured[worker.number]
-            measured.compute += reply.compute_seconds
-            measured.cpu = reply.cpu_seconds
+            self._measure(worker, reply, kinds)
         return Finished(worker.number, reply.ticket)
 
-    def _try_greet(self, worker: WorkerProcess) -> bool:
-        try:
-            self._greet(worker)
-        except StartupError as error:
-            self._failed_starts += 1
-            if self._failed_starts >= _FAILED_STARTS:
-                raise
-            log.warning("%s; trying again", error)
-            self._launch(worker.number)
-            return False
-        return True
+    def _measure(
+        self, worker: WorkerProcess, reply: protocol.Computed, kinds: Sequence[Hashable]
+    ) -> None:
+        measured = self.measured[worker.number]
+        measured.compute += sum(reply.tile_seconds)
+        measured.cpu = reply.cpu_seconds
+        measured.memory = worker.memory = reply.memory
+        for kind, seconds in zip(kinds, reply.tile_seconds, strict=True):
+            if kind in worker.seen:
+                self._patience.learn(kind, seconds)
+        worker.answers_since_new += 1
+        if not worker.seen.issuperset(kinds):
+            worker.seen.update(kinds)
+            worker.answers_since_new = worker.warm_memory = 0
+        if worker.answers_since_new == _WARM_ANSWERS:
+            worker.warm_memory = reply.memory
+
+    # -- joining ---------------------------------------------------------------------------
+
+    def _joins(self, worker: WorkerProcess, reply: Any) -> Event | None:
+        """Greet a new worker, have it rehearse, then let it take part."""
+        if worker.note_last_words(reply):
+            return None
+        if isinstance(reply, protocol.Failed):  # it will be told again, and then it matters
+            worker.told = {"segment": worker.told["segment"]}
+            return None
+        if isinstance(reply, protocol.Hello):
+            self._greet(worker, reply)
+            if worker.number not in self._unrehearsed and (news := self._rehearsal(worker)):
+                for message in [*news, protocol.Confirm(0, None)]:
+                    worker.send(message)
+                return None
+        del self._joining[worker.number]
+        if worker.number in self.ready:
+            self._standby[worker.number] = worker
+            return None
+        return self._admit(worker)
+
+    def _greet(self, worker: WorkerProcess, hello: protocol.Hello) -> None:
+        worker.hello = hello
+        worker.greeted = time.monotonic(), worker.cpu_seconds()
+        wanted = self._cores[worker.number]
+        if wanted and not hello.pinned:
+            log.warning(
+                "worker %d asked for cores %s and is on %s", worker.number, wanted, hello.cores
+            )
+
+    def _admit(self, worker: WorkerProcess) -> Event:
+        worker.answered = self._progress(worker.number)
+        self.ready[worker.number] = worker
+        self._unrehearsed.discard(worker.number)
+        self._failed_starts = 0
+        return Joined(worker.number)
+
+    def _lost_joining(self, worker: WorkerProcess) -> None:
+        if worker.hello is not None:
+            self._unrehearsed.add(worker.number)
+        self._start_failed(f"{self._end(worker)}, while starting")
 
     # -- waiting ---------------------------------------------------------------------------
 
-    def _heard(self, deadline: float) -> list[WorkerProcess]:
-        """Workers that have something to say, or have died, by the deadline."""
-        channels = self._waiter.wait(max(0.0, deadline - time.monotonic()))
-        by_channel = {
-            worker.channel: worker for worker in (*self.ready.values(), *self._joining.values())
-        }
-        return [by_channel[channel] for channel in channels]
-
     def _wait(self) -> list[WorkerProcess]:
-        """Workers that can be read; busy ones silent past the deadline are killed, then seen."""
-        heard = self._heard(time.monotonic() + min(self._timeout, _LOOK))
+        """Workers that can be read, after a while if need be; silent ones are killed, then seen."""
+        self._fill()
+        whole = len(self.ready) + len(self._joining) >= len(self._cores)
+        look = min(_LOOK, (self._patience.fixed or _LOOK) / 4)
         began = time.monotonic()
-        progress = {number: self._progress(number) for number in self._owed}
-        while not heard:
-            if not self._owed and not self._joining:
-                raise WorkerLostError("no worker is left and none is starting")
-            for number, tiles in progress.items():
-                if self._progress(number) != tiles:
-                    progress[number] = self._progress(number)
-                    began = time.monotonic()
-            silent = time.monotonic() - began
-            if self._owed and silent > self._timeout:
-                for worker in [self.ready[number] for number in self._owed]:
-                    log.warning(
-                        "worker %d (pid %d) finished no tile for %.0f s (timeout=); it is killed",
-                        worker.number,
-                        worker.pid,
-                        silent,
-                    )
-                    worker.kill()
-            elif not self._owed and silent > START_TIMEOUT:
-                raise StartupError(f"no worker came up in {START_TIMEOUT:.0f} s")
-            heard = self._heard(time.monotonic() + min(self._timeout, _LOOK))
-        return heard
+        channels = self._waiter.wait(look if whole else _SHORT_LOOK)
+        # A coordinator that was stopped, or a machine that slept, heard nothing for that reason.
+        self._unjudged += min(time.monotonic() - began, look + 1.0)
+        everyone = [*self.ready.values(), *self._joining.values(), *self._standby.values()]
+        by_channel = {worker.channel: worker for worker in everyone}
+        if self._unjudged >= look:
+            for worker in everyone:
+                if worker.channel not in channels:
+                    self._judge(worker, self._unjudged)
+            self._unjudged = 0.0
+        for stray in [channel for channel in channels if channel not in by_channel]:
+            self._waiter.remove(stray)
+        return [by_channel[channel] for channel in channels if channel in by_channel]
+
+    def _judge(self, worker: WorkerProcess, waited: float) -> None:
+        """Add to a busy worker's silence, and end it if that has become too long."""
+        joining = self._joining.get(worker.number) is worker
+        if not worker.owed and not joining:
+            return
+        progress = self._progress(worker.number)
+        silence, seen = worker.silent
+        silence = 0.0 if progress != seen and not joining else silence + waited
+        worker.silent = (silence, progress)
+        if joining:
+            allowed = START_TIMEOUT
+        else:
+            kinds = [kind for kinds in worker.owed.values() for kind in kinds]
+            kind = kinds[min(progress - worker.answered, len(kinds) - 1)] if kinds else None
+            allowed = self._patience.seconds(kind, first=kind not in worker.seen)
+        if silence > allowed:
+            log.warning(
+                "worker %d (pid %d) finished nothing for %.0f s, and is killed (timeout=)",
+                worker.number,
+                worker.pid,
+                silence,
+            )
+            worker.kill()

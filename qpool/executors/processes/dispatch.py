@@ -104,6 +104,8 @@ class Step:
         self._raised: BaseException | None = None
         self._given_up: tuple[int, ...] = ()
         self.done_by: dict[int, int] = {}
+        #: Tiles that had to be given to another worker.
+        self.retried = 0
         self._tiles = tiles
         self._homes = homes or {}
 
@@ -151,6 +153,7 @@ class Step:
         lost = given[event.finished :]
         if not lost:
             return self._end()
+        self.retried += len(lost)
         suspect = lost[0]
         self._causes[suspect].append(event.cause)
         if len(self._causes[suspect]) >= MAX_ATTEMPTS:

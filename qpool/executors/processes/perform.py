@@ -7,19 +7,24 @@ loop from instructions to events and back. Decides nothing.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from qpool.executors.processes.crew import Crew
-from qpool.executors.processes.dispatch import Complete, GiveUp, Instruction, Send, Step
+from qpool.executors.processes.dispatch import Complete, Finished, GiveUp, Instruction, Send, Step
 from qpool.executors.processes.process import WorkerProcess
 from qpool.executors.processes.store import Store
 from workers import protocol
-from workers.errors import RemoteError, WorkerLostError
+from workers.errors import RemoteError, StartupError, WorkerLostError
+from workers.protocol import Kind
 
 #: What is sent for a shard: (ticket, tiles) -> message.
 Message = Callable[[int, tuple[int, ...]], Any]
+
+#: How many of the last things computed, by plan and kind, a new worker rehearses.
+_REHEARSED = 8
 
 #: Worker -> the tiles it computed, and keeps for the backward pass.
 Homes = dict[int, tuple[int, ...]]
@@ -27,24 +32,40 @@ Homes = dict[int, tuple[int, ...]]
 
 @dataclasses.dataclass
 class Performer:
-    """Carries out steps. ``sending`` and ``waiting`` are seconds of wall time spent so."""
+    """Carries out steps. ``sending`` and ``waiting`` are seconds of wall time spent so; ``retried``
+    counts tiles that were given to another worker after the first was lost."""
 
     crew: Crew
     store: Store
     seed: int
     sending: float = 0.0
     waiting: float = 0.0
+    retried: int = 0
     _ticket: int = 1
+    #: What was computed last, for each plan and kind: what a new worker rehearses.
+    _recent: dict[tuple[int, Kind], tuple[protocol.Plan, protocol.Frame]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def perform(
         self,
-        plan: protocol.Plan,
-        frame: protocol.Frame,
+        model: int,
         number: int,
         message: Message,
-        homes: Homes | None,
+        homes: Homes | None = None,
+        plan: protocol.Plan | None = None,
+        frame: protocol.Frame | None = None,
+        kind: Kind | None = None,
     ) -> tuple[Step, list[Any]]:
-        """Run a step of ``number`` tiles to its end, and return it with the replies."""
+        """Run a step of ``number`` tiles to its end, and return it with the replies.
+
+        ``kind`` is what is computed for each tile, None for anything else that is asked.
+        """
+        if plan is not None and frame is not None and kind is not None:
+            self._recent.pop((plan.plan, kind), None)
+            self._recent[plan.plan, kind] = plan, frame
+            while len(self._recent) > _REHEARSED:
+                del self._recent[next(iter(self._recent))]
         step = Step(number, list(self.crew.ready), self._ticket, homes)
         replies: list[Any] = []
         todo: list[Instruction] = step.begin()
@@ -59,41 +80,84 @@ class Performer:
                         raise failure_of(instruction, frame)
                     # A worker may have died since the instruction to send it something was given.
                     if step.expects(instruction.ticket):
-                        todo += self._send(step, instruction, plan, frame, message)
+                        todo += self._send(step, instruction, model, message, plan, frame, kind)
                 sent = time.perf_counter()
                 self.sending += sent - began
                 for event, reply in self.crew.events():
-                    if reply is not None:
+                    if isinstance(event, Finished):
                         replies.append(reply)
                     todo += step.on(event)
                 self.waiting += time.perf_counter() - sent
         finally:
             self._ticket = step.next_ticket
+            self.retried += step.retried
 
     def _send(
         self,
         step: Step,
         instruction: Send,
-        plan: protocol.Plan,
-        frame: protocol.Frame,
+        model: int,
         message: Message,
+        plan: protocol.Plan | None,
+        frame: protocol.Frame | None,
+        kind: Kind | None,
     ) -> list[Instruction]:
         """Tell a worker what it lacks, then what to compute."""
         worker = self.crew.ready[instruction.worker]
-        messages = self.model_news(worker, plan.model)
-        for key, definition in (
-            (("plan", plan.plan), plan),
-            (("frame", frame.frame), frame),
-        ):
-            if worker.told.get(key) is not definition:
-                worker.told[key] = definition
-                messages.append(definition)
+        messages = self._news(worker, model, plan, frame)
         messages.append(message(instruction.ticket, instruction.tiles))
+        kinds: list[Hashable] = []
+        if plan is not None and frame is not None and kind is not None:
+            kinds = [
+                (
+                    plan.plan,
+                    plan.level,
+                    kind,
+                    frame.tile,
+                    min(frame.tile, frame.batch - n * frame.tile),
+                )
+                for n in instruction.tiles
+            ]
         try:
-            self.crew.send(worker, instruction.ticket, messages)
+            self.crew.send(worker, instruction.ticket, messages, kinds)
         except OSError:
             return step.on(self.crew.bury(worker))
         return []
+
+    def rehearsal(self, worker: WorkerProcess) -> list[Any]:
+        """What a new worker is told so that it takes part without having to compile anything."""
+        messages: list[Any] = []
+        for (_, kind), (plan, frame) in self._recent.items():
+            version = self.store.models[plan.model].version
+            messages += self._news(worker, plan.model, plan, frame)
+            messages.append(protocol.Rehearse(kind, plan.plan, frame.frame, version))
+        return messages
+
+    def forget_rehearsals(self, model: int | None = None) -> None:
+        """Of a model that is no more; of all, when what lies in the arena has moved."""
+        self._recent = {
+            key: (plan, frame)
+            for key, (plan, frame) in self._recent.items()
+            if model not in (None, plan.model)
+        }
+
+    def _news(
+        self,
+        worker: WorkerProcess,
+        model: int,
+        plan: protocol.Plan | None,
+        frame: protocol.Frame | None,
+    ) -> list[Any]:
+        """What a worker has to be told before it can work on this; often nothing."""
+        messages = self.model_news(worker, model)
+        for key, definition in (
+            (("plan", plan and plan.plan), plan),
+            (("frame", frame and frame.frame), frame),
+        ):
+            if definition is not None and worker.told.get(key) is not definition:
+                worker.told[key] = definition
+                messages.append(definition)
+        return messages
 
     def model_news(self, worker: WorkerProcess, number: int) -> list[Any]:
         """What a worker has to be told before it can work on a model; often nothing."""
@@ -114,14 +178,19 @@ class Performer:
         return news
 
 
-def failure_of(instruction: GiveUp, frame: protocol.Frame) -> BaseException:
+def failure_of(instruction: GiveUp, frame: protocol.Frame | None) -> BaseException:
     if instruction.error is not None:
         return with_cause(instruction.error)
+    attempts = "\n".join(textwrap.indent(cause, "  ") for cause in instruction.causes)
+    if frame is None:
+        return StartupError(
+            f"building the model took {len(instruction.causes)} workers, one after another; the "
+            f"pool is usable, without this model:\n{attempts}"
+        )
     rows = ", ".join(
         f"{tile * frame.tile} to {min((tile + 1) * frame.tile, frame.batch) - 1}"
         for tile in instruction.tiles
     )
-    attempts = "\n".join(f"  {cause}" for cause in instruction.causes)
     return WorkerLostError(
         f"samples {rows} took {len(instruction.causes)} workers with them, one after another; the "
         f"pool is usable, these samples are not:\n{attempts}"

@@ -27,16 +27,14 @@ import numpy as np
 from qpool import tiles
 from qpool.executors.processes import topology
 from qpool.executors.processes.crew import Crew
-from qpool.executors.processes.perform import Homes, Performer, with_cause
+from qpool.executors.processes.patience import Patience
+from qpool.executors.processes.perform import Homes, Performer
 from qpool.executors.processes.process import make_launcher
 from qpool.executors.processes.store import Store
 from workers import protocol
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.layout import ArraySpec
 from workers.protocol import Kind
-
-#: Seconds a worker may go without finishing a tile. A first call may compile for minutes.
-DEFAULT_TIMEOUT = 600.0
 
 
 @dataclasses.dataclass
@@ -59,7 +57,11 @@ class Pool:
     ``workers`` is how many (default: the physical cores of this process's CPU budget),
     ``threads`` how many threads and cores each gets. ``start_method`` is ``"forkserver"``
     (Linux's default), ``"spawn"`` or None. ``pin=False`` leaves placement to the system.
-    ``timeout`` is how many seconds a worker may go without progress before it is replaced.
+    ``timeout`` is how many seconds a worker may go without progress before it is replaced; the
+    default follows from how long its tiles have taken: fifty times the slowest, between ten
+    seconds and ten minutes. A worker's first tile of a shape, which may have to be compiled, has
+    ten minutes in any case. ``max_growth``: a worker whose own memory has grown to more than so
+    many times its size when it was warm is replaced between two calls.
     ``seed`` starts the random draws of models that draw.
 
     The processes start when the first model comes or with :meth:`start`, whichever is first; what
@@ -75,6 +77,7 @@ class Pool:
         start_method: str | None = None,
         pin: bool = True,
         timeout: float | None = None,
+        max_growth: float = 2.0,
         seed: int = 0,
     ) -> None:
         budget = topology.budget()
@@ -86,6 +89,8 @@ class Pool:
                 )
         if timeout is not None and not timeout > 0:
             raise ConfigurationError(f"timeout must be more than 0 seconds, not {timeout!r}")
+        if not max_growth > 1:
+            raise ConfigurationError(f"max_growth must be more than 1, not {max_growth!r}")
         if count * threads > len(budget.cpus):
             warnings.warn(
                 f"{count} workers of {threads} thread(s) on {len(budget.cpus)} CPUs: they will "
@@ -98,7 +103,7 @@ class Pool:
         cores = topology.assign(count, budget.cpus, threads) if pin else [()] * count
         launcher = make_launcher(start_method, threads)
         launcher.prepare()
-        self._crew = Crew(launcher, cores, threads, timeout or DEFAULT_TIMEOUT)
+        self._crew = Crew(launcher, cores, threads, Patience(timeout), max_growth)
         self._performer: Performer | None = None
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
@@ -141,8 +146,8 @@ class Pool:
             if self._started is None:
                 try:
                     store = Store(self._count)
-                    self._performer = Performer(self._crew, store, self.seed)
-                    self._crew.start(lambda: store.segment, store.progress)
+                    performer = self._performer = Performer(self._crew, store, self.seed)
+                    self._crew.start(lambda: store.segment, store.progress, performer.rehearsal)
                 except BaseException:
                     self.close()
                     raise
@@ -170,16 +175,15 @@ class Pool:
             store = self._ready()
             number = next(self._numbers)
             store.add(number, shipment, weights, engine)
+            performer = self._performing()
+            performer.forget_rehearsals()
+
+            def message(ticket: int, _tiles: tuple[int, ...]) -> protocol.Confirm:
+                return protocol.Confirm(ticket, number)
+
+            homes = self._one_each()
             try:
-                replies = self._crew.ask_all(
-                    {
-                        n: self._performing().model_news(w, number)
-                        for n, w in self._crew.ready.items()
-                    }
-                )
-                for reply in replies.values():
-                    if isinstance(reply, protocol.Failed):
-                        raise with_cause(reply.error)
+                performer.perform(number, len(homes), message, homes)
             except BaseException:
                 self.discard(number)
                 raise
@@ -192,6 +196,7 @@ class Pool:
             if self._closed or performer is None or not performer.store.remove(number):
                 return
             self._plans = {n: p for n, p in self._plans.items() if p.model != number}
+            performer.forget_rehearsals(number)
             for worker in self._crew.ready.values():
                 worker.told.pop(("model", number), None)
                 with contextlib.suppress(OSError):
@@ -232,9 +237,10 @@ class Pool:
             def message(ticket: int, _tiles: tuple[int, ...]) -> protocol.Survey:
                 return protocol.Survey(ticket, plan, frame.frame, version, gradient, largest_tile)
 
-            homes: Homes = {n: (place,) for place, n in enumerate(sorted(self._crew.ready))}
+            homes = self._one_each()
+            model = self._plans[plan].model
             _, replies = self._performing().perform(
-                self._plans[plan], frame, len(homes), message, homes
+                model, len(homes), message, homes, self._plans[plan], frame
             )
             surveyed: protocol.Surveyed = min(replies, key=lambda reply: reply.ticket)
             self._plans[plan] = dataclasses.replace(
@@ -356,6 +362,8 @@ class Pool:
                 "seconds": seconds,
                 **counters,
                 "replaced_workers": self._crew.replaced,
+                "outgrown_workers": self._crew.retired,
+                "retried_tiles": performer.retried if performer else 0,
                 "segment_bytes": performer.store.arena.size if performer else 0,
                 "workers": [self._worker_stats(number) for number in range(self._count)],
             }
@@ -375,6 +383,7 @@ class Pool:
             "compute_seconds": measured.compute,
             "cpu_seconds": worker.cpu_seconds() if worker else measured.cpu,
             "cpu_use": worker.cpu_use() if worker else 0.0,
+            "memory_bytes": measured.memory,
         }
 
     # -- within ----------------------------------------------------------------------------
@@ -399,6 +408,10 @@ class Pool:
                 with contextlib.suppress(OSError):
                     worker.send(protocol.Forget(forgotten))
         return self._performing().store
+
+    def _one_each(self) -> Homes:
+        """One tile for each worker that is ready: something that all are to do."""
+        return {n: (place,) for place, n in enumerate(sorted(self._crew.ready))}
 
     def _performing(self) -> Performer:
         assert self._performer is not None, "the pool has been started"
@@ -436,8 +449,15 @@ class Pool:
         def message(ticket: int, indices: tuple[int, ...]) -> protocol.Compute:
             return protocol.Compute(ticket, kind, call, plan, frame.frame, version, indices)
 
+        known = self._plans[plan]
         step, replies = self._performing().perform(
-            self._plans[plan], frame, tiles.count(frame.batch, frame.tile), message, homes
+            known.model,
+            tiles.count(frame.batch, frame.tile),
+            message,
+            homes,
+            known,
+            frame,
+            kind,
         )
         self._counters.tiles += len(step.done_by)
         self._counters.recomputed_tiles += sum(reply.recomputed for reply in replies)

@@ -17,24 +17,36 @@ import contextlib
 import json
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from workers import affinity, protocol
-from workers.errors import ConfigurationError, QPoolError, StartupError, nearest
+from workers.errors import (
+    ConfigurationError,
+    PoolError,
+    QPoolError,
+    StartupError,
+    nearest,
+)
 
 _WINDOWS = sys.platform == "win32"
 
 #: The nursery answers in milliseconds; one that does not is stopped or gone.
-_NURSERY_TIMEOUT = 10.0
+_NURSERY_TIMEOUT = 2.0
+
+#: A killed process ends in milliseconds, or some seconds later if it is written to disk (a core
+#: dump).
+_END_TIMEOUT = 60.0
 
 #: Importing TensorFlow and Strawberry Fields takes 5 s warm, and has taken 60 s on a cold disk.
 _IMPORT_TIMEOUT = 300.0
@@ -44,12 +56,18 @@ _ROOT = str(Path(__file__).resolve().parents[3])
 
 
 class WorkerProcess:
-    """A running worker: its number, its channel and its process."""
+    """A running worker: its number, its channel and its process.
 
-    def __init__(self, number: int, pid: int, channel: Connection, launcher: Launcher) -> None:
+    ``log`` is where a fatal signal leaves the worker's traceback.
+    """
+
+    def __init__(
+        self, number: int, pid: int, channel: Connection, log: IO[bytes], launcher: Launcher
+    ) -> None:
         self.number = number
         self.pid = pid
         self.channel = channel
+        self._log = log
         self._launcher = launcher
         #: What it has been told: ids and the very objects, so that a change is told again.
         self.told: dict[Any, Any] = {}
@@ -60,6 +78,18 @@ class WorkerProcess:
         self.answered = 0
         #: Why a definition (model, plan) failed; the next failed message is due to it.
         self.failure: QPoolError | None = None
+        #: Tickets of the messages it has not answered, with the kind of each tile asked for.
+        self.owed: dict[int, tuple[Hashable, ...]] = {}
+        #: Kinds of tiles that it has computed.
+        self.seen: set[Hashable] = set()
+        #: Seconds in which nothing was heard of it, and its progress counter then.
+        self.silent = (0.0, 0)
+        #: Its own bytes of memory, as last reported, and answers since it last met a new kind.
+        self.memory = 0
+        self.warm_memory = 0
+        self.answers_since_new = 0
+        #: The traceback that it sent before it ended.
+        self.last_words = ""
 
     def send(self, message: Any) -> None:
         """Send one message; OSError if the worker is gone."""
@@ -84,15 +114,44 @@ class WorkerProcess:
         since, before = self.greeted
         return (self.cpu_seconds() - before) / (time.monotonic() - since)
 
+    def note_last_words(self, reply: Any) -> bool:
+        """Keep the traceback of a worker that says it is ending; whether it said so."""
+        if isinstance(reply, protocol.Crashed):
+            self.last_words = reply.traceback
+            return True
+        return False
+
     def kill(self) -> None:
         """End it now, stopped or not."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def collect(self) -> str:
-        """Wait for the end of a killed or dying worker and say how it ended."""
+        """Wait for the end of a killed or dying worker and say how it ended.
+
+        When this returns the process is gone: the kernel closes a process's channel after it has
+        taken its memory away, so at the end of file nothing more can be written to the arena.
+        The first line tells the end, those after it are the worker's own traceback.
+        """
+        deadline = time.monotonic() + _END_TIMEOUT
+        with contextlib.suppress(EOFError, OSError):
+            while self.channel.poll(max(0.0, deadline - time.monotonic())):
+                data = self.channel.recv_bytes()
+                with contextlib.suppress(Exception):  # half a message, if a read was interrupted
+                    self.note_last_words(pickle.loads(data))
+            raise PoolError(
+                f"worker {self.number} (pid {self.pid}) was killed and is still there after "
+                f"{_END_TIMEOUT:.0f} s (an unresponsive disk?). While it may write to the shared "
+                "segment no result can be trusted: close the pool and make a new one"
+            )
         self.channel.close()
-        return describe_exit(self._launcher.reap(self.pid))
+        code = self._launcher.reap(self.pid)
+        if not self._log.closed:
+            self._log.seek(0)
+            self.last_words += self._log.read().decode(errors="replace")
+            self._log.close()
+        end = "ran out of memory" if "MemoryError" in self.last_words else describe_exit(code)
+        return "\n".join([end, *self.last_words.strip().splitlines()])
 
 
 class Launcher(abc.ABC):
@@ -105,6 +164,10 @@ class Launcher(abc.ABC):
 
     def prepare(self) -> None:  # noqa: B027 - optional: there may be nothing to prepare
         """Begin, in the background, what makes later launches quick."""
+
+    def ready(self, *, wait: bool) -> bool:
+        """Whether :meth:`launch` would return at once; with ``wait``, wait until it would."""
+        return True
 
     @abc.abstractmethod
     def launch(self, number: int, segment_handle: int | str) -> WorkerProcess:
@@ -151,19 +214,23 @@ class SpawnLauncher(Launcher):
 
     def launch(self, number: int, segment_handle: int | str) -> WorkerProcess:
         ours, theirs = Pipe()
+        log = _log_file()
         handles = [theirs.fileno()]
         if isinstance(segment_handle, int):
-            handles.append(segment_handle)
-        inherited = segment_handle if isinstance(segment_handle, int) else None
+            handles += [segment_handle, log.fileno()]
+            arguments: list[Any] = list(handles)
+        else:
+            arguments = [*handles, None, None]
         try:
-            process = self._popen("workers.main:spawned", [theirs.fileno(), inherited], handles)
+            process = self._popen("workers.main:spawned", arguments, handles)
         except OSError as error:
             ours.close()
+            log.close()
             raise StartupError(f"a worker could not be started: {error}") from error
         finally:
             theirs.close()
         self._processes[process.pid] = process
-        return WorkerProcess(number, process.pid, ours, self)
+        return WorkerProcess(number, process.pid, ours, log, self)
 
     def reap(self, pid: int) -> int | None:
         process = self._processes.pop(pid, None)
@@ -206,6 +273,7 @@ class ForkLauncher(Launcher):
         from workers import nursery
 
         ours, theirs = Pipe()
+        log = _log_file()
         try:
             for attempt in range(2):
                 try:
@@ -213,10 +281,10 @@ class ForkLauncher(Launcher):
                     socket.send_fds(
                         control,
                         [pickle.dumps(nursery.Fork())],
-                        [theirs.fileno(), int(segment_handle)],
+                        [theirs.fileno(), int(segment_handle), log.fileno()],
                     )
                     forked = self._answer(control, lambda a: isinstance(a, nursery.Forked))
-                    return WorkerProcess(number, forked.pid, ours, self)
+                    return WorkerProcess(number, forked.pid, ours, log, self)
                 except (OSError, EOFError) as error:
                     self._drop_nursery()
                     if attempt:
@@ -227,6 +295,7 @@ class ForkLauncher(Launcher):
             raise AssertionError("unreachable")
         except BaseException:
             ours.close()
+            log.close()
             raise
         finally:
             theirs.close()
@@ -234,8 +303,8 @@ class ForkLauncher(Launcher):
     def reap(self, pid: int) -> int | None:
         from workers import nursery
 
-        if self._control is None:
-            return None
+        if self._control is None or not self._ready:
+            return None  # its nursery is gone, and with it who could know
         try:
             self._control.send(pickle.dumps(nursery.Reap(pid)))
             wanted = nursery.Reaped
@@ -259,16 +328,30 @@ class ForkLauncher(Launcher):
             self._nursery.wait()
         self._nursery = self._control = None
 
-    def _connected(self) -> socket.socket:
+    def ready(self, *, wait: bool) -> bool:
         from workers import nursery
 
         self.prepare()
         assert self._control is not None
         if not self._ready:
-            self._control.settimeout(_IMPORT_TIMEOUT)
-            self._answer(self._control, lambda a: isinstance(a, nursery.Ready))
+            if not wait and not select.select([self._control], [], [], 0)[0]:
+                return False
+            try:
+                self._control.settimeout(_IMPORT_TIMEOUT)
+                self._answer(self._control, lambda a: isinstance(a, nursery.Ready))
+            except (OSError, EOFError) as error:
+                self._drop_nursery()
+                raise StartupError(
+                    "the process that forks workers ended while it imported TensorFlow and "
+                    "Strawberry Fields; its own output is above"
+                ) from error
             self._control.settimeout(_NURSERY_TIMEOUT)
             self._ready = True
+        return True
+
+    def _connected(self) -> socket.socket:
+        self.ready(wait=True)
+        assert self._control is not None
         return self._control
 
     @staticmethod
@@ -314,6 +397,13 @@ def make_launcher(start_method: str | None, threads: int) -> Launcher:
 
 def _can_fork() -> bool:
     return sys.platform.startswith("linux") and hasattr(socket, "send_fds")
+
+
+def _log_file() -> IO[bytes]:
+    """A file without a name, for a worker's last traceback."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("qpool-log", os.MFD_CLOEXEC), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)  # closed by who reads it
 
 
 def describe_exit(code: int | None) -> str:
