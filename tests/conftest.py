@@ -14,6 +14,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import pytest
 
 import qpool
+from qpool.executors.processes import claims
+
+claims.PREFIX = f"qpool-tests/{os.getpid()}"  # what else runs on this machine is not our concern
 
 with warnings.catch_warnings():
     # What libraries say of libraries while they load is not ours to fail on; what they say

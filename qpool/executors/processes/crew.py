@@ -336,6 +336,7 @@ class Crew:
             return None
         if isinstance(reply, protocol.Failed):  # it will be told again, and then it matters
             worker.told = {"segment": worker.told["segment"]}
+            worker.seen.clear()
             return None
         if isinstance(reply, protocol.Hello):
             self._greet(worker, reply)
@@ -404,9 +405,10 @@ class Crew:
         if joining:
             allowed = START_TIMEOUT
         else:
-            kinds = [kind for kinds in worker.owed.values() for kind in kinds]
-            kind = kinds[min(progress - worker.answered, len(kinds) - 1)] if kinds else None
-            allowed = self._patience.seconds(kind, first=kind not in worker.seen)
+            kinds = [kind for kinds in worker.owed.values() for kind in kinds] or [None]
+            now = min(progress - worker.answered, len(kinds) - 1)
+            first = kinds[now] not in worker.seen and kinds[now] not in kinds[:now]
+            allowed = self._patience.seconds(kinds[now], first=first)
         if silence > allowed:
             log.warning(
                 "worker %d (pid %d) finished nothing for %.0f s, and is killed (timeout=)",

@@ -108,16 +108,7 @@ class Performer:
         messages.append(message(instruction.ticket, instruction.tiles))
         kinds: list[Hashable] = []
         if plan is not None and frame is not None and kind is not None:
-            kinds = [
-                (
-                    plan.plan,
-                    plan.level,
-                    kind,
-                    frame.tile,
-                    min(frame.tile, frame.batch - n * frame.tile),
-                )
-                for n in instruction.tiles
-            ]
+            kinds = [_kind_of_tile(plan, frame, kind, n) for n in instruction.tiles]
         try:
             self.crew.send(worker, instruction.ticket, messages, kinds)
         except OSError:
@@ -131,6 +122,7 @@ class Performer:
             version = self.store.models[plan.model].version
             messages += self._news(worker, plan.model, plan, frame)
             messages.append(protocol.Rehearse(kind, plan.plan, frame.frame, version))
+            worker.seen.add(_kind_of_tile(plan, frame, kind, 0))
         return messages
 
     def forget_rehearsals(self, model: int | None = None) -> None:
@@ -176,6 +168,12 @@ class Performer:
                 )
             worker.told[key] = model.places
         return news
+
+
+def _kind_of_tile(plan: protocol.Plan, frame: protocol.Frame, kind: Kind, index: int) -> Hashable:
+    """Tiles of one kind take about as long as each other, once one has been computed."""
+    rows = min(frame.tile, frame.batch - index * frame.tile)
+    return plan.plan, plan.level, kind, frame.tile, rows
 
 
 def failure_of(instruction: GiveUp, frame: protocol.Frame | None) -> BaseException:

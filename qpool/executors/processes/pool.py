@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import os
 import threading
 import time
@@ -26,6 +27,7 @@ import numpy as np
 
 from qpool import tiles
 from qpool.executors.processes import topology
+from qpool.executors.processes.claims import Claims
 from qpool.executors.processes.crew import Crew
 from qpool.executors.processes.patience import Patience
 from qpool.executors.processes.perform import Homes, Performer
@@ -35,6 +37,8 @@ from workers import protocol
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.layout import ArraySpec
 from workers.protocol import Kind
+
+log = logging.getLogger("qpool")
 
 
 @dataclasses.dataclass
@@ -100,7 +104,15 @@ class Pool:
             )
         self.seed = seed
         self._count = count
-        cores = topology.assign(count, budget.cpus, threads) if pin else [()] * count
+        claims = Claims()
+        cores = topology.assign(count, budget.cpus if pin else (), threads)
+        if cores[0]:
+            cores = topology.assign(count, claims.take(budget.cpus, count * threads), threads)
+            if not cores[0]:
+                log.warning(
+                    "other pools of this machine are pinned to cores that this one needs: its "
+                    "workers are not pinned"
+                )
         launcher = make_launcher(start_method, threads)
         launcher.prepare()
         self._crew = Crew(launcher, cores, threads, Patience(timeout), max_growth)
@@ -115,7 +127,7 @@ class Pool:
         self._started: float | None = None
         self._closed = False
         self._owner = os.getpid()
-        self._finalizer = weakref.finalize(self, self._crew.close)
+        self._finalizer = weakref.finalize(self, _let_go, self._crew, claims)
 
     # -- life ------------------------------------------------------------------------------
 
@@ -465,3 +477,10 @@ class Pool:
         for tile, worker in sorted(step.done_by.items()):
             done[worker] = (*done.get(worker, ()), tile)
         return done
+
+
+def _let_go(crew: Crew, claims: Claims) -> None:
+    try:
+        crew.close()
+    finally:
+        claims.release()

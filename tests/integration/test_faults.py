@@ -1,0 +1,309 @@
+"""Workers that fail at chosen points, in every way: the step returns the same bits.
+
+The faults are real (signals, exits, a refused allocation) and strike where ``workers.faults``
+says, so no test waits for the right moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import models
+import numpy as np
+import psutil
+import pytest
+import tensorflow as tf
+from pooling import parallelize
+
+import qpool
+from qpool import errors
+from qpool.executors.processes import patience
+from workers import protocol
+from workers.faults import Fault
+
+Z = tf.constant(np.random.default_rng(0).normal(size=(8, 2)), tf.float32)
+TESTS = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+
+
+def bits(generator):
+    with tf.GradientTape() as tape:
+        out = generator(Z)
+        loss = tf.reduce_sum(out**2)
+    return out.numpy().tobytes(), tape.gradient(loss, generator.w).numpy().tobytes()
+
+
+def inject(pool, worker: int, *faults: Fault) -> None:
+    pool._crew.ready[worker].send(protocol.Inject(faults))
+
+
+def at_full_strength(pool, generator) -> None:
+    """Work until the successors of lost workers have joined."""
+    deadline = time.monotonic() + 60
+    while len(pool._crew.ready) < pool.workers:
+        assert time.monotonic() < deadline, "a successor did not come up"
+        generator(Z)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with qpool.Pool(workers=2, timeout=1.0) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def generator(pool):
+    with parallelize(models.Scale(), pool=pool, tile=2) as generator:
+        yield generator
+
+
+@pytest.fixture(scope="module")
+def expected(generator):
+    return bits(generator)
+
+
+FAULTS = [
+    *((point, "kill") for point in ("load", "forward", "backward", "written", "answer", "loop")),
+    *(("forward", action) for action in ("segv", "abort", "exit", "stop", "raise", "memory")),
+    ("backward", "memory"),
+    ("backward", "stop"),
+    ("answer", "raise"),
+    ("written", "stop"),
+]
+
+
+@pytest.mark.parametrize(("point", "action"), FAULTS)
+def test_a_step_survives(pool, generator, expected, caplog, point: str, action: str) -> None:
+    at_full_strength(pool, generator)
+    before = pool.stats()
+    inject(pool, 1, Fault(point, action, after=int(point in ("forward", "backward", "written"))))
+    with caplog.at_level(logging.WARNING, "qpool"):
+        assert bits(generator) == expected
+    after = pool.stats()
+    assert after["replaced_workers"] == before["replaced_workers"] + 1
+    assert "worker 1" in caplog.text
+    lost = after["retried_tiles"] - before["retried_tiles"]
+    # Shards are two tiles: what was finished before the fault is not computed again.
+    assert lost == {"written": 1, "forward": 1, "backward": 1, "answer": 0}.get(point, 2)
+
+
+def test_both_workers_at_once(pool, generator, expected) -> None:
+    at_full_strength(pool, generator)
+    inject(pool, 0, Fault("forward", "kill"))
+    inject(pool, 1, Fault("backward", "abort", after=1))
+    assert bits(generator) == expected
+
+
+@pytest.mark.parametrize("point", ["start", "hello", "build"])
+def test_a_successor_that_dies_while_it_starts(pool, generator, expected, point: str) -> None:
+    at_full_strength(pool, generator)
+    pool._crew.faults_at_start.append((Fault(point, "kill"),))
+    inject(pool, 0, Fault("forward", "kill"))
+    assert bits(generator) == expected
+    at_full_strength(pool, generator)
+    assert not pool._crew.faults_at_start
+    assert bits(generator) == expected
+
+
+def test_workers_that_die_while_the_pool_starts() -> None:
+    pool = qpool.Pool(workers=2)
+    pool._crew.faults_at_start.extend([(Fault("start", "kill"),), (Fault("hello", "raise"),)])
+    with pool, parallelize(models.Scale(), pool=pool, tile=2) as generator:
+        np.testing.assert_allclose(generator(Z), 2 * Z)
+
+
+def test_a_pool_whose_workers_never_come_up_says_why() -> None:
+    pool = qpool.Pool(workers=1)
+    pool._crew.faults_at_start.extend([(Fault("start", "raise"),)] * 3)
+    with pytest.raises(errors.StartupError, match=r"(?s)3 workers in a row.*raised on purpose"):
+        pool.start()
+    assert pool.closed
+
+
+def test_a_worker_that_dies_as_a_model_comes(pool, generator) -> None:
+    at_full_strength(pool, generator)
+    inject(pool, 0, Fault("build", "kill"))
+    with parallelize(models.Scale(3.0), pool=pool, tile=2) as other:
+        np.testing.assert_allclose(other(Z), 3 * Z)
+        np.testing.assert_allclose(generator(Z), 2 * Z)
+
+
+class Poison(models.Scale):
+    """Ends the process that unpickles it."""
+
+    def __setstate__(self, state) -> None:
+        os._exit(7)
+
+
+def test_a_model_that_kills_who_builds_it_is_refused(pool, generator, expected) -> None:
+    at_full_strength(pool, generator)
+    with pytest.raises(errors.StartupError, match=r"(?s)3 workers.*exit code 7"):
+        parallelize(Poison(), pool=pool)
+    assert bits(generator) == expected
+
+
+@pytest.mark.parametrize(
+    ("action", "wanted"),
+    [
+        ("segv", r"(?s)SIGSEGV.*Segmentation fault.*replica|faults\.py"),
+        ("memory", r"(?s)ran out of memory.*Traceback.*MemoryError"),
+        ("raise", r"(?s)exit code 1.*Traceback.*raised on purpose"),
+    ],
+)
+def test_what_is_given_up_carries_each_attempts_traceback(
+    pool, generator, expected, action: str, wanted: str
+) -> None:
+    at_full_strength(pool, generator)
+    for number in range(2):
+        inject(pool, number, Fault("forward", action))
+    pool._crew.faults_at_start.extend([(Fault("forward", action),)] * 2)
+    with pytest.raises(errors.WorkerLostError, match=r"^samples 0 to 1 took 3 workers") as caught:
+        generator(Z[:2])
+    assert re.search(wanted, str(caught.value))
+    assert str(caught.value).count("(pid ") == 3
+    pool._crew.faults_at_start.clear()
+    np.testing.assert_allclose(generator(Z), 2 * Z)
+    at_full_strength(pool, generator)
+    for number in range(2):  # successors that carry a fault which has not struck yet
+        pool._crew.ready[number].kill()
+    assert bits(generator) == expected
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forkserver is Linux's")
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_worker_and_its_nursery_are_lost_together(pool, generator, expected, how) -> None:
+    at_full_strength(pool, generator)
+    nursery = psutil.Process(pool._crew.launcher._nursery.pid)
+    nursery.send_signal(how)
+    inject(pool, 1, Fault("forward", "kill"))
+    assert bits(generator) == expected
+    at_full_strength(pool, generator)
+    assert not nursery.is_running()
+
+
+def test_a_silent_worker_is_found_by_how_long_its_tiles_took(monkeypatch, expected) -> None:
+    monkeypatch.setattr(patience, "LEAST", 0.5)
+    with (
+        qpool.Pool(workers=2) as pool,
+        parallelize(models.Scale(), pool=pool, tile=2) as generator,
+    ):
+        assert bits(generator) == bits(generator) == expected
+        inject(pool, 0, Fault("forward", "stop"))
+        assert bits(generator) == expected
+        assert pool.stats()["replaced_workers"] == 1
+
+
+class Leaking(models.Scale):
+    """Keeps four mebibytes with each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = []
+
+    def __call__(self, z):
+        self.kept.append(np.ones(1 << 19))
+        return super().__call__(z)
+
+
+def test_a_worker_that_grows_is_replaced_between_steps(caplog) -> None:
+    with (
+        caplog.at_level(logging.WARNING, "qpool"),
+        qpool.Pool(workers=1, max_growth=1.2) as pool,
+        parallelize(Leaking(), pool=pool, tile=8) as generator,
+    ):
+        expected = bits(generator)
+        first = pool.stats()["workers"][0]["pid"]
+        deadline = time.monotonic() + 60
+        while pool.stats()["workers"][0]["pid"] == first:
+            assert time.monotonic() < deadline, "it was not replaced"
+            assert bits(generator) == expected
+        stats = pool.stats()
+        assert (stats["outgrown_workers"], stats["replaced_workers"]) == (1, 0)
+        assert stats["retried_tiles"] == 0
+        assert "has grown to" in caplog.text
+        assert not psutil.pid_exists(first)
+
+
+def test_a_new_worker_joins_warm(pool) -> None:
+    """It has compiled what the others have, before it is given anything to do."""
+    with parallelize(models.Displaced(cutoff=3), pool=pool, tile=2) as generator:
+        seen = bits(generator)
+        inject(pool, 0, Fault("forward", "kill"))
+        assert bits(generator) == seen
+        at_full_strength(pool, generator)
+        told = pool._crew.ready[0].told
+        assert ("model", generator._qpool.executor()._remote._number) in told
+
+
+def script(code: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code).replace("TESTS", repr(str(TESTS)))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forkserver is Linux's")
+def test_a_coordinator_killed_while_its_nursery_imports_leaves_nothing() -> None:
+    process = script("""
+        import qpool, signal
+        pool = qpool.Pool(workers=1)
+        print(pool._crew.launcher._nursery.pid, flush=True)
+        signal.pause()
+    """)
+    nursery = psutil.Process(int(process.stdout.readline()))
+    process.kill()
+    process.communicate(timeout=30)
+    assert not psutil.wait_procs([nursery], 2.0)[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity calls here")
+def test_one_core_and_a_second_pool() -> None:
+    core = min(os.sched_getaffinity(0))
+    process = script(f"""
+        import os, logging, sys
+        os.sched_setaffinity(0, {{{core}}})
+        sys.path.insert(0, TESTS)
+        logging.basicConfig(level="WARNING")
+        import models, qpool, tensorflow as tf
+        from qpool.executors.processes import claims
+        claims.PREFIX = f"qpool-test-{{os.getpid()}}"
+        def cores(pool):
+            return [(w["cores"], w["pinned"]) for w in pool.start().stats()["workers"]]
+        with qpool.Pool() as first, qpool.Pool() as second:
+            print(cores(first), cores(second))
+            with qpool.parallelize(models.Scale(), pool=second, engine="stock") as generator:
+                assert float(tf.reduce_sum(generator(tf.ones((4, 2))))) == 16
+        with qpool.Pool() as again:
+            print(cores(again))
+    """)
+    out, err = process.communicate(timeout=120)
+    assert out.splitlines() == [
+        f"[(({core},), True)] [(({core},), False)]",
+        f"[(({core},), True)]",
+    ], err
+    assert err.count("other pools of this machine") == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_nothing_listens_and_the_segment_has_no_name(pool, generator) -> None:
+    at_full_strength(pool, generator)
+    pids = [os.getpid(), pool._crew.launcher._nursery.pid]
+    pids += [worker["pid"] for worker in pool.stats()["workers"]]
+    for pid in pids[1:]:
+        found = psutil.Process(pid).net_connections(kind="all")
+        assert not [c for c in found if c.status == psutil.CONN_LISTEN]
+        assert not [c for c in found if c.laddr and not isinstance(c.laddr, str)]
+        maps = Path(f"/proc/{pid}/maps").read_text()
+        assert "/dev/shm" not in maps
+    assert "memfd:qpool" in maps
