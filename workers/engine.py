@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -88,7 +89,7 @@ class TracedEngine(Engine):
             return super()._run_program(prog, **kwargs)
         samples: dict[int, list[Any]] = {}
         for command in prog.circuit:
-            values = self._apply(command, **kwargs)
+            values = self._apply(command, prog, **kwargs)
             if values is not None:
                 for column, register in enumerate(command.reg):
                     samples.setdefault(register.ind, []).append(values[..., column])
@@ -105,7 +106,7 @@ class TracedEngine(Engine):
         finally:
             self.backend_options = asked
 
-    def _apply(self, command: Any, **kwargs: Any) -> Any:
+    def _apply(self, command: Any, prog: sf.Program, **kwargs: Any) -> Any:
         op = command.op
         modes = [register.ind for register in command.reg]
         method = _TRACEABLE.get(type(op))
@@ -114,7 +115,7 @@ class TracedEngine(Engine):
         number = isinstance(op.p[0], int | float | np.ndarray)
         if isinstance(op, ops.Gate) and number and np.all(op.p[0] == 0):
             return None  # the identity, as in Strawberry Fields
-        parameters = [evaluate(p) for p in op.p]
+        parameters = [evaluate(p, prog) for p in op.p]
         if isinstance(op, ops.Gate) and op.dagger:
             parameters[0] = -parameters[0]
         if isinstance(op, ops.Vgate):
@@ -136,10 +137,12 @@ class TracedEngine(Engine):
         )
 
 
-def evaluate(parameter: Any) -> Any:
-    """The value of a gate's parameter: a number, an array or a tensor.
+def evaluate(parameter: Any, program: sf.Program) -> Any:
+    """The value of a gate's parameter in this program: a number, an array or a tensor.
 
-    Expressions of free and measured parameters are compiled once each.
+    Expressions of free and measured parameters are compiled once each. Values are looked up by
+    name: sympy takes symbols of one name for the same and hands out expressions that it made of
+    another program's, which are bound to other values.
 
     Raises:
         ParameterError: a free parameter without a value, or a mode that was not measured.
@@ -147,14 +150,22 @@ def evaluate(parameter: Any) -> Any:
     if not isinstance(parameter, sympy.Basic):
         return _as_value(parameter)
     if isinstance(parameter, FreeParameter | MeasuredParameter):
-        return _as_value(parameter._eval_evalf(None))
+        return _bound(parameter, program)
     atoms, function, tensor_function = _expression(parameter)
     if not atoms:
         return float(parameter) if parameter.is_real else complex(parameter)
-    values = [_as_value(atom._eval_evalf(None)) for atom in atoms]
+    values = [_bound(atom, program) for atom in atoms]
     if any(tf.is_tensor(value) for value in values):
         return tensor_function(*values)
     return function(*values)
+
+
+def _bound(atom: FreeParameter | MeasuredParameter, program: sf.Program) -> Any:
+    """What this program has bound to, or measured for, the parameter of that name."""
+    if isinstance(atom, FreeParameter):
+        return _as_value(program.free_params.get(atom.name, atom)._eval_evalf(None))
+    register = program.reg_refs.get(atom.regref.ind, atom.regref)
+    return MeasuredParameter._eval_evalf(types.SimpleNamespace(regref=register), None)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -82,6 +82,7 @@ class _Worker:
         import strawberryfields
         import tensorflow as tf
 
+        sf_compat.one_parameter_per_name()
         affinity.bound_tensorflow(start.threads)
         tf.get_logger().addFilter(_OnceFrom(first=start.worker == 0))
         tf.constant(0.0)  # TensorFlow's runtime starts here, within its bounds

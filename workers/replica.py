@@ -269,13 +269,7 @@ class Replica:
         ]
         if method.plan.level != "eager":
             arrays = self._begin_tile(method, frame, call, index, buffer)
-            seeds = [
-                tf.zeros((rows, *spec.shape), spec.dtype)
-                if cotangent is None
-                else tf.constant(cotangent)
-                for spec, cotangent in zip(method.plan.outputs, cotangents, strict=True)
-                if np.dtype(spec.dtype).kind in "fc"
-            ]
+            seeds = _seeds(method.plan, rows, cotangents)
             gradients = self._vjp(method, arrays, seeds, buffer)
         else:
             kept = self._kept.get(call, {}).pop(index, None)
@@ -316,11 +310,7 @@ class Replica:
         elif method.plan.level == "eager":
             self._gradients(self._record(method, arrays, buffer), None)
         else:
-            seeds = [
-                tf.zeros((rows, *spec.shape), spec.dtype)
-                for spec in method.plan.outputs
-                if np.dtype(spec.dtype).kind in "fc"
-            ]
+            seeds = _seeds(method.plan, rows, [None] * len(method.plan.outputs))
             self._vjp(method, arrays, seeds, buffer)
 
     # -- within ----------------------------------------------------------------------------
@@ -469,6 +459,15 @@ class Replica:
         random.seed(seed)
         for source in self._draws:
             recipes.reseed(source, seed)
+
+
+def _seeds(plan: Plan, rows: int, cotangents: Sequence[np.ndarray | None]) -> list[tf.Tensor]:
+    """A cotangent for each real or complex output: zeros where none is given."""
+    return [
+        tf.constant(np.zeros((rows, *spec.shape), spec.dtype) if given is None else given)
+        for spec, given in zip(plan.outputs, cotangents, strict=True)
+        if np.dtype(spec.dtype).kind in "fc"
+    ]
 
 
 def _by_source(found: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:

@@ -68,6 +68,27 @@ _LOANS: dict[str, Callable[[], AbstractContextManager[None]]] = {
 }
 
 
+def one_parameter_per_name() -> None:
+    """Have equal free parameters be one object in this process, for a process with many programs.
+
+    Strawberry Fields finds a parameter's value on the object. sympy mostly makes one object of
+    those with equal names, and now and then, when its cache has dropped the first, another one; an
+    expression of the first that the cache still has is then evaluated with the value of some other
+    program's run. With one object that cannot be: a program binds its values before it runs.
+    """
+    import sympy
+    from strawberryfields.parameters import FreeParameter
+
+    known: dict[str, Any] = {}
+
+    def new(cls: type, name: str, **assumptions: Any) -> Any:
+        if name not in known:
+            known[name] = sympy.Symbol.__new__(cls, name, **assumptions)
+        return known[name]
+
+    FreeParameter.__new__ = staticmethod(new)
+
+
 class _LendingLoader(importlib.abc.Loader):
     def __init__(self, loader: importlib.abc.Loader, name: str) -> None:
         self._loader = loader

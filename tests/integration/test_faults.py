@@ -26,7 +26,6 @@ from pooling import parallelize
 import qpool
 from qpool import errors
 from qpool.executors.processes import patience
-from workers import protocol
 from workers.faults import Fault
 
 Z = tf.constant(np.random.default_rng(0).normal(size=(8, 2)), tf.float32)
@@ -40,10 +39,6 @@ def bits(generator):
         out = generator(Z)
         loss = tf.reduce_sum(out**2)
     return out.numpy().tobytes(), tape.gradient(loss, generator.w).numpy().tobytes()
-
-
-def inject(pool, worker: int, *faults: Fault) -> None:
-    pool._crew.ready[worker].send(protocol.Inject(faults))
 
 
 def at_full_strength(pool, generator) -> None:
@@ -85,7 +80,7 @@ FAULTS = [
 def test_a_step_survives(pool, generator, expected, caplog, point: str, action: str) -> None:
     at_full_strength(pool, generator)
     before = pool.stats()
-    inject(pool, 1, Fault(point, action, after=int(point in ("forward", "backward", "written"))))
+    pool.inject(1, Fault(point, action, after=int(point in ("forward", "backward", "written"))))
     with caplog.at_level(logging.WARNING, "qpool"):
         assert bits(generator) == expected
     after = pool.stats()
@@ -98,8 +93,8 @@ def test_a_step_survives(pool, generator, expected, caplog, point: str, action: 
 
 def test_both_workers_at_once(pool, generator, expected) -> None:
     at_full_strength(pool, generator)
-    inject(pool, 0, Fault("forward", "kill"))
-    inject(pool, 1, Fault("backward", "abort", after=1))
+    pool.inject(0, Fault("forward", "kill"))
+    pool.inject(1, Fault("backward", "abort", after=1))
     assert bits(generator) == expected
 
 
@@ -107,7 +102,7 @@ def test_both_workers_at_once(pool, generator, expected) -> None:
 def test_a_successor_that_dies_while_it_starts(pool, generator, expected, point: str) -> None:
     at_full_strength(pool, generator)
     pool._crew.faults_at_start.append((Fault(point, "kill"),))
-    inject(pool, 0, Fault("forward", "kill"))
+    pool.inject(0, Fault("forward", "kill"))
     assert bits(generator) == expected
     at_full_strength(pool, generator)
     assert not pool._crew.faults_at_start
@@ -131,7 +126,7 @@ def test_a_pool_whose_workers_never_come_up_says_why() -> None:
 
 def test_a_worker_that_dies_as_a_model_comes(pool, generator) -> None:
     at_full_strength(pool, generator)
-    inject(pool, 0, Fault("build", "kill"))
+    pool.inject(0, Fault("build", "kill"))
     with parallelize(models.Scale(3.0), pool=pool, tile=2) as other:
         np.testing.assert_allclose(other(Z), 3 * Z)
         np.testing.assert_allclose(generator(Z), 2 * Z)
@@ -164,7 +159,7 @@ def test_what_is_given_up_carries_each_attempts_traceback(
 ) -> None:
     at_full_strength(pool, generator)
     for number in range(2):
-        inject(pool, number, Fault("forward", action))
+        pool.inject(number, Fault("forward", action))
     pool._crew.faults_at_start.extend([(Fault("forward", action),)] * 2)
     with pytest.raises(errors.WorkerLostError, match=r"^samples 0 to 1 took 3 workers") as caught:
         generator(Z[:2])
@@ -184,7 +179,7 @@ def test_a_worker_and_its_nursery_are_lost_together(pool, generator, expected, h
     at_full_strength(pool, generator)
     nursery = psutil.Process(pool._crew.launcher._nursery.pid)
     nursery.send_signal(how)
-    inject(pool, 1, Fault("forward", "kill"))
+    pool.inject(1, Fault("forward", "kill"))
     assert bits(generator) == expected
     at_full_strength(pool, generator)
     assert not nursery.is_running()
@@ -197,7 +192,7 @@ def test_a_silent_worker_is_found_by_how_long_its_tiles_took(monkeypatch, expect
         parallelize(models.Scale(), pool=pool, tile=2) as generator,
     ):
         assert bits(generator) == bits(generator) == expected
-        inject(pool, 0, Fault("forward", "stop"))
+        pool.inject(0, Fault("forward", "stop"))
         assert bits(generator) == expected
         assert pool.stats()["replaced_workers"] == 1
 
@@ -233,15 +228,48 @@ def test_a_worker_that_grows_is_replaced_between_steps(caplog) -> None:
         assert not psutil.pid_exists(first)
 
 
-def test_a_new_worker_joins_warm(pool) -> None:
+@pytest.mark.parametrize("engine", ["stock", "traced"])
+def test_a_new_worker_joins_warm(pool, caplog, engine: str) -> None:
     """It has compiled what the others have, before it is given anything to do."""
-    with parallelize(models.Displaced(cutoff=3), pool=pool, tile=2) as generator:
+    model = models.Displaced(cutoff=3)
+    with qpool.parallelize(model, pool=pool, tile=2, engine=engine) as generator:
         seen = bits(generator)
-        inject(pool, 0, Fault("forward", "kill"))
+        pool.inject(0, Fault("forward", "kill"))
+        caplog.clear()
         assert bits(generator) == seen
         at_full_strength(pool, generator)
-        told = pool._crew.ready[0].told
-        assert ("model", generator._qpool.executor()._remote._number) in told
+        assert bits(generator) == seen
+        assert "rehearse" not in caplog.text
+
+
+@pytest.mark.parametrize("where", ["_event", "bury", "_launch"])
+def test_ctrl_c_anywhere_in_the_crew_costs_a_worker_at_most(
+    pool, generator, expected, monkeypatch, where: str
+) -> None:
+    at_full_strength(pool, generator)
+    crew = type(pool._crew)
+    original, left = getattr(crew, where), [None]
+
+    def interrupted(self, *args):
+        found = original(self, *args)
+        if left:
+            left.pop()
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(crew, where, interrupted)
+    if where != "_event":
+        pool.inject(1, Fault("forward", "kill"))
+
+    def work() -> None:
+        for _ in range(20):
+            generator(Z)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert bits(generator) == expected
+    at_full_strength(pool, generator)
+    assert bits(generator) == expected
 
 
 def script(code: str) -> subprocess.Popen:

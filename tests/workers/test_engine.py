@@ -436,3 +436,21 @@ def test_traced_engines_in_place_of_stock_ones() -> None:
         with traced_engines(False):
             assert not isinstance(sf.Engine("tf", backend_options=options), TracedEngine)
     assert not isinstance(sf.Engine("tf", backend_options=options), TracedEngine)
+
+
+def test_equal_names_in_two_programs_are_two_parameters() -> None:
+    from sympy.core.cache import clear_cache
+
+    def build(q, p) -> None:
+        ops.Xgate(2 * p("x")) | q[0]  # sympy remembers expressions by what they look like
+
+    def mean(made, x: float) -> float:
+        return float(run(TracedEngine, made, {"x": x}, cutoff=8).state.quad_expectation(0)[0])
+
+    first = program(build, 1)
+    clear_cache()  # as it does by itself when it is full
+    second = program(build, 1)
+    assert first.free_params["x"] is not second.free_params["x"]
+    for made in (first, second, first):
+        assert mean(made, 0.3) == pytest.approx(0.6, abs=1e-4)
+        assert mean(made, -0.1) == pytest.approx(-0.2, abs=1e-4)

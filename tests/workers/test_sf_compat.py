@@ -71,3 +71,33 @@ def test_simpson_integrates_as_simps_did() -> None:
 
     x = np.linspace(0.0, 2.0, 11)
     assert states.simps(x**2, x) == pytest.approx(8 / 3, rel=1e-12)
+
+
+def test_parameters_of_one_name_are_one_object_where_that_is_asked_for() -> None:
+    code = """
+        import os, pickle
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        from workers import sf_compat
+        sf_compat.install()
+        sf_compat.one_parameter_per_name()
+        import strawberryfields as sf
+        from strawberryfields.parameters import FreeParameter
+        from sympy.core.cache import clear_cache
+        def build():
+            program = sf.Program(1)
+            with program.context as q:
+                sf.ops.Xgate(2 * program.params("x")) | q[0]
+            return program
+        first = build()
+        clear_cache()
+        second = build()
+        same = first.free_params["x"] is second.free_params["x"]
+        same &= pickle.loads(pickle.dumps(first.free_params["x"])) is first.free_params["x"]
+        found = []
+        for program, x in ((first, 0.3), (second, -0.1), (first, 0.2)):
+            engine = sf.Engine("fock", backend_options={"cutoff_dim": 8})
+            state = engine.run(program, args={"x": x}).state
+            found.append(round(float(state.quad_expectation(0)[0]), 2))
+        print(same, found)
+    """
+    assert run(code) == "True [0.6, -0.2, 0.4]"

@@ -328,6 +328,29 @@ class Crew:
         if worker.answers_since_new == _WARM_ANSWERS:
             worker.warm_memory = reply.memory
 
+    def stats(self) -> list[dict[str, Any]]:
+        """What is known of each worker, by number; see ``Pool.stats``."""
+        found = []
+        for number, measured in self.measured.items():
+            worker = self.ready.get(number)
+            hello = worker.hello if worker is not None else None
+            found.append(
+                {
+                    "worker": number,
+                    "pid": hello.pid if hello else None,
+                    "cores": hello.cores if hello else (),
+                    "pinned": bool(hello and hello.pinned),
+                    "threads": hello.threads if hello else {},
+                    "versions": hello.versions if hello else {},
+                    "import_seconds": hello.import_seconds if hello else 0.0,
+                    "compute_seconds": measured.compute,
+                    "cpu_seconds": worker.cpu_seconds() if worker else measured.cpu,
+                    "cpu_use": worker.cpu_use() if worker else 0.0,
+                    "memory_bytes": measured.memory,
+                }
+            )
+        return found
+
     # -- joining ---------------------------------------------------------------------------
 
     def _joins(self, worker: WorkerProcess, reply: Any) -> Event | None:
@@ -335,6 +358,7 @@ class Crew:
         if worker.note_last_words(reply):
             return None
         if isinstance(reply, protocol.Failed):  # it will be told again, and then it matters
+            log.warning("new worker %d could not rehearse: %s", worker.number, reply.error)
             worker.told = {"segment": worker.told["segment"]}
             worker.seen.clear()
             return None

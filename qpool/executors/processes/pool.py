@@ -35,6 +35,7 @@ from qpool.executors.processes.process import make_launcher
 from qpool.executors.processes.store import Store
 from workers import protocol
 from workers.errors import ConfigurationError, PoolClosedError
+from workers.faults import Fault
 from workers.layout import ArraySpec
 from workers.protocol import Kind
 
@@ -349,6 +350,11 @@ class Pool:
         """Free what is kept for a call's backward pass. Cheap, and safe from a finalizer."""
         self._forgotten.append(call)
 
+    def inject(self, worker: int, *faults: Fault) -> None:
+        """Have a worker fail on purpose, at its next work. For tests and ``scripts/soak``."""
+        with self._lock, contextlib.suppress(OSError, KeyError):
+            self._crew.ready[worker].send(protocol.Inject(faults))
+
     # -- measuring -------------------------------------------------------------------------
 
     def stats(self) -> dict[str, Any]:
@@ -377,26 +383,8 @@ class Pool:
                 "outgrown_workers": self._crew.retired,
                 "retried_tiles": performer.retried if performer else 0,
                 "segment_bytes": performer.store.arena.size if performer else 0,
-                "workers": [self._worker_stats(number) for number in range(self._count)],
+                "workers": self._crew.stats(),
             }
-
-    def _worker_stats(self, number: int) -> dict[str, Any]:
-        worker = self._crew.ready.get(number)
-        measured = self._crew.measured[number]
-        hello = worker.hello if worker is not None else None
-        return {
-            "worker": number,
-            "pid": hello.pid if hello else None,
-            "cores": hello.cores if hello else (),
-            "pinned": bool(hello and hello.pinned),
-            "threads": hello.threads if hello else {},
-            "versions": hello.versions if hello else {},
-            "import_seconds": hello.import_seconds if hello else 0.0,
-            "compute_seconds": measured.compute,
-            "cpu_seconds": worker.cpu_seconds() if worker else measured.cpu,
-            "cpu_use": worker.cpu_use() if worker else 0.0,
-            "memory_bytes": measured.memory,
-        }
 
     # -- within ----------------------------------------------------------------------------
 

@@ -1,0 +1,56 @@
+"""A training run has the same bits for any number of workers, whatever befalls them."""
+
+from __future__ import annotations
+
+import pytest
+
+import qpool
+from qpool.measure import soak
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*disconnected components.*"),
+    pytest.mark.filterwarnings("ignore:.*share cores.*"),
+]
+
+
+#: One row, a prime, a ragged last tile, whole tiles.
+BATCHES = (1, 7, 13, 16)
+
+
+def digests(engine: str, pool: qpool.Pool) -> list[str]:
+    training = soak.Training(soak.Episode(3, engine, 1, pool.workers, "forkserver", 4), pool)
+    try:
+        return [training.step(batch) for batch in BATCHES]
+    finally:
+        training.generator.close()
+
+
+@pytest.fixture(scope="module")
+def alone(pool_of):
+    """What one worker makes of it, by engine."""
+    return {engine: digests(engine, pool_of(1)) for engine in soak.ENGINES}
+
+
+@pytest.mark.parametrize("engine", soak.ENGINES)
+@pytest.mark.parametrize("workers", [2, 3, 5])
+def test_any_number_of_workers_trains_to_the_same_bits(
+    pool_of, alone, workers: int, engine: str
+) -> None:
+    assert len(set(alone[engine])) == len(BATCHES)
+    assert digests(engine, pool_of(workers)) == alone[engine]
+
+
+def test_spawned_workers_train_to_the_same_bits(alone) -> None:
+    with qpool.Pool(workers=2, start_method="spawn") as pool:
+        for engine, expected in alone.items():
+            assert digests(engine, pool) == expected, engine
+
+
+@pytest.mark.parametrize("engine", soak.ENGINES)
+def test_a_short_soak(engine: str) -> None:
+    found = soak.Found()
+    soak.run(soak.Episode(11, engine, 7, 3, "forkserver", 15), found)
+    assert not found.failed, found.summary()
+    assert found.steps == 15
+    assert sum(found.injected.values()) >= 3
+    assert found.workers_lost >= 1
