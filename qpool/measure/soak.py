@@ -187,7 +187,11 @@ class Saboteur:
         rng, crew = self._rng, self._pool._crew
         pids = {worker.pid: number for number, worker in crew.ready.items()}
         self._marked &= set(pids)
-        if rng.random() > self._chance or len(self._marked) + len(crew.faults_at_start) >= _MOST:
+        if (
+            not pids
+            or rng.random() > self._chance
+            or len(self._marked) + len(crew.faults_at_start) >= _MOST
+        ):
             return None
         way = rng.choices(list(_WAYS), list(_WAYS.values()))[0]
         action = rng.choices(list(_ACTIONS), list(_ACTIONS.values()))[0]
@@ -230,16 +234,15 @@ def _send(pid: int, number: int) -> None:
         return  # a fault at a point was quicker
 
 
-def run(episode: Episode, found: Found) -> None:
-    """Run one episode, undisturbed and disturbed, and add to what was found."""
+def run(episode: Episode, quiet: Any, found: Found) -> None:
+    """Run one episode, in the pool ``quiet`` and disturbed, and add to what was found."""
     import psutil
 
     import qpool
 
-    with qpool.Pool(workers=1) as quiet:
-        training = Training(episode, quiet)
-        expected = [training.step() for _ in range(episode.steps)]
-        training.generator.close()
+    training = Training(episode, quiet)
+    expected = [training.step() for _ in range(episode.steps)]
+    training.generator.close()
     here = psutil.Process()
     others, before = here.children(recursive=True), here.num_fds()
     with qpool.Pool(
@@ -343,20 +346,25 @@ def faults(minutes: float, seed: int, as_json: bool) -> None:
 
     from rich.console import Console
 
+    import qpool
+
     logging.getLogger("qpool").setLevel(logging.ERROR)
     console = Console(stderr=True, highlight=False)
     found = Found()
     end = time.monotonic() + 60 * minutes
-    for episode in episodes(seed):
-        began = time.monotonic()
-        run(episode, found)
-        console.print(
-            f"{episode}: {time.monotonic() - began:.0f} s; in all {found.steps} steps, "
-            f"{found.workers_lost} workers lost, {found.steps_lost} steps lost, "
-            f"{found.bits_changed} changed, {max(0.0, end - time.monotonic()) / 60:.0f} min left"
-        )
-        if time.monotonic() > end:
-            break
+    with qpool.Pool(workers=1) as quiet:
+        for episode in episodes(seed):
+            began = time.monotonic()
+            run(episode, quiet, found)
+            now = time.monotonic()
+            console.print(
+                f"{episode}: {now - began:.0f} s; in all {found.steps} steps, "
+                f"{found.workers_lost} workers lost, {found.steps_lost} steps lost, "
+                f"{found.bits_changed} changed, {max(0.0, end - now) / 60:.0f} min left",
+                soft_wrap=True,
+            )
+            if now > end:
+                break
     _report(found.summary(), as_json)
     if found.failed:
         raise SystemExit(1)

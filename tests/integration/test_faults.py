@@ -25,7 +25,7 @@ from pooling import parallelize
 
 import qpool
 from qpool import errors
-from qpool.executors.processes import patience
+from qpool.executors.processes import crew, patience
 from workers.faults import Fault
 
 Z = tf.constant(np.random.default_rng(0).normal(size=(8, 2)), tf.float32)
@@ -209,7 +209,8 @@ class Leaking(models.Scale):
         return super().__call__(z)
 
 
-def test_a_worker_that_grows_is_replaced_between_steps(caplog) -> None:
+def test_a_worker_that_grows_is_replaced_between_steps(caplog, monkeypatch) -> None:
+    monkeypatch.setattr(crew, "_WARM_SECONDS", 1.0)
     with (
         caplog.at_level(logging.WARNING, "qpool"),
         qpool.Pool(workers=1, max_growth=1.2) as pool,
@@ -247,8 +248,7 @@ def test_ctrl_c_anywhere_in_the_crew_costs_a_worker_at_most(
     pool, generator, expected, monkeypatch, where: str
 ) -> None:
     at_full_strength(pool, generator)
-    crew = type(pool._crew)
-    original, left = getattr(crew, where), [None]
+    original, left = getattr(crew.Crew, where), [None]
 
     def interrupted(self, *args):
         found = original(self, *args)
@@ -257,7 +257,7 @@ def test_ctrl_c_anywhere_in_the_crew_costs_a_worker_at_most(
             raise KeyboardInterrupt
         return found
 
-    monkeypatch.setattr(crew, where, interrupted)
+    monkeypatch.setattr(crew.Crew, where, interrupted)
     if where != "_event":
         pool.inject(1, Fault("forward", "kill"))
 

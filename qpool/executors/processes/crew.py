@@ -50,8 +50,9 @@ _PAUSE = 60.0
 _LOOK = 2.0
 _SHORT_LOOK = 0.05
 
-#: Answers without anything new to the worker after which it counts as warmed up.
-_WARM_ANSWERS = 20
+#: For so many seconds after the last tile of a new kind a worker counts as warming up: its size is
+#: the largest that it had then.
+_WARM_SECONDS = 30.0
 
 
 @dataclasses.dataclass
@@ -255,8 +256,8 @@ class Crew:
             del self._standby[number]
             self._admit(worker)
         for number, worker in self.ready.items():
-            limit = self._growth * worker.warm_memory
-            if not worker.warm_memory or worker.memory <= limit or number in self._joining:
+            outgrown = worker.memory > self._growth * worker.warm_memory > 0
+            if not outgrown or number in self._joining:
                 continue
             with contextlib.suppress(StartupError):  # then at a later call
                 if self.launcher.ready(wait=False):
@@ -321,12 +322,12 @@ class Crew:
         for kind, seconds in zip(kinds, reply.tile_seconds, strict=True):
             if kind in worker.seen:
                 self._patience.learn(kind, seconds)
-        worker.answers_since_new += 1
+        now = time.monotonic()
         if not worker.seen.issuperset(kinds):
             worker.seen.update(kinds)
-            worker.answers_since_new = worker.warm_memory = 0
-        if worker.answers_since_new == _WARM_ANSWERS:
-            worker.warm_memory = reply.memory
+            worker.new_until, worker.warm_memory = now, 0
+        if now - worker.new_until < _WARM_SECONDS:
+            worker.warm_memory = max(worker.warm_memory, reply.memory)
 
     def stats(self) -> list[dict[str, Any]]:
         """What is known of each worker, by number; see ``Pool.stats``."""
@@ -426,6 +427,8 @@ class Crew:
         silence, seen = worker.silent
         silence = 0.0 if progress != seen and not joining else silence + waited
         worker.silent = (silence, progress)
+        kinds: list[Hashable] = [None]
+        now = 0
         if joining:
             allowed = START_TIMEOUT
         else:
@@ -440,4 +443,5 @@ class Crew:
                 worker.pid,
                 silence,
             )
+            self._patience.stretch(kinds[now], allowed)
             worker.kill()

@@ -21,6 +21,9 @@ LEAST = 10.0
 #: its clock halved, its cache lost, is slower by less.
 FACTOR = 50.0
 
+#: How much longer the next worker may take where one was ended.
+STRETCH = 4.0
+
 
 @dataclasses.dataclass
 class Patience:
@@ -32,6 +35,13 @@ class Patience:
     def learn(self, kind: Hashable, seconds: float) -> None:
         """A tile of this kind took so long."""
         self._slowest[kind] = max(seconds, self._slowest.get(kind, 0.0))
+
+    def stretch(self, kind: Hashable, allowed: float) -> None:
+        """A worker was ended after ``allowed`` seconds on a tile of this kind; others get more.
+
+        If it did not hang but had slow work, the next one or the one after it finishes that.
+        """
+        self.learn(kind, STRETCH * allowed / FACTOR)
 
     def seconds(self, kind: Hashable, *, first: bool) -> float:
         """How long a tile of this kind may take; ``first``: the worker never computed one."""

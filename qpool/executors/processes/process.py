@@ -84,10 +84,11 @@ class WorkerProcess:
         self.seen: set[Hashable] = set()
         #: Seconds in which nothing was heard of it, and its progress counter then.
         self.silent = (0.0, 0)
-        #: Its own bytes of memory, as last reported, and answers since it last met a new kind.
+        #: Its own bytes of memory, as last reported; the most it had while it warmed up; and when
+        #: it last computed a tile of a kind that was new to it.
         self.memory = 0
         self.warm_memory = 0
-        self.answers_since_new = 0
+        self.new_until = 0.0
         #: The traceback that it sent before it ended.
         self.last_words = ""
 

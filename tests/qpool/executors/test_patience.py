@@ -5,7 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpool.executors.processes.patience import DEFAULT_LIMIT, FACTOR, LEAST, Patience
+from qpool.executors.processes.patience import (
+    DEFAULT_LIMIT,
+    FACTOR,
+    LEAST,
+    STRETCH,
+    Patience,
+)
 
 seconds = st.floats(1e-6, 1e4)
 
@@ -37,3 +43,14 @@ def test_no_tile_like_those_before_is_shot(measured: list[float], other: float) 
     allowed = patience.seconds("a", first=False)
     assert LEAST <= allowed <= DEFAULT_LIMIT
     assert allowed >= min(FACTOR * max(measured), DEFAULT_LIMIT)
+
+
+def test_where_a_worker_was_ended_the_next_one_has_longer() -> None:
+    patience = Patience()
+    patience.learn("a", 0.001)
+    assert patience.seconds("a", first=False) == LEAST
+    patience.stretch("a", LEAST)
+    assert patience.seconds("a", first=False) == STRETCH * LEAST
+    patience.stretch("a", STRETCH * LEAST)
+    assert patience.seconds("a", first=False) == STRETCH**2 * LEAST
+    assert Patience(fixed=1.0).seconds("a", first=False) == 1.0
