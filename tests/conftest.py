@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 import qpool
 from qpool.executors.processes import claims
 
+_COMPILED = tempfile.TemporaryDirectory(prefix="qpool-tests-")
+os.environ["QPOOL_CACHE"] = _COMPILED.name  # this run's alone: what it compiles, it compiles once
 claims.PREFIX = f"qpool-tests/{os.getpid()}"  # what else runs on this machine is not our concern
 
 with warnings.catch_warnings():

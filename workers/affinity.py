@@ -36,6 +36,7 @@ def environment(threads: int) -> dict[str, str]:
         "TF_ENABLE_ONEDNN_OPTS": "0",
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
         "CUDA_VISIBLE_DEVICES": "-1",
+        "PYTHONHASHSEED": "0",  # a set has the same order in every worker
     }
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from workers import compile_cache
+
 #: From the best to the one that always works.
 LEVELS = ("xla", "graph", "eager")
 
@@ -38,7 +40,14 @@ def at_level(function: Callable[..., Any], level: str) -> Callable[..., Any]:
     """``function`` of tensors, compiled as the level says."""
     if level == "eager":
         return function
-    return tf.function(function, jit_compile=level == "xla", autograph=False)
+    if level == "graph":
+        return tf.function(function, jit_compile=False, autograph=False)
+
+    def pooled(*args: Any) -> Any:
+        compile_cache.lasting_name()
+        return function(*args)
+
+    return compile_cache.guarded(lambda: tf.function(pooled, jit_compile=True, autograph=False))
 
 
 def choose(

@@ -136,6 +136,7 @@ class Crew:
                 while worker.channel.poll(max(0.0, deadline - time.monotonic())):
                     worker.channel.recv_bytes()
             worker.kill()
+        for worker in everyone:
             worker.collect()
         self.ready.clear()
         self._joining.clear()

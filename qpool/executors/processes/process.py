@@ -30,7 +30,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
-from workers import affinity, protocol
+from workers import affinity, compile_cache, protocol
 from workers.errors import (
     ConfigurationError,
     PoolError,
@@ -69,6 +69,10 @@ class WorkerProcess:
         self.channel = channel
         self._log = log
         self._launcher = launcher
+        #: Stands for this very process, also when its number has been given to another (Linux).
+        self._handle: int | None = None
+        with contextlib.suppress(OSError, AttributeError):
+            self._handle = os.pidfd_open(pid)
         #: What it has been told: ids and the very objects, so that a change is told again.
         self.told: dict[Any, Any] = {}
         self.hello: protocol.Hello | None = None
@@ -125,7 +129,10 @@ class WorkerProcess:
     def kill(self) -> None:
         """End it now, stopped or not."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            if self._handle is not None:
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            else:
+                os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def collect(self) -> str:
         """Wait for the end of a killed or dying worker and say how it ended.
@@ -147,6 +154,9 @@ class WorkerProcess:
             )
         self.channel.close()
         code = self._launcher.reap(self.pid)
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
         if not self._log.closed:
             self._log.seek(0)
             self.last_words += self._log.read().decode(errors="replace")
@@ -161,7 +171,9 @@ class Launcher(abc.ABC):
     name: str
 
     def __init__(self, threads: int) -> None:
-        self._environment = os.environ | affinity.environment(threads)
+        self._environment = (
+            os.environ | affinity.environment(threads) | compile_cache.environment(threads)
+        )
 
     def prepare(self) -> None:  # noqa: B027 - optional: there may be nothing to prepare
         """Begin, in the background, what makes later launches quick."""
