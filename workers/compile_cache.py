@@ -106,8 +106,8 @@ def lasting_name() -> None:
 
 
 def guarded(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    """What ``make`` makes, a compiled function; if a file is damaged, all are deleted, and another
-    one is made, since the first remembers the failure."""
+    """What ``make`` makes, a compiled function; where the files fail it, all of them are deleted,
+    and another function is made, since the first remembers the failure."""
     function = make()
     place = in_use()
     if place is None:
@@ -118,20 +118,25 @@ def guarded(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
         try:
             return function(*args)
         except Exception as error:
-            if not _damaged(error):
+            if not _due_to_files(error, place):
                 raise
-        log.warning("compiled code in %s was damaged: it is deleted and made anew", place)
-        for file in place.iterdir():
-            file.unlink(missing_ok=True)
+            log.warning("compiled code in %s is deleted and made anew: %s", place, error)
+        with contextlib.suppress(OSError):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for file in place.iterdir():
+                file.unlink(missing_ok=True)
         function = make()
         return function(*args)
 
     return call
 
 
-def _damaged(error: Exception) -> bool:
+def _due_to_files(error: Exception, place: Path) -> bool:
+    """Whether reading a file failed (it is torn), or writing one (the disk is full)."""
     import tensorflow as tf
 
     if isinstance(error, tf.errors.OutOfRangeError | tf.errors.DataLossError):
         return True
-    return isinstance(error, tf.errors.InvalidArgumentError) and "cache key" in str(error)
+    return isinstance(error, tf.errors.OpError) and any(
+        words in str(error) for words in ("cache key", str(place))
+    )
