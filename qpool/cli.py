@@ -68,7 +68,7 @@ def bench(cases: tuple[str, ...], as_json: bool) -> None:
     """Run benchmark CASES (default: all).
 
     Of the pool: speedup, roundtrip. Of the engine, each against stock Strawberry Fields in the
-    same run: engine (with Piquasso, where it is installed), wide, pooled, loop, accuracy.
+    same run: engine (with Piquasso, where it is installed), wide, pooled, loop, memory, accuracy.
     """
     from qpool.measure import bench as benchmarks
 

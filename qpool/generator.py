@@ -135,7 +135,7 @@ def parallelize(
     tile: int | None = None,
     threads: int = 1,
     start_method: str | None = None,
-    pin: bool = True,
+    pin: bool | None = None,
     engine: str = "traced",
     methods: tuple[str, ...] | list[str] | str = (),
     sharded: tuple[str, ...] | list[str] | str = (),
@@ -155,7 +155,8 @@ def parallelize(
         tile: rows computed at once, a power of two; default: from the model and the batch.
         threads: threads and cores of each worker.
         start_method: ``"forkserver"`` or ``"spawn"``; default: the best of this system.
-        pin: pin each worker to its own cores.
+        pin: pin each worker to its own cores: True, False, or None: if no other pool of this
+            machine is pinned to them.
         engine: ``"traced"``: the model's Strawberry Fields engines are replaced by compiled ones
             and the call is compiled where it can be (``stats()`` says how far it got, and why not
             further; what a compiled call does beside computing, printing for one, it does
@@ -164,7 +165,8 @@ def parallelize(
         sharded: names of further arguments to shard with the first. All others go to every
             worker as constants.
         pool: a :class:`qpool.Pool` to share, in place of one of the model's own.
-        timeout: seconds a worker may go without finishing a tile before it is replaced.
+        timeout: seconds a worker may go without finishing a tile before it is replaced; None:
+            from how long its tiles have taken (see :class:`qpool.Pool`).
         seed: start of the random draws of a model that draws.
 
     Returns:

@@ -25,7 +25,7 @@ class Options:
     threads: int = 1
     tile: int | None = None
     start_method: str | None = None
-    pin: bool = True
+    pin: bool | None = None
     engine: str = "traced"
     sharded: tuple[str, ...] = ()
     pool: Pool | None = None

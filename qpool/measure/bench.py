@@ -29,8 +29,8 @@ def speedup(turns: int = 7) -> dict[str, Any]:
         return call
 
     with (
-        qpool.parallelize(model, workers=1, engine="stock") as one,
-        qpool.parallelize(model, workers=2, engine="stock") as two,
+        qpool.parallelize(model, workers=1, engine="stock", pin=True) as one,
+        qpool.parallelize(model, workers=2, engine="stock", pin=True) as two,
     ):
         contenders = {"two workers": step(two), "one worker": step(one), "unpooled": step(model)}
         for call in contenders.values():

@@ -197,15 +197,55 @@ def pinned() -> dict[str, float]:
 
     Beside it what that core does in a float32 product of 1024 x 1024 matrices, in turns.
     """
+    return _apart("rate")
+
+
+def memory() -> dict[str, Any]:
+    """What a step of the three-mode case at batch 64 adds to a process, by number of layers.
+
+    The backward pass must keep the state before each gate that is applied: twelve a layer (six
+    beamsplitters, six matrices of one mode), of 0.85 MiB each at this batch.
+    """
+    state = 64 * 12**3 * 2 * 4 / 2**20
+    found = {layers: _apart("memory", layers) for layers in (1, 2, 4, 6)}
+    return {
+        "case": "memory",
+        "batch": 64,
+        "mib_by_layers": {
+            str(layers): {**figures, "states_that_must_be_kept": 12 * layers * state}
+            for layers, figures in found.items()
+        },
+    }
+
+
+def _apart(what: str, *arguments: int) -> dict[str, float]:
+    """A measurement in a process of its own, on one core."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    command = [sys.executable, "-m", "qpool.measure.engine_bench", str(cores[-1]), what]
     done = subprocess.run(
-        [sys.executable, "-m", "qpool.measure.engine_bench", str(cores[-1])],
+        [*command, *map(str, arguments)],
         env=os.environ | affinity.environment(1),
         capture_output=True,
         text=True,
         check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _memory_here(layers: int) -> dict[str, float]:
+    """MiB after compiling and the first step, beyond a step of one row; and after ten more."""
+    affinity.keep_memory()
+    affinity.bound_tensorflow(1)
+    case, process = Case(3, layers, 12, "density"), psutil.Process()
+    small = case.compiled(case.z(1))
+    small()
+    before = process.memory_info().rss / 2**20
+    step = case.compiled(case.z(64))
+    step()
+    first = process.memory_info().rss / 2**20 - before
+    for _ in range(10):
+        step()
+    return {"first_step": first, "ten_steps_later": process.memory_info().rss / 2**20 - before}
 
 
 def _on_this_core() -> dict[str, float]:
@@ -242,8 +282,8 @@ def pooled() -> dict[str, Any]:
     case, batch = Case(3, 6, 12, "density"), 64
     z = case.z(batch)
     with (
-        qpool.Pool(workers=1) as alone,
-        qpool.Pool(workers=2) as both,
+        qpool.Pool(workers=1, pin=True) as alone,
+        qpool.Pool(workers=2, pin=True) as both,
         qpool.parallelize(case, pool=alone, tile=64) as one,
         qpool.parallelize(case, pool=both, tile=32) as two,
     ):
@@ -341,10 +381,13 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "wide": wide,
     "pooled": pooled,
     "loop": loop,
+    "memory": memory,
     "accuracy": accuracy,
 }
 
 
 if __name__ == "__main__":
     affinity.pin((int(sys.argv[1]),))
-    print(json.dumps(_on_this_core()))
+    wanted, arguments = sys.argv[2], [int(argument) for argument in sys.argv[3:]]
+    measured = _memory_here(*arguments) if wanted == "memory" else _on_this_core()
+    print(json.dumps(measured))

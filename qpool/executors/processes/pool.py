@@ -61,7 +61,9 @@ class Pool:
 
     ``workers`` is how many (default: the physical cores of this process's CPU budget),
     ``threads`` how many threads and cores each gets. ``start_method`` is ``"forkserver"``
-    (Linux's default), ``"spawn"`` or None. ``pin=False`` leaves placement to the system.
+    (Linux's default), ``"spawn"`` or None. Workers are pinned to cores that
+    no other pool of this machine is pinned to, if there are enough (``pin=True``: in any case;
+    False: the system places them).
     ``timeout`` is how many seconds a worker may go without progress before it is replaced; the
     default follows from how long its tiles have taken: fifty times the slowest, between ten
     seconds and ten minutes. A worker's first tile of a shape, which may have to be compiled, has
@@ -80,7 +82,7 @@ class Pool:
         *,
         threads: int = 1,
         start_method: str | None = None,
-        pin: bool = True,
+        pin: bool | None = None,
         timeout: float | None = None,
         max_growth: float = 2.0,
         seed: int = 0,
@@ -106,13 +108,13 @@ class Pool:
         self.seed = seed
         self._count = count
         claims = Claims()
-        cores = topology.assign(count, budget.cpus if pin else (), threads)
-        if cores[0]:
+        cores = topology.assign(count, () if pin is False else budget.cpus, threads)
+        if cores[0] and not pin:
             cores = topology.assign(count, claims.take(budget.cpus, count * threads), threads)
             if not cores[0]:
                 log.warning(
                     "other pools of this machine are pinned to cores that this one needs: its "
-                    "workers are not pinned"
+                    "workers are not pinned (pin=True pins them in any case)"
                 )
         launcher = make_launcher(start_method, threads)
         launcher.prepare()
