@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qpool.executors import register_strategy
     from qpool.executors.processes.pool import Pool
     from qpool.generator import ParallelGenerator, create_parallel_generator, parallelize
+    from qpool.measure.gradient_flow import gradient_flow
     from qpool.training.trainer import QuantumGANTrainer
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "create_parallel_generator",
     "errors",
+    "gradient_flow",
     "models",
     "parallelize",
     "register_strategy",
@@ -39,6 +41,7 @@ _HOMES = {
     "QuantumGANTrainer": "qpool.training.trainer",
     "create_parallel_generator": "qpool.generator",
     "errors": "qpool.errors",
+    "gradient_flow": "qpool.measure.gradient_flow",
     "models": "qpool.models",
     "parallelize": "qpool.generator",
     "register_strategy": "qpool.executors",
@@ -53,7 +56,7 @@ def __getattr__(name: str) -> Any:
     except KeyError:
         raise AttributeError(f"module 'qpool' has no attribute {name!r}") from None
     module = importlib.import_module(home)
-    value = module if home.rpartition(".")[2] == name else getattr(module, name)
+    value = module if name in ("errors", "models") else getattr(module, name)
     globals()[name] = value
     return value
 

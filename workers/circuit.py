@@ -135,11 +135,13 @@ class _Product:
         rows = _permute(factor.rows, factor.order, want)
         size = 2 * self._cutoff
         if step.batched:
-            split = tf.reshape(rows, [blocks, size, len(want) // (blocks * size), -1])
-            split = tf.transpose(split, [3, 0, 1, 2])
-            if len(matrix.shape) == 3:
-                matrix = matrix[:, None]
-            made = tf.transpose(tf.matmul(matrix, split), [1, 2, 3, 0])
+            # No axis of blocks where there is one block: oneDNN's product in TensorFlow (2.18 to
+            # 2.21) reads beyond its operand where it stretches (1, 1, ...) to (batch, 1, ...).
+            rest = len(want) // (blocks * size)
+            parts = [size, rest, -1] if len(matrix.shape) == 3 else [blocks, size, rest, -1]
+            last = len(parts) - 1
+            split = tf.transpose(tf.reshape(rows, parts), [last, *range(last)])
+            made = tf.transpose(tf.matmul(matrix, split), [*range(1, last + 1), 0])
         else:
             if len(matrix.shape) == 2:
                 matrix = tf.tile(matrix[None], [blocks, 1, 1])

@@ -108,7 +108,7 @@ def roundtrip(turns: int = 15) -> dict[str, Any]:
 CASES: dict[str, Callable[..., dict[str, Any]]] = {"speedup": speedup, "roundtrip": roundtrip}
 
 #: Cases of ``engine_bench``, which loads TensorFlow when it is imported.
-ENGINE_CASES = ("engine", "wide", "pooled", "loop", "accuracy")
+ENGINE_CASES = ("engine", "wide", "pooled", "loop", "memory", "accuracy")
 
 
 def run(name: str) -> dict[str, Any]:

@@ -1,52 +1,187 @@
-"""How a latent vector enters the circuit. One row a strategy, each with its formula."""
+"""How data enter the circuit: the encodings, each with its formula, and a place for one's own.
+
+An encoding adds gates ahead of the network's layers, shifts some of their parameters, or mixes the
+data first. Owns those choices; the layers are ``circuit``'s.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import abc
 from typing import Any
 
 from workers.errors import ConfigurationError, nearest
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """``width`` gives the latent_dim that a number of modes needs; ``encode`` adds the gates.
+class Encoding(abc.ABC):
+    """One way for rows of ``width`` numbers to enter a circuit.
 
-    The gates use free parameters ``z_0, z_1, ...``, one for each latent component.
+    ``formula`` says what is done, for people; ``needs`` which widths it takes, for errors.
     """
 
-    width: Callable[[int], int]
-    encode: Callable[[Any, Any], None]
     formula: str
+    needs: str
+
+    @abc.abstractmethod
+    def fits(self, width: int, modes: int, layers: int) -> bool:
+        """Whether rows of that width can enter."""
+
+    @abc.abstractmethod
+    def width(self, modes: int, layers: int) -> int:
+        """The width to take where nothing else decides it."""
+
+    def layer(self, modes: int, seed: int | None) -> Any:
+        """A Keras layer that the rows pass first; None for none. Its weights are trained."""
+        return None
+
+    def gates(self, program: Any, q: Any, width: int) -> None:  # noqa: B027 - optional
+        """Add gates to the program, within its context; ``width`` is what the user gave."""
+
+    def arguments(self, columns: list[Any], weights: dict[str, Any]) -> dict[str, Any]:
+        """The program's arguments from the rows' columns and the layers' parameters by name.
+
+        ``columns`` are (batch,) each, or scalars for a batch of one.
+        """
+        return {**weights, **{f"z_{n}": column for n, column in enumerate(columns)}}
 
 
-def _coherent_state(program: Any, q: Any) -> None:
-    from strawberryfields import ops
+class CoherentState(Encoding):
+    """A coherent state in each mode, at a point of phase space."""
 
-    for mode in range(len(q)):
+    formula = (
+        "Z(z_2k+1) X(z_2k) |0> on mode k: at x = z_2k, p = z_2k+1; with n_modes numbers X(z_k) |0>"
+    )
+    needs = "2 n_modes numbers (x and p), or n_modes (x)"
+
+    def fits(self, width: int, modes: int, layers: int) -> bool:
+        return width in (modes, 2 * modes)
+
+    def width(self, modes: int, layers: int) -> int:
+        return 2 * modes
+
+    def gates(self, program: Any, q: Any, width: int) -> None:
+        from strawberryfields import ops
+
         # In Cartesian parts: Dgate's polar form has no gradient at z = 0.
-        ops.Xgate(program.params(f"z_{2 * mode}")) | q[mode]
-        ops.Zgate(program.params(f"z_{2 * mode + 1}")) | q[mode]
+        for mode in range(len(q)):
+            if width == len(q):
+                ops.Xgate(program.params(f"z_{mode}")) | q[mode]
+            else:
+                ops.Xgate(program.params(f"z_{2 * mode}")) | q[mode]
+                ops.Zgate(program.params(f"z_{2 * mode + 1}")) | q[mode]
 
 
-def _direct_displacement(program: Any, q: Any) -> None:
-    from strawberryfields import ops
+class DirectDisplacement(Encoding):
+    """The number itself is the displacement's amplitude."""
 
-    for mode in range(len(q)):
-        ops.Dgate(program.params(f"z_{mode}")) | q[mode]
+    formula = "D(z_k) |0> on mode k"
+    needs = "n_modes numbers"
+
+    def fits(self, width: int, modes: int, layers: int) -> bool:
+        return width == modes
+
+    def width(self, modes: int, layers: int) -> int:
+        return modes
+
+    def gates(self, program: Any, q: Any, width: int) -> None:
+        from strawberryfields import ops
+
+        for mode in range(len(q)):
+            ops.Dgate(program.params(f"z_{mode}")) | q[mode]
 
 
-ENCODINGS = {
-    "coherent_state": Encoding(
-        lambda modes: 2 * modes,
-        _coherent_state,
-        "Z(z_2k+1) X(z_2k) |0> on mode k: a coherent state at x = z_2k, p = z_2k+1",
-    ),
-    "direct_displacement": Encoding(
-        lambda modes: modes, _direct_displacement, "D(z_k) |0> on mode k"
-    ),
+class Angle(Encoding):
+    """The number is a phase. The vacuum has none, so a coherent state is turned."""
+
+    formula = "R(z_k) D(1) |0> on mode k: amplitude 1, phase z_k"
+    needs = "n_modes numbers"
+
+    def fits(self, width: int, modes: int, layers: int) -> bool:
+        return width == modes
+
+    def width(self, modes: int, layers: int) -> int:
+        return modes
+
+    def gates(self, program: Any, q: Any, width: int) -> None:
+        from strawberryfields import ops
+
+        for mode in range(len(q)):
+            ops.Dgate(1.0) | q[mode]
+            ops.Rgate(program.params(f"z_{mode}")) | q[mode]
+
+
+class SparseParameter(Encoding):
+    """The data shift a few of the network's parameters: of each layer, the displacements."""
+
+    formula = "in layer l, mode k, displacement_r[l, k] + z_(l n_modes + k) in place of the weight"
+    needs = "1 to n_modes * layers numbers"
+
+    def fits(self, width: int, modes: int, layers: int) -> bool:
+        return 1 <= width <= modes * layers
+
+    def width(self, modes: int, layers: int) -> int:
+        return modes * layers
+
+    def arguments(self, columns: list[Any], weights: dict[str, Any]) -> dict[str, Any]:
+        shifted = [name for name in weights if name.startswith("displacement_r_")]
+        sums = {
+            name: weights[name] + column for name, column in zip(shifted, columns, strict=False)
+        }
+        return {**weights, **sums}
+
+
+class ClassicalNeural(CoherentState):
+    """A trained classical layer mixes the data into a point of phase space of each mode."""
+
+    formula = "coherent_state of 2 tanh(W z + b), with trained W and b"
+    needs = "any number of numbers"
+
+    def fits(self, width: int, modes: int, layers: int) -> bool:
+        return width >= 1
+
+    def layer(self, modes: int, seed: int | None) -> Any:
+        import keras
+
+        return keras.Sequential(
+            [
+                keras.layers.Dense(
+                    2 * modes,
+                    activation="tanh",
+                    kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
+                ),
+                keras.layers.Rescaling(2.0),
+            ],
+            name="mixing",
+        )
+
+    def gates(self, program: Any, q: Any, width: int) -> None:
+        super().gates(program, q, 2 * len(q))
+
+
+ENCODINGS: dict[str, Encoding] = {
+    "coherent_state": CoherentState(),
+    "direct_displacement": DirectDisplacement(),
+    "angle_encoding": Angle(),
+    "sparse_parameter": SparseParameter(),
+    "classical_neural": ClassicalNeural(),
 }
+
+
+def register_encoding(name: str, encoding: Encoding) -> None:
+    """Make ``encoding`` known under ``name``, for ``encoding_strategy=``.
+
+    Raises:
+        ConfigurationError: it is no :class:`Encoding`, or the name is taken by another one.
+    """
+    if not isinstance(encoding, Encoding):
+        raise ConfigurationError(
+            f"an encoding is an instance of qpool.models.Encoding; came {type(encoding).__name__}"
+        )
+    if type(ENCODINGS.get(name, encoding)) is not type(encoding):
+        raise ConfigurationError(
+            f"encoding_strategy {name!r} is {type(ENCODINGS[name]).__name__} already; take another "
+            "name"
+        )
+    ENCODINGS[name] = encoding
 
 
 def find(name: str) -> Encoding:

@@ -113,7 +113,7 @@ def _trainer(config: Config) -> Iterator[Any]:
         generator = qpool.create_parallel_generator(
             qpool.models.QuantumSFGenerator,
             n_modes=config.modes,
-            latent_dim=encodings.find(config.encoding).width(config.modes),
+            latent_dim=encodings.find(config.encoding).width(config.modes, config.layers),
             layers=config.layers,
             cutoff_dim=config.cutoff,
             encoding_strategy=config.encoding,

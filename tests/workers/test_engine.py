@@ -454,3 +454,39 @@ def test_equal_names_in_two_programs_are_two_parameters() -> None:
     for made in (first, second, first):
         assert mean(made, 0.3) == pytest.approx(0.6, abs=1e-4)
         assert mean(made, -0.1) == pytest.approx(-0.2, abs=1e-4)
+
+
+@pytest.mark.parametrize("how", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("modes", [1, 2])
+def test_a_batch_that_comes_in_after_gates_of_weights(how: str, modes: int) -> None:
+    def build(q, p) -> None:
+        for mode in range(modes):
+            ops.Sgate(p("a")) | q[mode]
+        if modes == 2:
+            ops.BSgate(p("b"), 0.3) | (q[0], q[1])
+        ops.Dgate(p("z"), p("c")) | q[0]
+        ops.Kgate(0.2) | q[0]
+        if modes == 2:
+            ops.BSgate(p("z"), p("c")) | (q[1], q[0])
+            ops.Rgate(p("z")) | q[1]
+
+    made = program(build, modes)
+    # In single precision: that is where TensorFlow has fast kernels, and where one of them erred.
+    weights = {name: tf.constant(VALUES[name]) for name in ("ac" if modes == 1 else "abc")}
+    batch = tf.constant([0.1, -0.2, 0.4, 0.3, 0.2])
+    single = {"cutoff": 5, "dtype": tf.complex64}
+
+    def total(make, z, **options):
+        with tf.GradientTape() as tape:
+            tape.watch([z, *weights.values()])
+            ket = run(make, made, {**weights, "z": z}, **single, **options).state.ket()
+            found = tf.reduce_sum(tf.math.real(ket) ** 3 + tf.math.imag(ket))
+        return ket, *tape.gradient(found, [z, *weights.values()])
+
+    call = lambda z: total(TracedEngine, z)  # noqa: E731
+    if how != "eager":
+        call = tf.function(call, jit_compile=how == "xla", autograph=False)
+    for ours, theirs in zip(
+        call(batch), total(LocalEngine, batch, batch_size=len(batch)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)

@@ -41,8 +41,13 @@ from workers.errors import (
 
 _WINDOWS = sys.platform == "win32"
 
-#: The nursery answers in milliseconds; one that does not is stopped or gone.
-_NURSERY_TIMEOUT = 2.0
+#: The nursery answers in milliseconds; one that does not is stopped or gone, and replaced. A step
+#: that has lost a worker waits for the exit code (which is told, and not relied on).
+_FORK_TIMEOUT = 5.0
+_REAP_TIMEOUT = 0.5
+
+#: Seconds for a process that has been let go to end by itself.
+_CLOSING_TIMEOUT = 2.0
 
 #: A killed process ends in milliseconds, or some seconds later if it is written to disk (a core
 #: dump).
@@ -250,7 +255,7 @@ class SpawnLauncher(Launcher):
         if process is None:
             return None
         try:
-            return process.wait(_NURSERY_TIMEOUT)
+            return process.wait(_CLOSING_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._processes[pid] = process
             return None
@@ -288,24 +293,19 @@ class ForkLauncher(Launcher):
         ours, theirs = Pipe()
         log = _log_file()
         try:
-            for attempt in range(2):
-                try:
-                    control = self._connected()
-                    socket.send_fds(
-                        control,
-                        [pickle.dumps(nursery.Fork())],
-                        [theirs.fileno(), int(segment_handle), log.fileno()],
-                    )
-                    forked = self._answer(control, lambda a: isinstance(a, nursery.Forked))
-                    return WorkerProcess(number, forked.pid, ours, log, self)
-                except (OSError, EOFError) as error:
-                    self._drop_nursery()
-                    if attempt:
-                        raise StartupError(
-                            "the process that forks workers died twice while it was asked for "
-                            f"one: {error}. start_method='spawn' does without it"
-                        ) from error
-            raise AssertionError("unreachable")
+            control = self._connected()
+            handles = [theirs.fileno(), int(segment_handle), log.fileno()]
+            try:
+                control.settimeout(_FORK_TIMEOUT)
+                socket.send_fds(control, [pickle.dumps(nursery.Fork())], handles)
+                forked = self._answer(control, lambda a: isinstance(a, nursery.Forked))
+            except (OSError, EOFError) as error:
+                self._drop_nursery()
+                raise StartupError(
+                    f"the process that forks workers did not answer: {error}. Another one is "
+                    "started; start_method='spawn' does without it"
+                ) from error
+            return WorkerProcess(number, forked.pid, ours, log, self)
         except BaseException:
             ours.close()
             log.close()
@@ -319,6 +319,7 @@ class ForkLauncher(Launcher):
         if self._control is None or not self._ready:
             return None  # its nursery is gone, and with it who could know
         try:
+            self._control.settimeout(_REAP_TIMEOUT)
             self._control.send(pickle.dumps(nursery.Reap(pid)))
             wanted = nursery.Reaped
             return self._answer(
@@ -335,7 +336,7 @@ class ForkLauncher(Launcher):
         if not self._ready:
             self._nursery.kill()  # it has no children, and reads nothing while it imports
         try:
-            self._nursery.wait(_NURSERY_TIMEOUT)
+            self._nursery.wait(_CLOSING_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._nursery.kill()
             self._nursery.wait()
@@ -358,7 +359,6 @@ class ForkLauncher(Launcher):
                     "the process that forks workers ended while it imported TensorFlow and "
                     "Strawberry Fields; its own output is above"
                 ) from error
-            self._control.settimeout(_NURSERY_TIMEOUT)
             self._ready = True
         return True
 

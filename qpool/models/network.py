@@ -1,0 +1,129 @@
+"""A continuous-variable quantum neural network as a Keras model: data in, a state, features out.
+
+Owns the weights (a few named arrays, one row a layer) and how they and the data become a program's
+arguments. How data enter is ``encodings``', what is read out ``readouts``', gates ``circuit``'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from qpool.models import circuit, encodings, readouts
+from workers import sf_compat
+from workers.errors import ConfigurationError, InputError
+
+#: Standard deviation of the initial active parameters: the state starts near its encoding.
+_ACTIVE_SCALE = 0.1
+
+
+class QuantumNetwork(keras.Model):
+    """(batch, width) -> features of the state, for the models that people use.
+
+    ``width_name`` is what the user calls the width: ``latent_dim`` or ``input_dim``.
+    """
+
+    def __init__(
+        self,
+        width_name: str,
+        width: int,
+        n_modes: int,
+        layers: int,
+        cutoff_dim: int,
+        encoding_strategy: str,
+        readout: str,
+        seed: int | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, value in (("n_modes", n_modes), ("layers", layers)):
+            if value < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {value}")
+        if cutoff_dim < 2:
+            raise ConfigurationError(f"cutoff_dim must be at least 2, not {cutoff_dim}")
+        encoding = encodings.find(encoding_strategy)
+        if not encoding.fits(width, n_modes, layers):
+            raise ConfigurationError(
+                f"encoding_strategy={encoding_strategy!r} takes {encoding.needs}: it cannot have "
+                f"{width_name}={width} with n_modes={n_modes}, layers={layers} "
+                f"({encoding.formula})"
+            )
+        self._width_name = width_name
+        self._width = width
+        self.n_modes = n_modes
+        self.n_layers = layers
+        self.cutoff_dim = cutoff_dim
+        self.encoding_strategy = encoding_strategy
+        self.readout = readout
+        self.seed = seed
+        self._encoding = encoding
+        self._read = readouts.find(readout)
+        self._program = circuit.build(n_modes, layers, lambda p, q: encoding.gates(p, q, width))
+        self._blocks = {}
+        for place, block in enumerate(circuit.BLOCKS):
+            size = block.size(n_modes)
+            if size == 0:
+                continue
+            start = None if seed is None else seed + place
+            initializer = (
+                keras.initializers.RandomNormal(stddev=_ACTIVE_SCALE, seed=start)
+                if block.active
+                else keras.initializers.RandomUniform(0.0, 6.283185307179586, seed=start)
+            )
+            self._blocks[block.name] = self.add_weight(
+                shape=(layers, size), initializer=initializer, name=block.name, trainable=True
+            )
+        self._mixing = encoding.layer(n_modes, seed)
+        if self._mixing is not None:
+            self._mixing.build((None, width))
+        self.built = True
+
+    def state(self, rows: Any) -> Any:
+        """Strawberry Fields' state for (batch, width) rows; for one row, without a batch axis."""
+        rows = tf.convert_to_tensor(rows)
+        if rows.shape.rank != 2 or rows.shape[-1] != self._width:
+            raise InputError(
+                f"expected rows of shape (batch, {self._width}), as the model's "
+                f"{self._width_name} says; came {tuple(rows.shape)}"
+            )
+        if self._mixing is not None:
+            rows = self._mixing(rows)
+        batch = rows.shape[0]
+        columns = tf.unstack(rows[0]) if batch == 1 else tf.unstack(rows, axis=1)
+        arguments = self._encoding.arguments(columns, self._parameters())
+        return self._engine(batch).run(self._program, args=arguments).state
+
+    def call(self, rows: Any) -> Any:
+        return self._read(self.state(rows), self.n_modes)
+
+    def _parameters(self) -> dict[str, Any]:
+        """The layers' parameters by the name that they have in the program."""
+        return {
+            circuit.parameter_name(name, n // weights.shape[1], n % weights.shape[1]): value
+            for name, weights in self._blocks.items()
+            for n, value in enumerate(tf.unstack(tf.reshape(weights, [-1])))
+        }
+
+    def _engine(self, batch: int | None) -> Any:
+        """A blank engine for that batch size; Strawberry Fields fixes it when one is made."""
+        sf_compat.install()
+        import strawberryfields as sf
+
+        options: dict[str, Any] = {"cutoff_dim": self.cutoff_dim}
+        if batch is None or batch > 1:
+            options["batch_size"] = batch
+        return sf.Engine("tf", backend_options=options)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            self._width_name: self._width,
+            "n_modes": self.n_modes,
+            "layers": self.n_layers,
+            "cutoff_dim": self.cutoff_dim,
+            "encoding_strategy": self.encoding_strategy,
+            "readout": self.readout,
+            "seed": self.seed,
+        }
