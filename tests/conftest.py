@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +17,9 @@ import pytest
 
 import qpool
 from qpool.executors.processes import claims
+
+# The background jobs of a shell ignore Ctrl-C, and so do their children: some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _COMPILED = tempfile.TemporaryDirectory(prefix="qpool-tests-")
 os.environ["QPOOL_CACHE"] = _COMPILED.name  # this run's alone: what it compiles, it compiles once

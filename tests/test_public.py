@@ -28,6 +28,7 @@ def test_public_names() -> None:
         "__version__",
         "create_parallel_generator",
         "errors",
+        "gradient_flow",
         "models",
         "parallelize",
         "register_strategy",

@@ -39,6 +39,9 @@ def environment(threads: int) -> dict[str, str]:
     place = _place(threads)
     if place is None:
         return {}
+    if len(str(place).split()) != 1:  # TensorFlow would read two flags
+        log.info("compiled code is not kept: %r has a blank in it (QPOOL_CACHE=)", str(place))
+        return {}
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.name == "posix" and not _ours_alone(place):

@@ -44,13 +44,14 @@ class Faults:
 
     def reach(self, point: str) -> None:
         """Say that the worker is at this point; it may not come back from here."""
-        here = [fault for fault in self._left if fault.point == point]
-        for fault in here:
-            self._left.remove(fault)
-            if fault.after:
-                self._left.append(replace(fault, after=fault.after - 1))
-            else:
-                commit(fault.action)
+        due = [f.action for f in self._left if f.point == point and not f.after]
+        self._left = [
+            replace(f, after=f.after - 1) if f.point == point else f
+            for f in self._left
+            if f.point != point or f.after
+        ]
+        for action in due:
+            commit(action)
 
 
 def commit(action: str) -> None:

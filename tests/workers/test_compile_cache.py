@@ -65,9 +65,10 @@ def test_nothing_is_kept_where_that_is_asked_for(monkeypatch) -> None:
     assert compile_cache.environment(1) == {}
 
 
-def test_a_folder_that_cannot_be_made_keeps_nothing(monkeypatch, tmp_path) -> None:
+@pytest.mark.parametrize("name", ["file", "with a blank"])
+def test_a_folder_that_cannot_be_used_keeps_nothing(monkeypatch, tmp_path, name: str) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(compile_cache._VARIABLE, str(tmp_path / "file"))
+    monkeypatch.setenv(compile_cache._VARIABLE, str(tmp_path / name))
     assert compile_cache.environment(1) == {}
 
 
