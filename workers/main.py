@@ -45,6 +45,10 @@ def serve(channel: Connection, segment_handle: int | None, log: int | None) -> N
     ``segment_handle`` is the arena's file descriptor in this process (POSIX); on ``log`` a fatal
     signal leaves the traceback, which the coordinator reads.
     """
+    # A program that the model starts must not hold on to what tells the coordinator of our end.
+    for handle in (channel.fileno(), segment_handle, log):
+        if handle is not None and sys.platform != "win32":
+            os.set_inheritable(handle, False)
     # The coordinator decides what Ctrl-C means; a dying one is seen on the channel.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(RuntimeError, OSError, AttributeError, ValueError):

@@ -30,10 +30,13 @@ class Waiter:
         self._poll = select.poll() if hasattr(select, "poll") else None
         self._channels: dict[int, Connection] = {}
 
-    def add(self, channel: Connection) -> None:
-        self._channels[channel.fileno()] = channel
-        if self._poll is not None:
-            self._poll.register(channel.fileno(), select.POLLIN)
+    def add(self, channel: Connection, process: int | None = None) -> None:
+        """Wait on a channel, and for the end of the process that ``process`` is a descriptor of."""
+        for handle in (channel.fileno(), process):
+            if handle is not None and (self._poll is not None or handle != process):
+                self._channels[handle] = channel
+                if self._poll is not None:
+                    self._poll.register(handle, select.POLLIN)
 
     def remove(self, channel: Connection) -> None:
         """Stop waiting on a channel, if it is one of those waited on."""
@@ -43,7 +46,10 @@ class Waiter:
                 self._poll.unregister(handle)
 
     def wait(self, seconds: float | None) -> Sequence[Connection]:
-        """Channels with something to read, or at their end; empty after ``seconds``."""
+        """Channels with something to read, or at their end; empty after ``seconds``.
+
+        A channel whose process has ended may have neither: somebody else holds its other end.
+        """
         if self._poll is None:
             return wait_for_any(list(self._channels.values()), seconds)  # type: ignore[return-value]
         poll = self._poll.poll
@@ -55,4 +61,4 @@ class Waiter:
                 ready = poll(0)
             if not ready:
                 ready = poll(None if seconds is None else max(0, int(seconds * 1000)))
-        return [self._channels[handle] for handle, _ in ready]
+        return list(dict.fromkeys(self._channels[handle] for handle, _ in ready))

@@ -197,6 +197,41 @@ def test_a_silent_worker_is_found_by_how_long_its_tiles_took(monkeypatch, expect
         assert pool.stats()["replaced_workers"] == 1
 
 
+class Forking(models.Scale):
+    """Starts two processes that outlive it: one holds copies of all its descriptors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started = False
+
+    def __call__(self, z):
+        if not self.started:
+            self.started = True
+            subprocess.Popen(["sleep", "30"], close_fds=False)
+            if os.fork() == 0:
+                time.sleep(30)
+                os._exit(0)
+        return super().__call__(z)
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the system must tell of the end")
+def test_a_workers_end_is_seen_though_its_children_hold_its_channel() -> None:
+    with (
+        qpool.Pool(workers=2) as pool,
+        parallelize(Forking(), pool=pool, tile=2) as generator,
+    ):
+        expected = bits(generator)
+        pids = [worker["pid"] for worker in pool.stats()["workers"]]
+        children = [c for pid in pids for c in psutil.Process(pid).children()]
+        assert len(children) >= 4
+        pool.inject(1, Fault("forward", "kill"))
+        assert bits(generator) == expected
+    for child in psutil.Process().children(recursive=True):
+        assert child.pid not in pids
+    for child in children:
+        child.kill()
+
+
 class Leaking(models.Scale):
     """Keeps four mebibytes with each call."""
 

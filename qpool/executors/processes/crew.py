@@ -196,7 +196,7 @@ class Crew:
             faults=self.faults_at_start.popleft() if self.faults_at_start else (),
         )
         self._joining[number] = worker
-        self._waiter.add(worker.channel)
+        self._waiter.add(worker.channel, worker.handle)
         with contextlib.suppress(OSError):  # dead already: its end of file will be seen
             worker.send(start)
 

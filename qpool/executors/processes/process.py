@@ -75,9 +75,9 @@ class WorkerProcess:
         self._log = log
         self._launcher = launcher
         #: Stands for this very process, also when its number has been given to another (Linux).
-        self._handle: int | None = None
+        self.handle: int | None = None
         with contextlib.suppress(OSError, AttributeError):
-            self._handle = os.pidfd_open(pid)
+            self.handle = os.pidfd_open(pid)
         #: What it has been told: ids and the very objects, so that a change is told again.
         self.told: dict[Any, Any] = {}
         self.hello: protocol.Hello | None = None
@@ -107,7 +107,17 @@ class WorkerProcess:
 
     def receive(self) -> Any:
         """The next reply; EOFError or OSError if the worker is gone."""
+        if self._ended(0) and not self.channel.poll(0):
+            raise EOFError("its process ended")  # and a child of it holds its end of the channel
         return pickle.loads(self.channel.recv_bytes())
+
+    def _ended(self, seconds: float) -> bool:
+        """Whether its process has ended, after waiting for that; False if the system cannot say."""
+        if self.handle is None:
+            return False
+        watched = select.poll()
+        watched.register(self.handle, select.POLLIN)
+        return bool(watched.poll(int(seconds * 1000)))
 
     def cpu_seconds(self) -> float:
         """CPU time it has used, as the system counts it; 0 if it is gone."""
@@ -134,34 +144,36 @@ class WorkerProcess:
     def kill(self) -> None:
         """End it now, stopped or not."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._handle is not None:
-                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            if self.handle is not None:
+                signal.pidfd_send_signal(self.handle, signal.SIGKILL)
             else:
                 os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def collect(self) -> str:
         """Wait for the end of a killed or dying worker and say how it ended.
 
-        When this returns the process is gone: the kernel closes a process's channel after it has
-        taken its memory away, so at the end of file nothing more can be written to the arena.
-        The first line tells the end, those after it are the worker's own traceback.
+        When this returns the process is gone, and can write to the arena no more: the system says
+        so of the process itself (Linux), or closes its channel, which it does after taking its
+        memory away. The first line tells the end, those after it are the worker's own traceback.
         """
         deadline = time.monotonic() + _END_TIMEOUT
+        ended = self._ended(_END_TIMEOUT)
         with contextlib.suppress(EOFError, OSError):
-            while self.channel.poll(max(0.0, deadline - time.monotonic())):
+            while self.channel.poll(0.0 if ended else max(0.0, deadline - time.monotonic())):
                 data = self.channel.recv_bytes()
                 with contextlib.suppress(Exception):  # half a message, if a read was interrupted
                     self.note_last_words(pickle.loads(data))
-            raise PoolError(
-                f"worker {self.number} (pid {self.pid}) was killed and is still there after "
-                f"{_END_TIMEOUT:.0f} s (an unresponsive disk?). While it may write to the shared "
-                "segment no result can be trusted: close the pool and make a new one"
-            )
+            if not ended:
+                raise PoolError(
+                    f"worker {self.number} (pid {self.pid}) was killed and is still there after "
+                    f"{_END_TIMEOUT:.0f} s (an unresponsive disk?). While it may write to the "
+                    "shared segment no result can be trusted: close the pool and make a new one"
+                )
         self.channel.close()
         code = self._launcher.reap(self.pid)
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        if self.handle is not None:
+            os.close(self.handle)
+            self.handle = None
         if not self._log.closed:
             self._log.seek(0)
             self.last_words += self._log.read().decode(errors="replace")
