@@ -137,6 +137,9 @@ class _Pickler(cloudpickle.Pickler):
             reduced = handle(self, value)
             if reduced is not NotImplemented:
                 return reduced
+        if type(value).__name__ == "DynamicBackend" and type(value).__module__.startswith("keras."):
+            # Keras's preprocessing layers hold one; it looks for its state to say that it has none.
+            return type(value), (value._backend,)
         if isinstance(value, np.random.Generator | np.random.RandomState):
             self.draws[id(value)] = value
         return super().reducer_override(value)

@@ -16,7 +16,7 @@ import logging
 import os
 import platform
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,21 @@ def _prune(place: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def in_use() -> Path | None:
-    """Where this process keeps compiled code, if it does."""
-    for flag in os.environ.get("TF_XLA_FLAGS", "").split():
+def in_use(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Where a process of that environment keeps compiled code, if it does."""
+    for flag in environment.get("TF_XLA_FLAGS", "").split():
         if flag.startswith(_FLAG):
             return Path(flag.removeprefix(_FLAG))
     return None
+
+
+def clear(place: Path | None) -> None:
+    """Delete all that is kept in ``place``."""
+    if place is not None:
+        with contextlib.suppress(OSError):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for file in place.glob("xla_compile_cache_*"):
+                file.unlink(missing_ok=True)
 
 
 def lasting_name() -> None:
@@ -124,10 +133,7 @@ def guarded(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
             if not _due_to_files(error, place):
                 raise
             log.warning("compiled code in %s is deleted and made anew: %s", place, error)
-        with contextlib.suppress(OSError):
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for file in place.iterdir():
-                file.unlink(missing_ok=True)
+        clear(place)
         function = make()
         return function(*args)
 
@@ -141,5 +147,5 @@ def _due_to_files(error: Exception, place: Path) -> bool:
     if isinstance(error, tf.errors.OutOfRangeError | tf.errors.DataLossError):
         return True
     return isinstance(error, tf.errors.OpError) and any(
-        words in str(error) for words in ("cache key", str(place))
+        words in str(error) for words in ("cache key", "Failed to parse serialized", str(place))
     )

@@ -38,6 +38,8 @@ class Ready:
 class Fork:
     """Start a worker over the three descriptors that come with this message."""
 
+    request: int
+
 
 @dataclass(frozen=True)
 class Reap:
@@ -48,8 +50,9 @@ class Reap:
 
 @dataclass(frozen=True)
 class Forked:
-    """Answers Fork."""
+    """Answers the Fork of that request."""
 
+    request: int
     pid: int
 
 
@@ -71,7 +74,11 @@ def serve(control: socket.socket) -> None:
         _preload()
     control.send(pickle.dumps(Ready(time.perf_counter() - began)))
     children: set[int] = set()
-    while True:
+    waiter = select.poll()
+    waiter.register(control, select.POLLIN)
+    coordinator = os.pidfd_open(os.getppid())
+    waiter.register(coordinator, select.POLLIN)  # a fork of it may hold the other socket
+    while coordinator not in (handle for handle, _ in waiter.poll()):
         data, handles, _flags, _address = socket.recv_fds(control, _LIMIT, 3)
         if not data:
             break
@@ -84,7 +91,7 @@ def serve(control: socket.socket) -> None:
             for handle in handles:
                 os.close(handle)
             children.add(pid)
-            answer: Forked | Reaped = Forked(pid)
+            answer: Forked | Reaped = Forked(request.request, pid)
         else:
             answer = Reaped(request.pid, _reap(request.pid))
             children.discard(request.pid)

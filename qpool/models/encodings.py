@@ -141,17 +141,11 @@ class ClassicalNeural(CoherentState):
     def layer(self, modes: int, seed: int | None) -> Any:
         import keras
 
-        return keras.Sequential(
-            [
-                keras.layers.Dense(
-                    2 * modes,
-                    activation="tanh",
-                    kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
-                ),
-                keras.layers.Rescaling(2.0),
-            ],
-            name="mixing",
-        )
+        initial = keras.initializers.GlorotUniform(seed=seed)
+        return keras.layers.Dense(2 * modes, "tanh", kernel_initializer=initial, name="mixing")
+
+    def arguments(self, columns: list[Any], weights: dict[str, Any]) -> dict[str, Any]:
+        return super().arguments([2.0 * column for column in columns], weights)
 
     def gates(self, program: Any, q: Any, width: int) -> None:
         super().gates(program, q, 2 * len(q))
@@ -168,6 +162,9 @@ ENCODINGS: dict[str, Encoding] = {
 
 def register_encoding(name: str, encoding: Encoding) -> None:
     """Make ``encoding`` known under ``name``, for ``encoding_strategy=``.
+
+    It is known to this process. A model that is pooled takes its encoding along; a factory that is
+    pooled runs in the workers, and has to register it there.
 
     Raises:
         ConfigurationError: it is no :class:`Encoding`, or the name is taken by another one.

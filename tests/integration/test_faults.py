@@ -7,9 +7,12 @@ says, so no test waits for the right moment.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -25,7 +28,8 @@ from pooling import parallelize
 
 import qpool
 from qpool import errors
-from qpool.executors.processes import crew, patience
+from qpool.executors.processes import crew, patience, process
+from workers import nursery
 from workers.faults import Fault
 
 Z = tf.constant(np.random.default_rng(0).normal(size=(8, 2)), tf.float32)
@@ -305,6 +309,58 @@ def test_ctrl_c_anywhere_in_the_crew_costs_a_worker_at_most(
     assert bits(generator) == expected
     at_full_strength(pool, generator)
     assert bits(generator) == expected
+
+
+def test_a_message_that_a_stopped_worker_does_not_take_up(monkeypatch, expected) -> None:
+    monkeypatch.setattr(process, "_SEND_TIMEOUT", 1)
+    with (
+        qpool.Pool(workers=2, timeout=1.0) as pool,
+        parallelize(models.Scale(), pool=pool, tile=2) as generator,
+    ):
+        assert bits(generator) == expected
+        os.kill(pool.stats()["workers"][1]["pid"], signal.SIGSTOP)
+        large = np.ones(1 << 21)  # as a constant of another model: far more than a channel holds
+        with parallelize(Large(large), pool=pool, tile=2) as other:
+            np.testing.assert_allclose(other(Z), 2 * Z)
+        assert bits(generator) == expected
+        assert pool.stats()["replaced_workers"] == 1
+
+
+class Large(models.Scale):
+    def __init__(self, array) -> None:
+        super().__init__()
+        self.array = array
+
+
+def test_a_pool_closed_in_the_middle_of_a_call(monkeypatch) -> None:
+    """As a signal handler may do it: the call ends, and starts nothing anew."""
+    pool = qpool.Pool(workers=1)
+    generator = parallelize(models.Scale(), pool=pool, tile=2)
+    generator(Z)
+    original = crew.Crew._event
+    monkeypatch.setattr(crew.Crew, "_event", lambda *a: (original(*a), pool.close())[0])
+    with pytest.raises(errors.PoolClosedError):
+        bits(generator)
+    assert not pool._crew.ready
+    assert not pool._crew._joining
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forkserver is Linux's")
+def test_a_forks_answer_to_an_interrupted_request_is_not_taken_for_another(
+    pool, generator, expected
+) -> None:
+    at_full_strength(pool, generator)
+    launcher = pool._crew.launcher
+    ours, theirs = multiprocessing.Pipe()
+    handles = [theirs.fileno(), pool._performer.store.segment.handle, theirs.fileno()]
+    socket.send_fds(launcher._control, [pickle.dumps(nursery.Fork(-1))], handles)
+    ours.close()
+    theirs.close()
+    pool.inject(1, Fault("forward", "kill"))
+    assert bits(generator) == expected
+    at_full_strength(pool, generator)
+    for number, worker in pool._crew.ready.items():
+        assert worker.pid == worker.hello.pid, number
 
 
 def script(code: str) -> subprocess.Popen:

@@ -183,3 +183,29 @@ def test_cpu_batch_with_an_ndarray_calls_the_model_once() -> None:
 def test_cpu_batch_refuses_the_stock_engine() -> None:
     with pytest.raises(qpool.errors.ConfigurationError, match="sequential"):
         qpool.parallelize(small(), strategy="cpu_batch", engine="stock")
+
+
+@pytest.mark.parametrize("encoding", ["classical_neural", "sparse_parameter"])
+def test_other_encodings_in_the_pool(pool, encoding: str) -> None:
+    model = qpool.models.QuantumSFGenerator(
+        layers=1, latent_dim=2, cutoff_dim=4, encoding_strategy=encoding, seed=2
+    )
+    z = tf.constant(np.random.default_rng(3).normal(size=(3, 2)) * 0.4, tf.float32)
+    with qpool.parallelize(model, pool=pool, tile=2) as generator:
+        for call in (generator, model):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(call(z) ** 2)
+            gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+            if call is generator:
+                pooled = [loss, *gradients]
+        for ours, theirs in zip(pooled, [loss, *gradients], strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_keras_model_with_a_preprocessing_layer(pool) -> None:
+    import keras
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Rescaling(3.0)])
+    model.add(keras.layers.Dense(1))
+    with qpool.parallelize(model, pool=pool, engine="stock") as generator:
+        np.testing.assert_allclose(generator(tf.ones((3, 2))), model(tf.ones((3, 2))), rtol=1e-6)

@@ -29,7 +29,7 @@ from qpool.executors.processes.patience import Patience
 from qpool.executors.processes.process import Launcher, WorkerProcess
 from workers import protocol
 from workers.arena import Segment
-from workers.errors import StartupError
+from workers.errors import PoolClosedError, StartupError
 from workers.faults import Fault
 from workers.waiting import Waiter
 
@@ -99,6 +99,7 @@ class Crew:
         self._failed_starts = 0
         self._retry_at = 0.0
         self._starting = False
+        self._closed = False
         #: Seconds of waiting that no worker's silence has been charged with yet.
         self._unjudged = 0.0
         self._waiter = Waiter()
@@ -126,6 +127,7 @@ class Crew:
         """Tell all to stop, and kill those that do not. Does nothing in a forked copy."""
         if os.getpid() != self._owner:
             return
+        self._closed = True
         everyone = [*self.ready.values(), *self._joining.values(), *self._standby.values()]
         for worker in everyone:
             with contextlib.suppress(OSError, ValueError):
@@ -237,15 +239,9 @@ class Crew:
         """
         if not worker.owed:
             worker.silent = (0.0, worker.answered)
-        try:
-            worker.owed[ticket] = tuple(kinds)
-            for message in messages:
-                worker.send(message)
-        except OSError:
-            raise
-        except BaseException:
-            worker.kill()  # it may have got half a message
-            raise
+        worker.owed[ticket] = tuple(kinds)
+        for message in messages:
+            worker.send(message)
 
     def settle(self) -> None:
         """Wait for answers that an interrupted call left behind; exchange workers that grew."""
@@ -277,6 +273,8 @@ class Crew:
     def events(self) -> list[tuple[Event, Any]]:
         """Wait until something is heard, or for a while, and say what happened."""
         happened: list[tuple[Event, Any]] = []
+        if self._closed:
+            raise PoolClosedError("the pool was closed while a call was under way")
         for worker in self._wait():
             takes_part = self.ready.get(worker.number) is worker
             try:

@@ -77,7 +77,9 @@ class Performer:
                     if isinstance(instruction, Complete):
                         return step, replies
                     if isinstance(instruction, GiveUp):
-                        raise failure_of(instruction, frame)
+                        if instruction.error is None:
+                            self.crew.launcher.drop_compiled()
+                        raise failure_of(instruction, frame, of_tiles=kind is not None)
                     # A worker may have died since the instruction to send it something was given.
                     if step.expects(instruction.ticket):
                         todo += self._send(step, instruction, model, message, plan, frame, kind)
@@ -104,15 +106,18 @@ class Performer:
     ) -> list[Instruction]:
         """Tell a worker what it lacks, then what to compute."""
         worker = self.crew.ready[instruction.worker]
-        messages = self._news(worker, model, plan, frame)
-        messages.append(message(instruction.ticket, instruction.tiles))
         kinds: list[Hashable] = []
         if plan is not None and frame is not None and kind is not None:
             kinds = [_kind_of_tile(plan, frame, kind, n) for n in instruction.tiles]
         try:
+            messages = self._news(worker, model, plan, frame)
+            messages.append(message(instruction.ticket, instruction.tiles))
             self.crew.send(worker, instruction.ticket, messages, kinds)
         except OSError:
             return step.on(self.crew.bury(worker))
+        except BaseException:
+            worker.kill()  # it may lack what is noted as told, or have got half a message
+            raise
         return []
 
     def rehearsal(self, worker: WorkerProcess) -> list[Any]:
@@ -176,7 +181,10 @@ def _kind_of_tile(plan: protocol.Plan, frame: protocol.Frame, kind: Kind, index:
     return plan.plan, plan.level, kind, frame.tile, rows
 
 
-def failure_of(instruction: GiveUp, frame: protocol.Frame | None) -> BaseException:
+def failure_of(
+    instruction: GiveUp, frame: protocol.Frame | None, *, of_tiles: bool = True
+) -> BaseException:
+    """The error to raise; ``of_tiles`` unless all workers did the same on the frame's rows."""
     if instruction.error is not None:
         return with_cause(instruction.error)
     attempts = "\n".join(textwrap.indent(cause, "  ") for cause in instruction.causes)
@@ -185,10 +193,10 @@ def failure_of(instruction: GiveUp, frame: protocol.Frame | None) -> BaseExcepti
             f"building the model took {len(instruction.causes)} workers, one after another; the "
             f"pool is usable, without this model:\n{attempts}"
         )
-    rows = ", ".join(
-        f"{tile * frame.tile} to {min((tile + 1) * frame.tile, frame.batch) - 1}"
-        for tile in instruction.tiles
-    )
+    spans = [(n * frame.tile, (n + 1) * frame.tile) for n in instruction.tiles]
+    if not of_tiles:
+        spans = [(0, frame.batch)]
+    rows = ", ".join(f"{start} to {min(stop, frame.batch) - 1}" for start, stop in spans)
     return WorkerLostError(
         f"samples {rows} took {len(instruction.causes)} workers with them, one after another; the "
         f"pool is usable, these samples are not:\n{attempts}"

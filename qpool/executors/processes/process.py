@@ -20,6 +20,7 @@ import pickle
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,9 @@ _WINDOWS = sys.platform == "win32"
 _FORK_TIMEOUT = 5.0
 _REAP_TIMEOUT = 0.5
 
+#: Seconds in which a worker must have taken up a message that is larger than the channel.
+_SEND_TIMEOUT = 60
+
 #: Seconds for a process that has been let go to end by itself.
 _CLOSING_TIMEOUT = 2.0
 
@@ -69,6 +73,7 @@ class WorkerProcess:
     def __init__(
         self, number: int, pid: int, channel: Connection, log: IO[bytes], launcher: Launcher
     ) -> None:
+        _bound_sending(channel)
         self.number = number
         self.pid = pid
         self.channel = channel
@@ -195,6 +200,10 @@ class Launcher(abc.ABC):
     def prepare(self) -> None:  # noqa: B027 - optional: there may be nothing to prepare
         """Begin, in the background, what makes later launches quick."""
 
+    def drop_compiled(self) -> None:
+        """Delete the compiled code on disk: workers died one after another, perhaps of it."""
+        compile_cache.clear(compile_cache.in_use(self._environment))
+
     def ready(self, *, wait: bool) -> bool:
         """Whether :meth:`launch` would return at once; with ``wait``, wait until it would."""
         return True
@@ -289,6 +298,7 @@ class ForkLauncher(Launcher):
         self._nursery: subprocess.Popen | None = None
         self._control: socket.socket | None = None
         self._ready = False
+        self._requests = 0
 
     def prepare(self) -> None:
         if self._control is None:
@@ -309,8 +319,14 @@ class ForkLauncher(Launcher):
             handles = [theirs.fileno(), int(segment_handle), log.fileno()]
             try:
                 control.settimeout(_FORK_TIMEOUT)
-                socket.send_fds(control, [pickle.dumps(nursery.Fork())], handles)
-                forked = self._answer(control, lambda a: isinstance(a, nursery.Forked))
+                # Numbered: the answer to a request that Ctrl-C interrupted names another process.
+                self._requests += 1
+                request = nursery.Fork(self._requests)
+                socket.send_fds(control, [pickle.dumps(request)], handles)
+                forked = self._answer(
+                    control,
+                    lambda a: isinstance(a, nursery.Forked) and a.request == request.request,
+                )
             except (OSError, EOFError) as error:
                 self._drop_nursery()
                 raise StartupError(
@@ -422,6 +438,14 @@ def make_launcher(start_method: str | None, threads: int) -> Launcher:
 
 def _can_fork() -> bool:
     return sys.platform.startswith("linux") and hasattr(socket, "send_fds")
+
+
+def _bound_sending(channel: Connection) -> None:
+    """Have a send fail that the other side does not take up: it is stopped, or hangs."""
+    if not _WINDOWS:
+        with socket.socket(fileno=os.dup(channel.fileno())) as same:
+            seconds = struct.pack("ll", _SEND_TIMEOUT, 0)
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
 
 
 def _log_file() -> IO[bytes]:

@@ -86,9 +86,9 @@ class Store:
             view.tobytes() == weight.tobytes() for view, weight in zip(views, weights, strict=True)
         ):
             return False
+        model.version += 1  # first: if this is interrupted, workers must not take it for the old
         for view, weight in zip(views, weights, strict=True):
             view[...] = weight
-        model.version += 1
         return True
 
     def _arrange(self) -> None:
