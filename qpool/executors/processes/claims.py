@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import sys
+import weakref
 from collections.abc import Sequence
 
 #: What the names begin with. Who sets another one is in a world of its own.
@@ -22,6 +23,7 @@ class Claims:
 
     def __init__(self) -> None:
         self._held: dict[int, socket.socket] = {}
+        _all.add(self)
 
     def take(self, cpus: Sequence[int], wanted: int) -> tuple[int, ...]:
         """Claim ``wanted`` of ``cpus``, the first ones that are free; none if there are too few."""
@@ -47,6 +49,19 @@ class Claims:
             _, claim = self._held.popitem()
             with contextlib.suppress(OSError):
                 claim.close()
+
+
+#: A fork of this process has copies of the sockets, and must not hold the cores with them.
+_all: weakref.WeakSet[Claims] = weakref.WeakSet()
+
+
+def _release_all() -> None:
+    for claims in list(_all):
+        claims.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_all)
 
 
 def _bind(cpu: int) -> socket.socket | None:

@@ -360,6 +360,8 @@ class ForkLauncher(Launcher):
     def close(self) -> None:
         if self._nursery is None or self._control is None:
             return
+        with contextlib.suppress(OSError):  # a fork of this process may hold the socket too
+            self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
         if not self._ready:
             self._nursery.kill()  # it has no children, and reads nothing while it imports

@@ -53,3 +53,26 @@ signal.pause()
     holder.communicate()
     assert here.take(CPUS, 4) == tuple(CPUS)
     here.release()
+
+
+def test_a_forked_process_does_not_hold_them() -> None:
+    code = f"""
+import os, time
+from qpool.executors.processes import claims
+claims.PREFIX = {claims.PREFIX!r} + "/fork"
+mine = claims.Claims()
+assert mine.take(range(100_000, 100_002), 2)
+ready, told = os.pipe()
+child = os.fork()
+if child == 0:
+    os.write(told, b"x")
+    time.sleep(30)
+os.read(ready, 1)
+mine.release()
+print(claims.Claims().take(range(100_000, 100_002), 2))
+os.kill(child, 9)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.strip() == "(100000, 100001)", done.stderr
