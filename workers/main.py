@@ -39,11 +39,14 @@ from workers.waiting import Waiter
 SLOT_BYTES = 64
 
 
-def serve(channel: Connection, segment_handle: int | None, log: int | None) -> None:
+def serve(
+    channel: Connection, segment_handle: int | None, log: int | None, nursery: int | None = None
+) -> None:
     """Run a worker over ``channel`` until it is told to stop or the coordinator is gone.
 
     ``segment_handle`` is the arena's file descriptor in this process (POSIX); on ``log`` a fatal
-    signal leaves the traceback, which the coordinator reads.
+    signal leaves the traceback, which the coordinator reads. ``nursery`` is the process that forked
+    this one.
     """
     # A program that the model starts must not hold on to what tells the coordinator of our end.
     for handle in (channel.fileno(), segment_handle, log):
@@ -55,7 +58,7 @@ def serve(channel: Connection, segment_handle: int | None, log: int | None) -> N
         faulthandler.enable(sys.stderr if log is None else log)
     try:
         start: protocol.Start = pickle.loads(channel.recv_bytes())
-        _die_with(start.coordinator)
+        _die_with(start.coordinator, nursery)
         _Worker(channel, start, segment_handle).run()
     except (EOFError, ConnectionError):  # the coordinator has let go
         return
@@ -298,19 +301,18 @@ def _picklable(error: Exception) -> Exception | None:
     return None
 
 
-def _die_with(coordinator: int) -> None:
+def _die_with(coordinator: int, nursery: int | None) -> None:
     """End this process when the coordinator ends, even in the middle of a computation.
 
     Between messages the end of file on the channel says it. In a long tile nobody reads the
     channel, so a thread watches too: on a pidfd where there is one, by asking once a second
-    elsewhere.
+    elsewhere. The nursery ends too: if it is stopped, it cannot do so by itself.
     """
-    threading.Thread(
-        target=functools.partial(_watch, coordinator), name="qpool-watch", daemon=True
-    ).start()
+    watch = functools.partial(_watch, coordinator, nursery)
+    threading.Thread(target=watch, name="qpool-watch", daemon=True).start()
 
 
-def _watch(coordinator: int) -> None:
+def _watch(coordinator: int, nursery: int | None) -> None:
     try:
         watched = select.poll()
         watched.register(os.pidfd_open(coordinator), select.POLLIN)
@@ -322,6 +324,9 @@ def _watch(coordinator: int) -> None:
 
         while psutil.pid_exists(coordinator):
             time.sleep(1.0)
+    if nursery is not None and os.getppid() == nursery:
+        with contextlib.suppress(OSError):
+            os.kill(nursery, signal.SIGKILL)
     os._exit(0)
 
 

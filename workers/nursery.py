@@ -139,7 +139,7 @@ def _become_worker(channel: int, segment: int, log: int) -> None:
         gc.unfreeze()
         from workers.main import serve as serve_worker
 
-        serve_worker(Connection(channel), segment, log)
+        serve_worker(Connection(channel), segment, log, nursery=os.getppid())
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())

@@ -89,17 +89,10 @@ class DirectDisplacement(Encoding):
             ops.Dgate(program.params(f"z_{mode}")) | q[mode]
 
 
-class Angle(Encoding):
+class Angle(DirectDisplacement):
     """The number is a phase. The vacuum has none, so a coherent state is turned."""
 
     formula = "R(z_k) D(1) |0> on mode k: amplitude 1, phase z_k"
-    needs = "n_modes numbers"
-
-    def fits(self, width: int, modes: int, layers: int) -> bool:
-        return width == modes
-
-    def width(self, modes: int, layers: int) -> int:
-        return modes
 
     def gates(self, program: Any, q: Any, width: int) -> None:
         from strawberryfields import ops

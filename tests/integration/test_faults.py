@@ -386,6 +386,23 @@ def test_a_coordinator_killed_while_its_nursery_imports_leaves_nothing() -> None
     assert not psutil.wait_procs([nursery], 2.0)[1]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forkserver is Linux's")
+@pytest.mark.parametrize("stopped", ["nursery", "worker"])
+def test_what_is_stopped_ends_too_when_the_coordinator_is_killed(stopped: str) -> None:
+    process = script("""
+        import os, qpool, signal
+        pool = qpool.Pool(workers=2).start()
+        workers = [worker["pid"] for worker in pool.stats()["workers"]]
+        print(pool._crew.launcher._nursery.pid, *workers, flush=True)
+        signal.pause()
+    """)
+    pids = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+    pids[stopped == "worker"].suspend()
+    process.kill()
+    process.communicate(timeout=30)
+    assert not psutil.wait_procs(pids, 2.0)[1]
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity calls here")
 def test_one_core_and_a_second_pool() -> None:
     core = min(os.sched_getaffinity(0))
