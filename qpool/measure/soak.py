@@ -180,7 +180,6 @@ class Saboteur:
         self._chance = min(0.5, _FAULTS / episode.steps)
         self._found = found
         self._marked: set[int] = set()
-        self.stopped = False
 
     def prepare(self, step_seconds: float) -> threading.Timer | None:
         """Perhaps have something go wrong in the next step; a timer for what comes from outside."""
@@ -212,13 +211,11 @@ class Saboteur:
         if way == "signal":
             number = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGABRT, signal.SIGSTOP))
             self._count(way, number.name)
-            self.stopped |= number == signal.SIGSTOP
             timer = threading.Timer(rng.random() * step_seconds, _send, (pid, number))
             timer.start()
             return timer
         point = rng.choice(_STEP_POINTS)
         self._count(point, action)
-        self.stopped |= action == "stop"
         self._pool.inject(pids[pid], Fault(point, action, rng.randrange(3)))
         return None
 
@@ -264,7 +261,7 @@ def run(episode: Episode, quiet: Any, found: Found) -> None:
             finally:
                 if timer is not None:
                     timer.join()
-            saboteur.stopped &= not watch.end(silent=saboteur.stopped)
+            watch.end()
             found.steps += 1
             found.bits_changed += digest != expected[number]
         watch.report(found)
@@ -294,15 +291,17 @@ class _Watch:
         self._computed = {n: m.compute for n, m in self._crew.measured.items()}
         self._before = self._crew.replaced
         self._there = len(self._crew.ready)
+        self._silenced = self._crew.silenced
         self._began = time.monotonic()
 
-    def end(self, *, silent: bool) -> bool:
-        """Take a step's end; whether it lost a worker. ``silent``: one of them was stopped."""
+    def end(self) -> None:
+        """Take a step's end."""
         now = time.monotonic()
         busiest = max(m.compute - self._computed[n] for n, m in self._crew.measured.items())
         outside = now - self._began - busiest
         lost = self._crew.replaced - self._before
         if lost:
+            silent = self._crew.silenced > self._silenced
             self._disturbed.append((outside, silent, lost >= self._there))
         else:
             self._seconds.append(now - self._began)
@@ -313,7 +312,6 @@ class _Watch:
         elif whole and self._weak_since is not None:
             self._strong.append(now - self._weak_since)
             self._weak_since = None
-        return lost > 0
 
     def report(self, found: Found) -> None:
         usual = statistics.median(self._outside) if self._outside else 0.0

@@ -85,6 +85,7 @@ class Crew:
         self.measured = {number: Measured() for number in range(len(cores))}
         self.replaced = 0
         self.retired = 0
+        self.silenced = 0
         #: Faults for the workers launched next, one entry each: only tests have any.
         self.faults_at_start: deque[tuple[Fault, ...]] = deque()
         self._cores = cores
@@ -443,4 +444,5 @@ class Crew:
                 silence,
             )
             self._patience.stretch(kinds[now], allowed)
+            self.silenced += 1
             worker.kill()

@@ -382,6 +382,7 @@ class Pool:
                 "seconds": seconds,
                 **counters,
                 "replaced_workers": self._crew.replaced,
+                "silent_workers": self._crew.silenced,
                 "outgrown_workers": self._crew.retired,
                 "retried_tiles": performer.retried if performer else 0,
                 "segment_bytes": performer.store.arena.size if performer else 0,
