@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 from workers import sf_compat
 
 if TYPE_CHECKING:
-    from qpool import errors, models
+    from qpool import errors, metrics, models, states
+    from qpool.engine import Engine
     from qpool.executors import register_strategy
     from qpool.executors.processes.pool import Pool
     from qpool.generator import ParallelGenerator, create_parallel_generator, parallelize
+    from qpool.layers import CircuitLayer
     from qpool.measure.gradient_flow import gradient_flow
     from qpool.training.trainer import QuantumGANTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CircuitLayer",
+    "Engine",
     "ParallelGenerator",
     "Pool",
     "QuantumGANTrainer",
@@ -29,22 +33,28 @@ __all__ = [
     "create_parallel_generator",
     "errors",
     "gradient_flow",
+    "metrics",
     "models",
     "parallelize",
     "register_strategy",
+    "states",
 ]
 
 #: Public name -> module that has it; loaded on first use.
 _HOMES = {
+    "CircuitLayer": "qpool.layers",
+    "Engine": "qpool.engine",
     "ParallelGenerator": "qpool.generator",
     "Pool": "qpool.executors.processes.pool",
     "QuantumGANTrainer": "qpool.training.trainer",
     "create_parallel_generator": "qpool.generator",
     "errors": "qpool.errors",
     "gradient_flow": "qpool.measure.gradient_flow",
+    "metrics": "qpool.metrics",
     "models": "qpool.models",
     "parallelize": "qpool.generator",
     "register_strategy": "qpool.executors",
+    "states": "qpool.states",
 }
 
 sf_compat.install()
@@ -56,7 +66,7 @@ def __getattr__(name: str) -> Any:
     except KeyError:
         raise AttributeError(f"module 'qpool' has no attribute {name!r}") from None
     module = importlib.import_module(home)
-    value = module if name in ("errors", "models") else getattr(module, name)
+    value = module if home == f"qpool.{name}" else getattr(module, name)
     globals()[name] = value
     return value
 

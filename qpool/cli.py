@@ -65,10 +65,11 @@ def train(out: Path | None, as_json: bool, **options: Any) -> None:
 @click.argument("cases", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON lines.")
 def bench(cases: tuple[str, ...], as_json: bool) -> None:
-    """Run benchmark CASES (default: all).
+    """Run benchmark CASES (default: all but natural).
 
     Of the pool: speedup, roundtrip. Of the engine, each against stock Strawberry Fields in the
     same run: engine (with Piquasso, where it is installed), wide, pooled, loop, memory, accuracy.
+    Of training: natural (the natural gradient against plain ones; minutes).
     """
     from qpool.measure import bench as benchmarks
 

@@ -2,13 +2,15 @@
 
     forward   inputs, weights --> pool.forward  --> outputs        (workers keep their tapes)
     backward  cotangents      --> pool.backward --> vjp, reassembled in tile order
+    second    cotangents of that vjp --> pool.backward(tangents) --> its own vjp
 
 The only module that knows both tapes and the pool. Weights enter as explicit inputs, so whatever
 watches the model's variables sees them used; gradients leave in the same order. In a graph both
 directions are a ``tf.numpy_function``.
 
-A derivative of a derivative is refused: a pulled-back cotangent is a number by the time it is
-here, and treating it as a constant would be wrong without a word.
+What workers cannot differentiate again (a model that runs eagerly there; anything a third time) is
+refused: a pulled-back cotangent is a number by the time it is here, and treating it as a constant
+would be wrong without a word.
 """
 
 from __future__ import annotations
@@ -67,24 +69,33 @@ class Bridge:
 
     # -- calls -----------------------------------------------------------------------------
 
-    def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a pooled method; what it returns is differentiable once."""
+    def call(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        weights: Sequence[Any] | None = None,
+    ) -> Any:
+        """Call a pooled method; what it returns is differentiable, twice where it is compiled.
+
+        ``weights`` are tensors to take in the place of the model's variables.
+        """
         arguments, inputs, as_tensor = self._split(method, args, kwargs)
         if tf.executing_eagerly() and all(_is_eager(x) for x in inputs):
             arrays = [np.asarray(x) for x in inputs]
             self._check(method, arrays)
             recording = _recording()
-            weights = self._weights()
+            values = self._weights() if weights is None else [np.asarray(w) for w in weights]
             plan = self._remote.plan(
-                method, arguments, as_tensor, arrays, weights, gradient=recording
+                method, arguments, as_tensor, arrays, values, gradient=recording
             )
             if not recording:
-                result = self._remote.forward(plan, arrays, weights, keep=False, copy=tf.constant)
+                result = self._remote.forward(plan, arrays, values, keep=False, copy=tf.constant)
                 return self._pack(plan, result.outputs)
         else:
             plan = self._plan_of_graph(method, arguments, as_tensor, inputs)
         tensors = [tf.convert_to_tensor(x) for x in inputs]
-        variables = [tf.convert_to_tensor(variable) for variable in self._remote.variables]
+        variables = [tf.convert_to_tensor(w) for w in weights or self._remote.variables]
         outputs = self._function(plan, len(inputs))(*tensors, *variables)
         return self._pack(plan, outputs)
 
@@ -120,7 +131,7 @@ class Bridge:
 
         @tf.custom_gradient
         def once(*_: Any) -> tuple[list[Any], Callable[..., Any]]:
-            return gradients, _refuse_second_order
+            return gradients, _refuse("the gradients of single samples have no derivative here")
 
         depends_on = [z, *self._remote.variables, *tf.nest.flatten(cotangent)]
         return list(once(*(tf.convert_to_tensor(x) for x in depends_on)))
@@ -273,7 +284,14 @@ class Bridge:
                     found = self._backward_eagerly(plan, inputs, ticket, arguments)
                 else:
                     found = self._backward_in_graph(plan, inputs, ticket, arguments)
-                return found, _refuse_second_order
+
+                def pull_back_again(*tangents: Any) -> list[Any]:
+                    if plan.level == "eager":
+                        _refuse(_EAGER_ONLY.format(plan.reason))()
+                    dense = [tf.convert_to_tensor(tangent) for tangent in tangents]
+                    return self._second(plan, inputs, ticket, arguments, dense)
+
+                return found, pull_back_again
 
             if not any(plan.connected or ()):
                 return []
@@ -349,6 +367,45 @@ class Bridge:
             gradient.set_shape(sources[n].shape)
         return list(found)
 
+    def _second(
+        self,
+        plan: Plan,
+        inputs: int,
+        ticket: Any,
+        arguments: Sequence[Any],
+        tangents: Sequence[Any],
+    ) -> list[Any]:
+        """Gradients for the vjp's arguments (inputs, weights, cotangents), from its results'."""
+        places = self._sources(inputs)
+        wanted = _where(plan.connected)
+        cotangents = len(arguments) - len(places)
+        shaped_as = [places.index(n) for n in wanted] + [*range(len(places), len(arguments))]
+
+        def run(call: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+            given = zip(wanted, arrays[len(arguments) :], strict=True)
+            used = [(n, tangent) for n, tangent in given if np.any(tangent)]
+            if not used:
+                return [np.zeros_like(arrays[n]) for n in shaped_as]
+            return self._pull_back(plan, inputs, int(call), None, arrays[: len(arguments)], used)
+
+        @tf.custom_gradient
+        def pooled_second(*tensors: Any) -> tuple[list[Any], Callable[..., Any]]:
+            if tf.executing_eagerly():
+                arrays = [np.asarray(x) for x in tensors]
+                found = [tf.constant(x) for x in run(np.asarray(ticket.call), *arrays)]
+            else:
+                call = ticket.call if isinstance(ticket, _Ticket) else ticket
+                types = [tensors[n].dtype for n in shaped_as]
+                found = tf.numpy_function(run, [tf.cast(call, tf.int64), *tensors], types)
+                for gradient, n in zip(found, shaped_as, strict=True):
+                    gradient.set_shape(tensors[n].shape)
+            return found, _refuse("workers hand back first and second derivatives, no third ones")
+
+        found = pooled_second(*arguments, *tangents)
+        of_source = dict(zip(wanted, found, strict=False))
+        of_arguments = [None if n is None else of_source.get(n) for n in places]
+        return [*of_arguments, *found[len(found) - cotangents :]]
+
     def _pull_back(
         self,
         plan: Plan,
@@ -356,12 +413,19 @@ class Bridge:
         call: int,
         homes: dict[int, tuple[int, ...]] | None,
         arrays: Sequence[np.ndarray],
+        tangents: Sequence[tuple[int, np.ndarray]] = (),
     ) -> list[np.ndarray]:
         end = inputs + len(self._remote.variables)
         given = iter(arrays[end:])
         cotangents = [next(given) if _is_float(spec) else None for spec in plan.outputs]
         return self._remote.backward(
-            plan, call, homes, arrays[:inputs], arrays[inputs:end], cotangents
+            plan,
+            call,
+            homes,
+            arrays[:inputs],
+            arrays[inputs:end],
+            cotangents,
+            tangents=tangents,
         )
 
     @staticmethod
@@ -386,12 +450,23 @@ class _Ticket:
         weakref.finalize(self, remote.pool.forget, call).atexit = False
 
 
-def _refuse_second_order(*_: Any) -> None:
-    raise SecondOrderGradientError(
-        "a second derivative was asked of the pool (a gradient penalty, a Hessian, or an outer "
-        "tape around tape.gradient): workers hand back first derivatives only. Use "
-        "strategy='sequential' for this call, or take the penalty on a part that is not pooled"
-    )
+#: Why a model that is not compiled has no second derivative here.
+_EAGER_ONLY = (
+    "workers run this model eagerly ({}), with gates of Strawberry Fields whose second derivative "
+    "is lost without a word"
+)
+
+
+def _refuse(why: str) -> Callable[..., None]:
+    def refuse(*_: Any) -> None:
+        raise SecondOrderGradientError(
+            "a derivative of a derivative was asked of the pool (a gradient penalty, a Hessian, "
+            f"or an outer tape around tape.gradient), and cannot be had: {why}. Use "
+            "strategy='cpu_batch' or 'sequential' for this call, or take the penalty on a part "
+            "that is not pooled"
+        )
+
+    return refuse
 
 
 def _value(variable: tf.Variable) -> np.ndarray:

@@ -87,6 +87,7 @@ class TracedCircuit(SFCircuit):
     _gates: list[plan.Gate]
     _parameters: list[tf.Tensor]
     _flags: list[bool]
+    _num_modes: int
     _batch_size: Any  #: None, a number, or a scalar tensor where a graph does not know it yet
 
     # -- Strawberry Fields' attributes, computed when they are wanted ------------------------
@@ -109,6 +110,18 @@ class TracedCircuit(SFCircuit):
     def _update_state(self, new_state: tf.Tensor) -> None:
         self._gates, self._parameters, self._flags = [], [], []
         self._base = new_state
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing has been done to the vacuum yet."""
+        return self._base is None and not self._gates
+
+    def adopt(self, state: tf.Tensor) -> None:
+        """Take over a state computed elsewhere: (batch, D, ...), a ket or a density matrix."""
+        self._state_is_pure = len(state.shape) == 1 + self._num_modes
+        size = state.shape[0]
+        self._batched, self._batch_size = True, tf.shape(state)[0] if size is None else size
+        self._update_state(state)
 
     @property
     def _axes(self) -> int:

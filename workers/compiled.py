@@ -56,6 +56,7 @@ def choose(
     expected: Sequence[tf.Tensor],
     use: Callable[[Callable[..., Any], str], Any],
     ready: Mapping[str, Callable[..., Any] | None] = MappingProxyType({}),
+    before: Callable[[], Any] = lambda: None,
 ) -> Choice:
     """The best level at which ``function(*inputs)`` gives what it gave eagerly.
 
@@ -66,12 +67,14 @@ def choose(
         use: called with the compiled function and its level, to take its gradient, say. If it
             fails, the level is none.
         ready: functions that are compiled already, by level.
+        before: called before each trial: it puts back what the function draws from.
     """
     began = time.perf_counter()
     reasons = []
     for level in LEVELS[:-1]:
         try:
             compiled = ready.get(level) or at_level(function, level)
+            before()
             outputs = tf.nest.flatten(compiled(*inputs))
             apart = _first_difference(outputs, expected)
             if apart:

@@ -217,7 +217,13 @@ def traced_engines(wanted: bool = True) -> Iterator[None]:
         _traced.reset(token)
 
 
-_traced: contextvars.ContextVar[bool] = contextvars.ContextVar("traced", default=False)
+def stock_wanted() -> bool:
+    """Whether stock engines were asked for, of code that would choose a TracedEngine."""
+    return _traced.get() is False
+
+
+#: Whether engines are traced ones; None where nobody has said.
+_traced: contextvars.ContextVar[bool | None] = contextvars.ContextVar("traced", default=None)
 
 
 @functools.cache
@@ -234,4 +240,4 @@ def _install() -> None:
     LocalEngine.__new__ = new
 
 
-__all__ = ["ParameterError", "TracedEngine", "evaluate", "traced_engines"]
+__all__ = ["ParameterError", "TracedEngine", "evaluate", "stock_wanted", "traced_engines"]

@@ -183,15 +183,17 @@ class _Worker:
     def _rehearse(self, message: protocol.Rehearse) -> None:
         replica = self._replicas[self._models_of_plans[message.plan]]
         frame = self._frames[message.frame]
-        backward = message.kind is protocol.Kind.BACKWARD
-        replica.rehearse(message.plan, frame, message.weights_version, backward, self._arena.buffer)
+        replica.rehearse(
+            message.plan, frame, message.weights_version, message.kind, self._arena.buffer
+        )
 
     def _compute(self, message: protocol.Compute) -> protocol.Computed:
         buffer = self._arena.buffer
         replica = self._replicas[self._models_of_plans[message.plan]]
         frame = self._frames[message.frame]
         recomputed = replica.recomputed
-        backward = message.kind is protocol.Kind.BACKWARD
+        second = message.kind is protocol.Kind.SECOND
+        backward = second or message.kind is protocol.Kind.BACKWARD
         keep = message.kind is protocol.Kind.FORWARD_KEEPING
         self._faults.reach("load")
         replica.load(message.weights_version, buffer)
@@ -201,7 +203,7 @@ class _Worker:
             self._faults.reach("backward" if backward else "forward")
             began = time.perf_counter()
             if backward:
-                replica.backward(message.plan, frame, message.call, index, buffer)
+                replica.backward(message.plan, frame, message.call, index, buffer, second=second)
             else:
                 replica.forward(message.plan, frame, message.call, index, keep, buffer)
             seconds.append(time.perf_counter() - began)

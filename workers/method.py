@@ -56,6 +56,41 @@ class Method:
 
         return compiled.at_level(vjp, self.plan.level)
 
+    @functools.cached_property
+    def compiled_second(self) -> Callable[..., Any]:
+        """(inputs, variables, cotangents, tangents) -> the vjp of the vjp, both calls in it.
+
+        ``tangents`` are the cotangents of the gradients that ``compiled_vjp`` gives, None for those
+        that nothing depends on. Returned are gradients for inputs, variables and cotangents.
+        """
+
+        def second(
+            inputs: list[Any],
+            variables: Sequence[tf.Variable],
+            cotangents: list[Any],
+            tangents: list[Any],
+        ) -> Any:
+            sources = [*(x for x in inputs if differentiable(x)), *variables]
+            used = [n for n, tangent in enumerate(tangents) if tangent is not None]
+            with tf.GradientTape() as outer:
+                outer.watch([*sources, *cotangents])
+                with tf.GradientTape() as inner:
+                    inner.watch(sources)
+                    outputs = [x for x in tf.nest.flatten(self(*inputs)) if differentiable(x)]
+                gradients = inner.gradient(
+                    outputs,
+                    [sources[n] for n in used],
+                    output_gradients=cotangents,
+                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                )
+            return outer.gradient(
+                gradients,
+                [*sources, *cotangents],
+                output_gradients=[tangents[n] for n in used],
+            )
+
+        return compiled.at_level(second, self.plan.level)
+
     def __call__(self, *inputs: Any) -> Any:
         args = [inputs[a.index] if isinstance(a, Sharded) else a for a in self.args]
         kwargs = {

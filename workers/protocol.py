@@ -41,6 +41,7 @@ class Kind(enum.Enum):
     FORWARD = "forward"
     FORWARD_KEEPING = "forward, keeping what the backward pass needs"
     BACKWARD = "backward"
+    SECOND = "backward of the backward"
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,11 @@ class Plan:
 class Frame:
     """Where the arrays of a batch lie. Row ranges of tiles follow from ``tile`` and ``batch``.
 
-    ``weight_gradients`` have one row per tile; all others one row per sample. ``connected``
-    lists, per gradient array, the source it belongs to (inputs first, then variables).
+    ``weight_gradients`` have one row per tile; all others one row per sample. Each gradient comes
+    with the source it belongs to (inputs first, then variables).
+
+    For ``Kind.SECOND``, ``tangents`` are the cotangents of gradients, by source (of a variable's,
+    the whole array), and ``cotangent_gradients`` belong to ``cotangents``.
     """
 
     frame: int
@@ -120,6 +124,8 @@ class Frame:
     cotangents: tuple[Placed | None, ...] = ()
     input_gradients: tuple[tuple[int, Placed], ...] = ()
     weight_gradients: tuple[tuple[int, Placed], ...] = ()
+    tangents: tuple[tuple[int, Placed], ...] = ()
+    cotangent_gradients: tuple[Placed | None, ...] = ()
 
 
 @dataclass(frozen=True)

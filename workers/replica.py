@@ -1,7 +1,7 @@
 """A model as one process holds it: load weights, compute a tile, pull cotangents back.
 
-Owns the TensorFlow side of a worker: what is called with which rows, what is kept between a
-forward and its backward pass, and how random draws are seeded. It reads and writes arrays over
+Owns the TensorFlow side of a worker: what is called with which rows, and what is kept between a
+forward and its backward pass. It reads and writes arrays over
 the arena's buffer at places it is told, and knows nothing of processes or messages' order.
 
 Bits: a tile is computed alone, from its own rows, with its own seed. What a replica computed
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ import cloudpickle
 import numpy as np
 import tensorflow as tf
 
-from workers import compiled, recipes, survey
+from workers import compiled, recipes, survey, tile_arrays
+from workers.draws import Draws
 from workers.engine import traced_engines
 from workers.errors import ConfigurationError, GradientError, InputError, StatefulCallError
 from workers.layout import Placed, tile_rows, tile_worth
 from workers.method import Method, as_the_model_wants, differentiable
-from workers.protocol import Build, Frame, Plan, Survey, Surveyed
+from workers.protocol import Build, Frame, Kind, Plan, Survey, Surveyed
 
 #: Forward calls whose tapes are kept for a backward pass that may come. A GAN step keeps at most
 #: three at once (generator, critic on real, critic on generated); older ones are recomputed.
@@ -65,12 +65,11 @@ class Replica:
         self._model = shipped.model
         self._variables = shipped.variables
         self._sources = [shipped.variables[index] for index in shipped.differentiable]
-        self._draws = shipped.draws
-        self._seed = build.seed
+        self._draws = Draws(build.seed, shipped.draws)
         self._plans: dict[int, Method] = {}
         self._kept: OrderedDict[int, dict[int, _Kept]] = OrderedDict()
         self.recomputed = 0
-        states = {id(v) for source in self._draws for v in recipes.state_variables(source)}
+        states = {id(v) for source in shipped.draws for v in recipes.state_variables(source)}
         #: Places of variables that a call must leave alone: all but the states of draws. The
         #: survey looks at all of them, every call at those that are not trained.
         self._all_fixed = [n for n, v in enumerate(self._variables) if id(v) not in states]
@@ -129,19 +128,20 @@ class Replica:
 
         losses = survey.losses(self._model)
         with survey.no_new_variables():
-            self._reseed(0, 0)
+            self._draws.seed(0, 0)
             structure, outputs = survey.flatten(run(few), few)
-            draws = bool(self._draws) or self._drawn_since_reseed(0, 0)
+            globally = self._draws.drawn_globally_since(0, 0)
+            draws = bool(self._draws) or globally
         self._check_unchanged(self._all_fixed, buffer)
         if survey.losses(self._model) > losses:
             raise StatefulCallError(
                 "the model adds losses in its call (add_loss, an activity regularizer), which a "
                 "worker cannot hand back. Return what the loss needs, and add it in the caller"
             )
-        self._reseed(0, 0)
+        self._draws.seed(0, 0)
         calls_few, second = survey.interpreter_calls(lambda: run(few))
         reproducible = survey.bits(outputs) == survey.bits(tf.nest.flatten(second))
-        self._reseed(0, 0)
+        self._draws.seed(0, 0)
         of_many = survey.flatten(run(many), many)[1]
         calls_many, _ = survey.interpreter_calls(lambda: run(many))
         if [survey.row_spec(output) for output in outputs] != [
@@ -161,7 +161,8 @@ class Replica:
         per_row = max(calls_many - calls_few, 0) / max(many - few, 1)
         fixed = max(calls_few - per_row * few, 0.0)
         fixed_cost = fixed / per_row if per_row else float("inf")
-        choice = compiled.Choice("eager", self._why_eager(method, outputs, draws), 0.0)
+        seedable = not globally and self._draws.in_variables
+        choice = compiled.Choice("eager", self._why_eager(method, outputs, seedable), 0.0)
         if not choice.reason:
             rows = method.plan.rows or tile_worth(fixed_cost, request.largest_tile)
             arrays = self._first_rows(frame, rows, buffer)
@@ -182,12 +183,15 @@ class Replica:
             choice.seconds,
         )
 
-    def _why_eager(self, method: Method, outputs: Sequence[Any], draws: bool) -> str:
+    def _why_eager(self, method: Method, outputs: Sequence[Any], seedable: bool) -> str:
         """Why compiling is not even tried; empty if it is."""
         if not self._traced:
             return "engine='stock'"
-        if draws:
-            return "the model draws random numbers, which are seeded anew for each tile"
+        if not seedable:
+            return (
+                "the model draws random numbers from a source that a compiled call cannot have "
+                "seeded for each tile; a keras.random.SeedGenerator or tf.random.Generator can be"
+            )
         if not all(method.plan.as_tensor) or not all(map(tf.is_tensor, outputs)):
             return "it takes or returns NumPy arrays"
         return ""
@@ -205,6 +209,7 @@ class Replica:
         ``method`` is the model as it is; ``known`` may have been compiled before, without
         gradients.
         """
+        self._draws.seed(0, 0)
         expected = tf.nest.flatten(self._run(method, arrays, buffer))
         seeds = [tf.ones_like(output) for output in expected if differentiable(output)]
 
@@ -222,7 +227,14 @@ class Replica:
 
         inputs = as_the_model_wants(method.plan, arrays)
         ready = known.functions.get("compiled") if known.plan.level != "eager" else None
-        choice = compiled.choose(method, inputs, expected, pull_back, {known.plan.level: ready})
+        choice = compiled.choose(
+            method,
+            inputs,
+            expected,
+            pull_back,
+            {known.plan.level: ready},
+            before=lambda: self._draws.seed(0, 0),
+        )
         if choice.level == "eager":
             self._plans[method.plan.plan] = method
         return choice
@@ -258,19 +270,40 @@ class Replica:
                 )
             placed.view(buffer)[start:stop] = value[: stop - start]
 
-    def backward(self, plan: int, frame: Frame, call: int, index: int, buffer: memoryview) -> None:
-        """Pull one tile's cotangents back and write its gradients."""
+    def backward(
+        self,
+        plan: int,
+        frame: Frame,
+        call: int,
+        index: int,
+        buffer: memoryview,
+        *,
+        second: bool = False,
+    ) -> None:
+        """Pull one tile's cotangents back and write its gradients; with ``second``, pull those
+        gradients' own cotangents (``frame.tangents``) back through that."""
         method = self._plans[plan]
         start, stop = tile_rows(index, frame.tile, frame.batch)
         rows = self._rows(method.plan, frame.tile, start, stop)
         cotangents = [
-            None if placed is None else _pad(placed.view(buffer)[start:stop], rows, repeat=False)
+            None
+            if placed is None
+            else tile_arrays.pad(placed.view(buffer)[start:stop], rows, repeat=False)
             for placed in frame.cotangents
         ]
         if method.plan.level != "eager":
             arrays = self._begin_tile(method, frame, call, index, buffer)
-            seeds = _seeds(method.plan, rows, cotangents)
-            gradients = self._vjp(method, arrays, seeds, buffer)
+            seeds = tile_arrays.seeds(method.plan, rows, cotangents)
+            if second:
+                tangents = tile_arrays.tangents(
+                    frame, len(self._sources), start, stop, rows, buffer
+                )
+                gradients, of_cotangents = self._second(method, arrays, seeds, tangents, buffer)
+                for placed, gradient in zip(frame.cotangent_gradients, of_cotangents, strict=True):
+                    if placed is not None:
+                        placed.view(buffer)[start:stop] = gradient[: stop - start]
+            else:
+                gradients = self._vjp(method, arrays, seeds, buffer)
         else:
             kept = self._kept.get(call, {}).pop(index, None)
             if kept is None:
@@ -296,7 +329,7 @@ class Replica:
             )
 
     def rehearse(
-        self, plan: int, frame: Frame, version: int, backward: bool, buffer: memoryview
+        self, plan: int, frame: Frame, version: int, kind: Kind, buffer: memoryview
     ) -> None:
         """Compute a tile as :meth:`forward` or :meth:`backward` would, and keep nothing of it."""
         method = self._plans[plan]
@@ -304,14 +337,19 @@ class Replica:
         self._version = 0  # the coordinator may be writing the next ones: not to be relied on
         stop = min(frame.tile, frame.batch)
         rows = self._rows(method.plan, frame.tile, 0, stop)
-        arrays = _take(frame.inputs, 0, stop, rows, buffer)
-        if not backward:
+        arrays = tile_arrays.take(frame.inputs, 0, stop, rows, buffer)
+        if kind not in (Kind.BACKWARD, Kind.SECOND):
             self._run(method, arrays, buffer)
-        elif method.plan.level == "eager":
+            return
+        if method.plan.level == "eager":
             self._gradients(self._record(method, arrays, buffer), None)
-        else:
-            seeds = _seeds(method.plan, rows, [None] * len(method.plan.outputs))
+            return
+        seeds = tile_arrays.seeds(method.plan, rows, [None] * len(method.plan.outputs))
+        if kind is Kind.BACKWARD:
             self._vjp(method, arrays, seeds, buffer)
+        else:
+            tangents = tile_arrays.tangents(frame, len(self._sources), 0, stop, rows, buffer)
+            self._second(method, arrays, seeds, tangents, buffer)
 
     # -- within ----------------------------------------------------------------------------
 
@@ -329,10 +367,10 @@ class Replica:
     ) -> list[np.ndarray]:
         """Seed the tile's draws, and take its rows: the same for a forward pass and its repeat."""
         if method.plan.draws:
-            self._reseed(call, index)
+            self._draws.seed(call, index)
         start, stop = tile_rows(index, frame.tile, frame.batch)
         rows = self._rows(method.plan, frame.tile, start, stop)
-        return _take(frame.inputs, start, stop, rows, buffer)
+        return tile_arrays.take(frame.inputs, start, stop, rows, buffer)
 
     @staticmethod
     def _least_rows(run: Callable[[int], Any]) -> int:
@@ -344,7 +382,7 @@ class Replica:
 
     @staticmethod
     def _first_rows(frame: Frame, rows: int, buffer: memoryview) -> list[np.ndarray]:
-        return _take(frame.inputs, 0, min(rows, frame.batch), rows, buffer)
+        return tile_arrays.take(frame.inputs, 0, min(rows, frame.batch), rows, buffer)
 
     def _run(self, method: Method, arrays: list[np.ndarray], buffer: memoryview) -> Any:
         outputs = method.compiled(*as_the_model_wants(method.plan, arrays))
@@ -377,7 +415,32 @@ class Replica:
         inputs = as_the_model_wants(method.plan, arrays)
         found = method.compiled_vjp(inputs, self._sources, seeds)
         self._check_unchanged(self._fixed, buffer)
-        return _by_source(found, inputs)
+        return tile_arrays.by_source(found, inputs)
+
+    def _second(
+        self,
+        method: Method,
+        arrays: list[np.ndarray],
+        seeds: list[tf.Tensor],
+        tangents: list[tf.Tensor | None],
+        buffer: memoryview,
+    ) -> tuple[list[Any], list[Any]]:
+        """What ``_vjp`` gives, pulled back: gradients by source, and those of all outputs' seeds.
+
+        Zeros where nothing depends: that one gradient is linear in what it is taken for, say.
+        """
+        inputs = as_the_model_wants(method.plan, arrays)
+        sources = [*(x for x in inputs if differentiable(x)), *self._sources]
+        found = method.compiled_second(inputs, self._sources, seeds, tangents)
+        self._check_unchanged(self._fixed, buffer)
+        found = [
+            tf.zeros_like(x) if gradient is None else tf.convert_to_tensor(gradient)
+            for x, gradient in zip([*sources, *seeds], found, strict=True)
+        ]
+        of_seeds = iter(found[len(sources) :])
+        floating = [np.dtype(spec.dtype).kind in "fc" for spec in method.plan.outputs]
+        of_cotangents = [next(of_seeds).numpy() if there else None for there in floating]
+        return tile_arrays.by_source(found[: len(sources)], inputs), of_cotangents
 
     def _recompute(
         self,
@@ -415,7 +478,7 @@ class Replica:
         if not targets:
             return [None] * (len(kept.inputs) + len(self._sources))
         found = kept.tape.gradient(targets, [*sources, *self._sources], output_gradients=seeds)
-        return _by_source(found, kept.inputs)
+        return tile_arrays.by_source(found, kept.inputs)
 
     def _source_name(self, source: int, inputs: int) -> str:
         if source < inputs:
@@ -433,60 +496,3 @@ class Replica:
                     "cannot hand back (each worker would change its own). Call it with "
                     "training=False, or keep that statistic out of the pooled call"
                 )
-
-    def _tile_seed(self, call: int, index: int) -> int:
-        sequence = np.random.SeedSequence([self._seed, call, index])
-        return int(sequence.generate_state(1)[0]) & 0x7FFFFFFF
-
-    def _drawn_since_reseed(self, call: int, index: int) -> bool:
-        """Whether anything was drawn from a global source since ``_reseed(call, index)``."""
-        seed = self._tile_seed(call, index)
-        untouched = np.random.RandomState(seed).get_state(legacy=False)["state"]
-        now = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
-        if untouched["pos"] != now["pos"] or (untouched["key"] != now["key"]).any():
-            return True
-        if random.getstate() != random.Random(seed).getstate():
-            return True
-        # TensorFlow numbers its random operations: the next number says how many there were.
-        number = tf.compat.v1.get_seed(None)
-        tf.random.set_seed(seed)
-        return number != tf.compat.v1.get_seed(None)
-
-    def _reseed(self, call: int, index: int) -> None:
-        seed = self._tile_seed(call, index)
-        tf.random.set_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - the model may draw from NumPy's global source
-        random.seed(seed)
-        for source in self._draws:
-            recipes.reseed(source, seed)
-
-
-def _seeds(plan: Plan, rows: int, cotangents: Sequence[np.ndarray | None]) -> list[tf.Tensor]:
-    """A cotangent for each real or complex output: zeros where none is given."""
-    return [
-        tf.constant(np.zeros((rows, *spec.shape), spec.dtype) if given is None else given)
-        for spec, given in zip(plan.outputs, cotangents, strict=True)
-        if np.dtype(spec.dtype).kind in "fc"
-    ]
-
-
-def _by_source(found: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-    """Gradients for each input, then each variable, from those of the differentiable ones."""
-    dense = iter([None if g is None else tf.convert_to_tensor(g) for g in found])
-    of_inputs = [next(dense) if differentiable(x) else None for x in inputs]
-    return [*of_inputs, *dense]
-
-
-def _take(
-    inputs: tuple[Placed, ...], start: int, stop: int, rows: int, buffer: memoryview
-) -> list[np.ndarray]:
-    return [_pad(placed.view(buffer)[start:stop], rows, repeat=True) for placed in inputs]
-
-
-def _pad(array: np.ndarray, rows: int, *, repeat: bool) -> np.ndarray:
-    """``rows`` rows: the last one repeated (inputs), or zeros (cotangents), where some lack."""
-    missing = rows - len(array)
-    if missing == 0:
-        return array
-    filler = array[-1:] if repeat else np.zeros_like(array[-1:])
-    return np.concatenate([array, np.repeat(filler, missing, axis=0)])

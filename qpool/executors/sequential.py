@@ -8,11 +8,17 @@ from qpool.executors.base import Executor
 
 
 class SequentialExecutor(Executor):
-    """Calls the model itself, in this process."""
+    """Calls the model itself, in this process. With ``engine="stock"`` qpool's own models run on
+    Strawberry Fields as it is; others do so anyway."""
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self.model if method == "__call__" else getattr(self.model, method)
-        return function(*args, **kwargs)
+        if self.options.engine != "stock":
+            return function(*args, **kwargs)
+        from workers.engine import traced_engines
+
+        with traced_engines(False):
+            return function(*args, **kwargs)
 
     def stats(self) -> dict[str, Any]:
         return {"strategy": "sequential"}
@@ -22,12 +28,12 @@ class SequentialExecutor(Executor):
 
         from workers import recipes
 
-        function = self.model if callable(self.model) else self.model.generate
+        method = "__call__" if callable(self.model) else "generate"
         variables = recipes.trainable_variables(self.model)
         rows: list[list[Any]] = []
         for index in range(len(z)):
             with tf.GradientTape() as tape:
-                outputs = function(z[index : index + 1])
+                outputs = self.call(method, (z[index : index + 1],), {})
             seeds = tf.nest.map_structure(lambda c, n=index: c[n : n + 1], cotangent)
             rows.append(
                 tape.gradient(

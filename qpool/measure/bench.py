@@ -32,7 +32,8 @@ def speedup(turns: int = 7) -> dict[str, Any]:
         qpool.parallelize(model, workers=1, engine="stock", pin=True) as one,
         qpool.parallelize(model, workers=2, engine="stock", pin=True) as two,
     ):
-        contenders = {"two workers": step(two), "one worker": step(one), "unpooled": step(model)}
+        unpooled = qpool.parallelize(model, strategy="sequential", engine="stock")
+        contenders = {"two workers": step(two), "one worker": step(one), "unpooled": step(unpooled)}
         for call in contenders.values():
             call()
         seconds = turns_of({name: (call, 3) for name, call in contenders.items()}, turns)
@@ -110,6 +111,9 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {"speedup": speedup, "roundtri
 #: Cases of ``engine_bench``, which loads TensorFlow when it is imported.
 ENGINE_CASES = ("engine", "wide", "pooled", "loop", "memory", "accuracy")
 
+#: Of ``natural_bench``, which loads it too; by its name only, for it takes minutes.
+OTHER_CASES = ("natural",)
+
 
 def run(name: str) -> dict[str, Any]:
     """Run a named case; ConfigurationError names the nearest known one."""
@@ -119,5 +123,9 @@ def run(name: str) -> dict[str, Any]:
         from qpool.measure import engine_bench
 
         return engine_bench.CASES[name]()
-    known = (*CASES, *ENGINE_CASES)
+    if name in OTHER_CASES:
+        from qpool.measure import natural_bench
+
+        return natural_bench.natural()
+    known = (*CASES, *ENGINE_CASES, *OTHER_CASES)
     raise ConfigurationError(f"unknown case {name!r}: {nearest(name, known)}")

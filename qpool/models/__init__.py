@@ -9,11 +9,23 @@ if TYPE_CHECKING:
     from qpool.models.discriminator import QuantumSFDiscriminator
     from qpool.models.encodings import Encoding, register_encoding
     from qpool.models.generator import QuantumSFGenerator
+    from qpool.models.readouts import Density, Homodyne, Readout
 
-__all__ = ["Encoding", "QuantumSFDiscriminator", "QuantumSFGenerator", "register_encoding"]
+__all__ = [
+    "Density",
+    "Encoding",
+    "Homodyne",
+    "QuantumSFDiscriminator",
+    "QuantumSFGenerator",
+    "Readout",
+    "register_encoding",
+]
 
 _HOMES = {
+    "Density": "readouts",
     "Encoding": "encodings",
+    "Homodyne": "readouts",
+    "Readout": "readouts",
     "QuantumSFDiscriminator": "discriminator",
     "QuantumSFGenerator": "generator",
     "register_encoding": "encodings",

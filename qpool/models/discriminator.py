@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from qpool.models.network import QuantumNetwork
+from qpool.models.readouts import Readout
 
 
 @keras.saving.register_keras_serializable("qpool")
@@ -35,7 +38,7 @@ class QuantumSFDiscriminator(QuantumNetwork):
         layers: int = 2,
         cutoff_dim: int = 8,
         encoding_strategy: str = "coherent_state",
-        readout: str = "quadratures",
+        readout: str | Readout = "quadratures",
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -51,12 +54,13 @@ class QuantumSFDiscriminator(QuantumNetwork):
             **kwargs,
         )
         self.input_dim = input_dim
-        features = 2 * n_modes if readout == "quadratures" else n_modes
         self._combination = self.add_weight(
-            shape=(features, 1),
+            shape=(math.prod(self._features), 1),
             initializer=keras.initializers.GlorotUniform(seed=seed),
             name="combination",
         )
 
     def call(self, rows: Any) -> Any:
-        return super().call(rows) @ keras.ops.convert_to_tensor(self._combination)
+        features = super().call(rows)
+        features = tf.reshape(features, [-1, math.prod(self._features)])
+        return features @ keras.ops.convert_to_tensor(self._combination)

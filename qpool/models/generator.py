@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from qpool.models.network import QuantumNetwork
+from qpool.models.readouts import Readout
 
 
 @keras.saving.register_keras_serializable("qpool")
@@ -15,7 +16,7 @@ class QuantumSFGenerator(QuantumNetwork):
 
     z of shape (batch, latent_dim), float32 -> samples of shape (batch, n_modes), float32: with the
     default read-out the mean of the position quadrature x of each mode, with hbar = 2 (SF's
-    default; the vacuum has variance 1).
+    default; the vacuum has variance 1). Other read-outs have other shapes.
 
     Args:
         n_modes: modes, and the width of a sample.
@@ -37,7 +38,7 @@ class QuantumSFGenerator(QuantumNetwork):
         layers: int = 2,
         cutoff_dim: int = 8,
         encoding_strategy: str = "coherent_state",
-        readout: str = "positions",
+        readout: str | Readout = "positions",
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:

@@ -11,15 +11,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from qpool import programs
 from qpool.models import circuit, encodings, readouts
-from workers import sf_compat
+from qpool.models.readouts import Readout
+from qpool.models.saved import Saved
 from workers.errors import ConfigurationError, InputError
 
 #: Standard deviation of the initial active parameters: the state starts near its encoding.
 _ACTIVE_SCALE = 0.1
 
 
-class QuantumNetwork(keras.Model):
+class QuantumNetwork(Saved, keras.Model):
     """(batch, width) -> features of the state, for the models that people use.
 
     ``width_name`` is what the user calls the width: ``latent_dim`` or ``input_dim``.
@@ -33,7 +35,7 @@ class QuantumNetwork(keras.Model):
         layers: int,
         cutoff_dim: int,
         encoding_strategy: str,
-        readout: str,
+        readout: str | Readout,
         seed: int | None,
         **kwargs: Any,
     ) -> None:
@@ -56,11 +58,13 @@ class QuantumNetwork(keras.Model):
         self.n_layers = layers
         self.cutoff_dim = cutoff_dim
         self.encoding_strategy = encoding_strategy
-        self.readout = readout
+        self._read = readouts.find(readout)
+        self.readout = readout if isinstance(readout, str) else self._read
         self.seed = seed
         self._encoding = encoding
-        self._read = readouts.find(readout)
-        self._program = circuit.build(n_modes, layers, lambda p, q: encoding.gates(p, q, width))
+        self._features = self._read.shape(n_modes, cutoff_dim)
+        self._chance = readouts.Chance(self._read.draws(n_modes), seed)
+        self.program = circuit.build(n_modes, layers, lambda p, q: encoding.gates(p, q, width))
         self._blocks = {}
         for place, block in enumerate(circuit.BLOCKS):
             size = block.size(n_modes)
@@ -81,7 +85,7 @@ class QuantumNetwork(keras.Model):
         self.built = True
 
     def state(self, rows: Any) -> Any:
-        """Strawberry Fields' state for (batch, width) rows; for one row, without a batch axis."""
+        """Strawberry Fields' state for (batch, width) rows, with a batch axis."""
         rows = tf.convert_to_tensor(rows)
         if rows.shape.rank != 2 or rows.shape[-1] != self._width:
             raise InputError(
@@ -90,13 +94,12 @@ class QuantumNetwork(keras.Model):
             )
         if self._mixing is not None:
             rows = self._mixing(rows)
-        batch = rows.shape[0]
-        columns = tf.unstack(rows[0]) if batch == 1 else tf.unstack(rows, axis=1)
-        arguments = self._encoding.arguments(columns, self._parameters())
-        return self._engine(batch).run(self._program, args=arguments).state
+        arguments = self._encoding.arguments(tf.unstack(rows, axis=1), self._parameters())
+        dtype = tf.complex128 if self.compute_dtype == "float64" else tf.complex64
+        return programs.state(self.program, arguments, self.cutoff_dim, dtype)
 
     def call(self, rows: Any) -> Any:
-        return self._read(self.state(rows), self.n_modes)
+        return self._read(self.state(rows), self._chance.draw(tf.shape(rows)[0]))
 
     def _parameters(self) -> dict[str, Any]:
         """The layers' parameters by the name that they have in the program."""
@@ -106,16 +109,6 @@ class QuantumNetwork(keras.Model):
             for n, value in enumerate(tf.unstack(tf.reshape(weights, [-1])))
         }
 
-    def _engine(self, batch: int | None) -> Any:
-        """A blank engine for that batch size; Strawberry Fields fixes it when one is made."""
-        sf_compat.install()
-        import strawberryfields as sf
-
-        options: dict[str, Any] = {"cutoff_dim": self.cutoff_dim}
-        if batch is None or batch > 1:
-            options["batch_size"] = batch
-        return sf.Engine("tf", backend_options=options)
-
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
@@ -124,6 +117,6 @@ class QuantumNetwork(keras.Model):
             "layers": self.n_layers,
             "cutoff_dim": self.cutoff_dim,
             "encoding_strategy": self.encoding_strategy,
-            "readout": self.readout,
+            "readout": readouts.as_config(self.readout),
             "seed": self.seed,
         }

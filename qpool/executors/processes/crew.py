@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+from qpool.executors.processes.condition import STOPPED_TIMEOUT, is_stopped
 from qpool.executors.processes.dispatch import Event, Finished, Joined, Lost, Raised
 from qpool.executors.processes.patience import Patience
 from qpool.executors.processes.process import Launcher, WorkerProcess
@@ -436,13 +437,17 @@ class Crew:
             now = min(progress - worker.answered, len(kinds) - 1)
             first = kinds[now] not in worker.seen and kinds[now] not in kinds[:now]
             allowed = self._patience.seconds(kinds[now], first=first)
-        if silence > allowed:
+        stopped = STOPPED_TIMEOUT < silence <= allowed and is_stopped(worker.pid)
+        if stopped or silence > allowed:
             log.warning(
-                "worker %d (pid %d) finished nothing for %.0f s, and is killed (timeout=)",
+                "worker %d (pid %d) %s for %.0f s, and is killed%s",
                 worker.number,
                 worker.pid,
+                "was stopped" if stopped else "finished nothing",
                 silence,
+                "" if stopped else " (timeout=)",
             )
-            self._patience.stretch(kinds[now], allowed)
+            if not stopped:
+                self._patience.stretch(kinds[now], allowed)
             self.silenced += 1
             worker.kill()

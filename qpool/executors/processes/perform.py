@@ -178,7 +178,8 @@ class Performer:
 def _kind_of_tile(plan: protocol.Plan, frame: protocol.Frame, kind: Kind, index: int) -> Hashable:
     """Tiles of one kind take about as long as each other, once one has been computed."""
     rows = min(frame.tile, frame.batch - index * frame.tile)
-    return plan.plan, plan.level, kind, frame.tile, rows
+    tangents = tuple(source for source, _ in frame.tangents)  # each set is compiled by itself
+    return plan.plan, plan.level, kind, tangents, frame.tile, rows
 
 
 def failure_of(

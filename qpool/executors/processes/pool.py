@@ -312,6 +312,7 @@ class Pool:
         sources: Sequence[tuple[int, ArraySpec]],
         *,
         per_tile: bool = False,
+        tangents: Sequence[tuple[int, np.ndarray]] = (),
     ) -> list[np.ndarray]:
         """Pull a batch's cotangents back to ``sources``.
 
@@ -320,29 +321,38 @@ class Pool:
         those of variables are summed over tiles in tile order, or with ``per_tile`` left as one
         row per tile. ``inputs`` and ``weights`` are those of the forward call: tiles that
         are no longer kept are computed again from them.
+
+        With ``tangents``, cotangents of the gradients by source, that whole computation is pulled
+        back: returned are the gradients of its result for the sources, then for the cotangents
+        that are not None.
         """
         with self._lock:
             store = self._ready()
+            kind = Kind.SECOND if tangents else Kind.BACKWARD
+            wanted = tuple(n for n, _ in sources), tuple(n for n, _ in tangents)
             frame = store.frame(
-                ("backward", plan, len(inputs[0]), tile, tuple(n for n, _ in sources)),
+                (kind, plan, len(inputs[0]), tile, *wanted),
                 inputs,
                 tile,
                 (),
                 cotangents,
                 [(n, spec) for n, spec in sources if n < len(inputs)],
                 [(n, spec) for n, spec in sources if n >= len(inputs)],
+                tangents,
             )
             version = self._write(plan, frame, inputs, weights)
             store.write(frame.cotangents, cotangents)
-            self._compute(plan, frame, call, Kind.BACKWARD, version, homes)
+            store.write([placed for _, placed in frame.tangents], [x for _, x in tangents])
+            self._compute(plan, frame, call, kind, version, homes)
             began = time.perf_counter()
             found = {n: placed.view(store.buffer).copy() for n, placed in frame.input_gradients}
             for n, placed in frame.weight_gradients:
                 partials = placed.view(store.buffer)
                 found[n] = partials.copy() if per_tile else tiles.sum_in_order(partials)
+            of_cotangents = [p.view(store.buffer).copy() for p in frame.cotangent_gradients if p]
             self._counters.copy_out += time.perf_counter() - began
             self._counters.backward_calls += 1
-            return [found[n] for n, _ in sources]
+            return [*(found[n] for n, _ in sources), *of_cotangents]
 
     def new_call(self) -> int:
         """A number for a call of a model; the random draws within the call follow from it."""

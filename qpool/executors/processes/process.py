@@ -31,6 +31,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any
 
+from qpool.executors.processes.condition import (
+    STOPPED_TIMEOUT,
+    describe_exit,
+    is_stopped,
+)
 from workers import affinity, compile_cache, protocol
 from workers.errors import (
     ConfigurationError,
@@ -381,16 +386,26 @@ class ForkLauncher(Launcher):
             if not wait and not select.select([self._control], [], [], 0)[0]:
                 return False
             try:
-                self._control.settimeout(_IMPORT_TIMEOUT)
+                self._await_imports(self._control)
                 self._answer(self._control, lambda a: isinstance(a, nursery.Ready))
             except (OSError, EOFError) as error:
                 self._drop_nursery()
                 raise StartupError(
-                    "the process that forks workers ended while it imported TensorFlow and "
-                    "Strawberry Fields; its own output is above"
+                    "the process that forks workers ended, or was stopped, while it imported "
+                    f"TensorFlow and Strawberry Fields ({error}); its own output is above"
                 ) from error
             self._ready = True
         return True
+
+    def _await_imports(self, control: socket.socket) -> None:
+        """Wait until the nursery has something to say; OSError if it hangs or was stopped."""
+        assert self._nursery is not None
+        deadline, stopped = time.monotonic() + _IMPORT_TIMEOUT, 0
+        while not select.select([control], [], [], STOPPED_TIMEOUT / 5)[0]:
+            stopped = stopped + 1 if is_stopped(self._nursery.pid) else 0
+            if stopped > 5 or time.monotonic() > deadline:
+                raise OSError("it was stopped" if stopped else "it took too long")
+        control.settimeout(_REAP_TIMEOUT)
 
     def _connected(self) -> socket.socket:
         self.ready(wait=True)
@@ -455,21 +470,3 @@ def _log_file() -> IO[bytes]:
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("qpool-log", os.MFD_CLOEXEC), "r+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)  # closed by who reads it
-
-
-def describe_exit(code: int | None) -> str:
-    """``"killed by SIGKILL (out of memory?)"``, ``"exit code 3"``, ..."""
-    if code is None:
-        return "ended in an unknown way"
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = {
-        "SIGKILL": " (the kernel does this when memory runs out)",
-        "SIGBUS": " (memory that could not be had)",
-        "SIGILL": " (an instruction this CPU lacks)",
-    }.get(name, "")
-    return f"was killed by {name}{hint}"

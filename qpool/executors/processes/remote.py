@@ -187,8 +187,9 @@ class RemoteModel:
         cotangents: Sequence[np.ndarray | None],
         *,
         per_sample: bool = False,
+        tangents: Sequence[tuple[int, np.ndarray]] = (),
     ) -> list[np.ndarray]:
-        """Gradients for the connected sources, in order."""
+        """Gradients for the connected sources, in order; see :meth:`Pool.backward`."""
         self._check_open()
         began = time.perf_counter()
         assert plan.connected is not None
@@ -203,6 +204,7 @@ class RemoteModel:
             cotangents,
             [(n, self.source_spec(n, inputs)) for n, there in enumerate(plan.connected) if there],
             per_tile=per_sample,
+            tangents=tangents,
         )
         self._seconds += time.perf_counter() - began
         return found

@@ -126,10 +126,12 @@ class Store:
         cotangents: Sequence[np.ndarray | None] = (),
         of_inputs: Sequence[tuple[int, ArraySpec]] = (),
         of_weights: Sequence[tuple[int, ArraySpec]] = (),
+        tangents: Sequence[tuple[int, np.ndarray]] = (),
     ) -> protocol.Frame:
         """The frame of this key; ``outputs`` and ``of_inputs`` are specs of one row.
 
         ``key`` names what the other arguments follow from; the frame is laid out once for it.
+        With ``tangents`` there is room for the gradients of the cotangents too.
         """
         frame = self._frames.get(key)
         if frame is not None:
@@ -148,6 +150,8 @@ class Store:
                 *(spec for spec in seeds if spec is not None),
                 *(spec.with_rows(batch) for _, spec in of_inputs),
                 *(spec.with_rows(rows) for _, spec in of_weights),
+                *(ArraySpec.of(tangent) for _, tangent in tangents),
+                *(spec for spec in seeds if spec is not None and tangents),
             ],
             self._scratch,
         )
@@ -166,6 +170,8 @@ class Store:
             tuple(None if spec is None else next(remaining) for spec in seeds),
             tuple((n, next(remaining)) for n, _ in of_inputs),
             tuple((n, next(remaining)) for n, _ in of_weights),
+            tuple((n, next(remaining)) for n, _ in tangents),
+            tuple(None if spec is None else next(remaining) for spec in seeds if tangents),
         )
         self._frames[key] = frame
         return frame
