@@ -6,6 +6,9 @@ state is theirs.
 
 from __future__ import annotations
 
+import copy
+import fractions
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,15 +83,20 @@ def fingerprint(program: Any) -> tuple[Any, ...]:
 
 def _content(value: Any) -> Any:
     if isinstance(value, sympy.Basic):
-        return sympy.srepr(value)
+        ratios = [number for number in value.atoms(sympy.Rational) if not number.is_Integer]
+        return sympy.srepr(value.xreplace({n: sympy.Float(float(n)) for n in ratios}))
     if tf.is_tensor(value) or isinstance(value, np.ndarray):
         array = np.asarray(value)
         return array.shape, array.dtype.str, array.tobytes()
     return repr(value)
 
 
+#: What Strawberry Fields writes for a free parameter: Blackbird reads it as a string.
+_QUOTED = re.compile(r'"([^"]*\{[^"]*)"')
+
+
 def as_text(program: Any) -> str:
-    """The program in Blackbird, Strawberry Fields' own language, from which it comes back the same.
+    """The program in Blackbird, Strawberry Fields' own language: it comes back the same.
 
     Raises:
         ConfigurationError: the language cannot say this program.
@@ -96,8 +104,9 @@ def as_text(program: Any) -> str:
     import strawberryfields as sf
 
     try:
-        text: str = sf.io.to_blackbird(_without_daggers(program)).serialize()
-        same = fingerprint(from_text(text)) == fingerprint(_without_daggers(program))
+        text: str = sf.io.to_blackbird(_for_text(program)).serialize()
+        text = _QUOTED.sub(r"\1", text)
+        same = fingerprint(from_text(text)) == fingerprint(_for_text(program))
     except Exception as error:
         raise ConfigurationError(
             f"this program cannot be saved: Strawberry Fields' Blackbird cannot write it ({error})"
@@ -119,18 +128,34 @@ def from_text(text: str) -> Any:
     return sf.io.loads(text)
 
 
-def _without_daggers(program: Any) -> Any:
-    """The same program with each inverse gate as the gate of the opposite first parameter."""
-    import copy
+def _written_exactly(value: Any) -> Any:
+    """An expression whose numbers sympy, which writes 15 digits of a float, writes so that they
+    come back the same."""
 
+    def exact(number: Any) -> Any:
+        wanted = float(number)
+        if float(str(sympy.Float(wanted))) == wanted:
+            return sympy.Float(wanted)
+        simple = fractions.Fraction(wanted).limit_denominator(10**6)
+        ratio = simple if float(simple) == wanted else fractions.Fraction(wanted)
+        return sympy.Rational(ratio.numerator, ratio.denominator)
+
+    if not isinstance(value, sympy.Basic):
+        return value
+    return value.xreplace({n: exact(n) for n in value.atoms(sympy.Number) if not n.is_Integer})
+
+
+def _for_text(program: Any) -> Any:
+    """The same program with each inverse gate as the gate of the opposite first parameter, and
+    all numbers such that they can be written."""
     import strawberryfields as sf
 
     plain = sf.Program(program.init_num_subsystems, name=program.name)
     for command in program.circuit:
-        op = command.op
+        op = copy.copy(command.op)
+        op.p = [_written_exactly(value) for value in op.p]
         if getattr(op, "dagger", False):
-            op = copy.copy(op)
-            op.p = [-op.p[0], *op.p[1:]]
+            op.p[0] = -op.p[0]
             op.dagger = False
         plain.append(op, [plain.reg_refs[register.ind] for register in command.reg])
     return plain

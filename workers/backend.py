@@ -46,6 +46,11 @@ class TracedTFBackend(TFBackend):
             kwargs.get("dtype", tf.complex64),
         )
 
+    def reset(self, pure: bool = True, **kwargs: Any) -> None:
+        """See ``TFBackend.reset``; a backend that has not begun a circuit is blank already."""
+        if self.circuit is not None:
+            super().reset(pure, **kwargs)
+
     def state(self, modes: Any = None, **kwargs: Any) -> FockStateTF:
         """See ``TFBackend.state``."""
         found = super().state(modes, **kwargs)

@@ -41,21 +41,28 @@ class QuantumFisher:
 
     def jacobian(self, inputs: Any) -> tuple[Any, Any]:
         """Kets, (batch, M), and their derivatives, (P, batch, M), M amplitudes each."""
-        total = sum(self._sizes)
-        ket = self._ket(inputs)
-        size = ket.shape[1:].num_elements()
-
-        def along(direction: Any) -> Any:
-            parts = tf.split(direction, self._sizes)
-            tangents = [tf.reshape(p, v.shape) for p, v in zip(parts, self.variables, strict=True)]
-            with tf.autodiff.ForwardAccumulator(self.variables, tangents) as accumulator:
-                found = self._ket(inputs)
-            derivative = accumulator.jvp(found, tf.UnconnectedGradients.ZERO)
-            return tf.reshape(derivative, [-1, size])
-
-        real = self.variables[0].dtype
-        derivatives = tf.map_fn(along, tf.eye(total, dtype=real), fn_output_signature=ket.dtype)
-        return tf.reshape(ket, [-1, size]), derivatives
+        with tf.GradientTape(persistent=True) as outer:
+            with tf.GradientTape() as inner:
+                ket = self._ket(inputs)
+                ket = tf.reshape(ket, [-1, ket.shape[1:].num_elements()])
+                parts = tf.stack([tf.math.real(ket), tf.math.imag(ket)])
+            # The vjp is linear in its cotangents, so that its own vjp is the jvp, whatever they
+            # are: a gate needs no other derivative than the ones it has.
+            cotangents = tf.zeros_like(parts)
+            outer.watch(cotangents)
+            pulled = inner.gradient(
+                parts,
+                self.variables,
+                output_gradients=cotangents,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            flat = tf.concat([tf.reshape(g, [-1]) for g in pulled], axis=0)
+        directions = tf.eye(sum(self._sizes), dtype=flat.dtype)
+        pushed = tf.map_fn(
+            lambda direction: outer.gradient(flat, cotangents, output_gradients=direction),
+            directions,
+        )
+        return ket, tf.complex(pushed[:, 0], pushed[:, 1])
 
     def _compute(self, inputs: Any) -> Any:
         ket, derivatives = self.jacobian(inputs)

@@ -180,7 +180,7 @@ def test_a_program_built_anew_is_known_again(engine) -> None:
 
 def test_errors_are_those_of_strawberry_fields(engine) -> None:
     engine.reset()
-    with pytest.raises(sf.parameters.ParameterError, match=r"No value\|free parameter\|unbound"):
+    with pytest.raises(sf.parameters.ParameterError, match="unbound parameter"):
         engine.run(program(), args={"a": tf.constant([0.1, 0.2])})
     engine.reset()
     with pytest.raises(ValueError, match="batch sizes differ"):
