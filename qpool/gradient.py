@@ -20,32 +20,24 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from qpool.executors.base import argument_names
-from qpool.shipping import dumps
+from qpool.arguments import Arguments, check_array, is_eager
 from workers import recipes
 from workers.errors import InputError, RemoteError, SecondOrderGradientError
 from workers.layout import ArraySpec
-from workers.protocol import Sharded
 
 if TYPE_CHECKING:
     from qpool.executors.processes.remote import Plan, RemoteModel
 
 try:
-    # Whether any tape could be listening (without one, a call is spared the bookkeeping), and
-    # whether one watches a tensor (as a constant of a call, its gradient would be lost).
+    # Whether any tape could be listening: without one, a call is spared the bookkeeping.
     from tensorflow.python.eager.record import could_possibly_record as _recording
-    from tensorflow.python.eager.record import should_record_backprop as _watched
-except ImportError:  # pragma: no cover - a TensorFlow that has moved them
+except ImportError:  # pragma: no cover - a TensorFlow that has moved it
 
     def _recording() -> bool:
         return True
-
-    def _watched(tensors: Sequence[Any]) -> bool:
-        return False
 
 
 #: Graph calls whose workers are remembered for their backward pass; older ones are recomputed.
@@ -61,11 +53,9 @@ class Bridge:
     def __init__(self, model: Any, remote: RemoteModel, sharded: Sequence[str]) -> None:
         self._model = model
         self._remote = remote
-        self._sharded = frozenset(sharded)
-        self._signatures: dict[str, tuple[str, ...]] = {}
+        self._arguments = Arguments(model, sharded)
         self._functions: dict[Any, Callable[..., Any]] = {}
         self._homes: OrderedDict[int, dict[int, tuple[int, ...]]] = OrderedDict()
-        self._plain_arguments = dumps(((Sharded(0),), {}), "the arguments")
 
     # -- calls -----------------------------------------------------------------------------
 
@@ -80,10 +70,10 @@ class Bridge:
 
         ``weights`` are tensors to take in the place of the model's variables.
         """
-        arguments, inputs, as_tensor = self._split(method, args, kwargs)
-        if tf.executing_eagerly() and all(_is_eager(x) for x in inputs):
+        arguments, inputs, as_tensor = self._arguments.split(method, args, kwargs)
+        if tf.executing_eagerly() and all(is_eager(x) for x in inputs):
             arrays = [np.asarray(x) for x in inputs]
-            self._check(method, arrays)
+            self._arguments.check(method, arrays)
             recording = _recording()
             values = self._weights() if weights is None else [np.asarray(w) for w in weights]
             plan = self._remote.plan(
@@ -104,9 +94,9 @@ class Bridge:
         if not tf.executing_eagerly():
             raise InputError("per_sample_gradients works eagerly only; call it outside tf.function")
         method = "__call__" if callable(self._model) else "generate"
-        arguments, inputs, as_tensor = self._split(method, (z,), {})
+        arguments, inputs, as_tensor = self._arguments.split(method, (z,), {})
         arrays = [np.asarray(x) for x in inputs]
-        self._check(method, arrays)
+        self._arguments.check(method, arrays)
         weights = self._weights()
         plan = self._remote.plan(method, arguments, as_tensor, arrays, weights, gradient=True)
         batch = len(arrays[0])
@@ -136,72 +126,6 @@ class Bridge:
         depends_on = [z, *self._remote.variables, *tf.nest.flatten(cotangent)]
         return list(once(*(tf.convert_to_tensor(x) for x in depends_on)))
 
-    # -- arguments -------------------------------------------------------------------------
-
-    def _split(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[bytes, list[Any], tuple[bool, ...]]:
-        """Pickled arguments with markers for the inputs, the inputs, and which are tensors."""
-        if len(args) == 1 and not kwargs and not isinstance(args[0], list | tuple | dict):
-            only = _as_input(args[0], "the first argument")
-            return self._plain_arguments, [only], (not isinstance(only, np.ndarray),)
-        names = self._names(method)
-        inputs: list[Any] = []
-
-        def mark(name: str, value: Any, first: bool) -> Any:
-            if not (first or name in self._sharded) or value is None:
-                _check_constant(name, value)
-                return value
-            inputs.append(_as_input(value, name))
-            return Sharded(len(inputs) - 1)
-
-        positional = tuple(
-            mark(names[n] if n < len(names) else f"argument {n}", value, n == 0)
-            for n, value in enumerate(args)
-        )
-        first_name = names[0] if names and not args else None
-        keyword = {name: mark(name, value, name == first_name) for name, value in kwargs.items()}
-        if not inputs:
-            raise InputError(
-                f"{method} was called without its first argument: expected an array with a "
-                "leading batch axis"
-            )
-        return (
-            dumps((positional, keyword), "the arguments"),
-            inputs,
-            tuple(not isinstance(x, np.ndarray) for x in inputs),
-        )
-
-    def _names(self, method: str) -> tuple[str, ...]:
-        if method not in self._signatures:
-            self._signatures[method] = argument_names(self._model, method)
-        return self._signatures[method]
-
-    def _check(self, method: str, arrays: Sequence[np.ndarray]) -> None:
-        for array in arrays:
-            _check_array(array.shape, array.dtype)
-        lengths = {len(array) for array in arrays}
-        if len(lengths) > 1:
-            raise InputError(
-                "the sharded inputs differ in their leading (batch) axis: expected one length, "
-                f"came {[array.shape for array in arrays]}"
-            )
-        if 0 in lengths:
-            raise InputError("an empty batch: expected at least one row")
-        self._check_width(method, arrays[0].shape)
-
-    def _check_width(self, method: str, shape: tuple[int | None, ...]) -> None:
-        if method not in ("__call__", "generate"):
-            return  # another method may take something else
-        for name in ("latent_dim", "input_dim"):
-            width = getattr(self._model, name, None)
-            if isinstance(width, int) and not isinstance(width, bool):
-                if len(shape) != 2 or shape[1] not in (width, None):
-                    raise InputError(
-                        f"expected (batch, {width}), as the model's {name} says; came {shape}"
-                    )
-                return
-
     # -- plans -----------------------------------------------------------------------------
 
     def _weights(self) -> list[np.ndarray]:
@@ -218,14 +142,14 @@ class Bridge:
                 raise InputError(
                     "an input of unknown rank in a graph: expected (batch, ...); set its shape"
                 )
-            _check_array(tuple(shape), dtype)
+            check_array(tuple(shape), dtype)
             tail = tuple(shape)[1:]
             if None in tail:
                 raise InputError(
                     f"an input of shape {tuple(shape)} in a graph: only the batch may be unknown"
                 )
             specs.append(ArraySpec(tail, dtype.str))
-        self._check_width(method, (None, *specs[0].shape))
+        self._arguments.check_width(method, (None, *specs[0].shape))
         plan = self._remote.find(method, arguments, as_tensor, tuple(specs))
         if plan is not None and plan.connected is not None:
             return plan
@@ -331,7 +255,7 @@ class Bridge:
         keep = _recording()
 
         def run(*arrays: np.ndarray) -> list[np.ndarray]:
-            self._check("", arrays[:inputs])
+            self._arguments.check("", arrays[:inputs])
             result = self._remote.forward(
                 plan, arrays[:inputs], arrays[inputs:], keep=keep, copy=np.array
             )
@@ -474,66 +398,12 @@ def _value(variable: tf.Variable) -> np.ndarray:
     return np.asarray(tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype))
 
 
-def _is_eager(x: Any) -> bool:
-    return isinstance(x, np.ndarray) or (isinstance(x, tf.Tensor) and hasattr(x, "numpy"))
-
-
 def _is_float(spec: ArraySpec) -> bool:
     return np.dtype(spec.dtype).kind in "fc"
 
 
 def _where(flags: Sequence[bool] | None) -> list[int]:
     return [n for n, flag in enumerate(flags or ()) if flag]
-
-
-def _as_input(value: Any, name: str) -> Any:
-    """A sharded input: an ndarray stays one, all else becomes a tensor."""
-    if isinstance(value, np.ndarray):
-        return value
-    if isinstance(value, tf.Tensor):
-        return value
-    if isinstance(value, list | tuple | dict) and any(
-        isinstance(part, tf.Tensor | np.ndarray) for part in tf.nest.flatten(value)
-    ):
-        raise InputError(
-            f"{name} is a {type(value).__name__} of arrays; expected one array. Give the model a "
-            "method with an argument for each, and name them in sharded="
-        )
-    try:
-        return tf.convert_to_tensor(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{name} must be an array of numbers with a leading batch axis; came "
-            f"{type(value).__name__}: {error}"
-        ) from error
-
-
-def _check_array(shape: tuple[int | None, ...], dtype: np.dtype) -> None:
-    if len(shape) == 0:
-        raise InputError("expected an array with a leading batch axis; came a scalar (rank 0)")
-    if dtype.kind not in "fciub":
-        raise InputError(f"expected numbers; came dtype {dtype}")
-
-
-def _check_constant(name: str, value: Any) -> None:
-    """Refuse what could not be a constant of the call without changing the result."""
-    for leaf in tf.nest.flatten(value):
-        if isinstance(leaf, tf.Variable | keras.Variable):
-            raise InputError(
-                f"{name} is a variable; workers get constants, so its gradient would be lost. "
-                f"Make it an attribute of the model, or shard it: sharded=({name!r},)"
-            )
-        if isinstance(leaf, tf.Tensor) and _is_eager(leaf) and _watched([leaf]):
-            raise InputError(
-                f"{name} is watched by a tape; workers get constants, so its gradient would be "
-                f"lost. Shard it (sharded=({name!r},)), make it a variable of the model, or wrap "
-                "it in tf.stop_gradient"
-            )
-        if isinstance(leaf, tf.Tensor) and not hasattr(leaf, "numpy"):
-            raise InputError(
-                f"{name} is a tensor of the graph being traced; workers get constants. Pass an "
-                f"ndarray, or shard it along its leading axis: sharded=({name!r},)"
-            )
 
 
 def _stand_in(spec: ArraySpec, *, positive: bool) -> np.ndarray:

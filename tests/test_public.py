@@ -22,6 +22,8 @@ def run(code: str) -> str:
 
 def test_public_names() -> None:
     assert set(qpool.__all__) == {
+        "CircuitLayer",
+        "Engine",
         "ParallelGenerator",
         "Pool",
         "QuantumGANTrainer",
@@ -29,9 +31,11 @@ def test_public_names() -> None:
         "create_parallel_generator",
         "errors",
         "gradient_flow",
+        "metrics",
         "models",
         "parallelize",
         "register_strategy",
+        "states",
     }
     for name in qpool.__all__:
         assert getattr(qpool, name) is not None

@@ -1,0 +1,159 @@
+"""What a pooled call was given: which arguments are sharded, and which go along as constants.
+
+Owns the check of both before anything is sent. Knows neither the pool nor gradients, but refuses a
+constant whose gradient would be lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from qpool.executors.base import argument_names
+from qpool.shipping import dumps
+from workers.errors import InputError
+from workers.protocol import Sharded
+
+try:
+    # Whether a tape watches a tensor: as a constant of a call, its gradient would be lost.
+    from tensorflow.python.eager.record import should_record_backprop as _watched
+except ImportError:  # pragma: no cover - a TensorFlow that has moved it
+
+    def _watched(tensors: Sequence[Any]) -> bool:
+        return False
+
+
+class Arguments:
+    """The arguments of a model's pooled methods; ``sharded`` names those beside the first."""
+
+    def __init__(self, model: Any, sharded: Sequence[str]) -> None:
+        self._model = model
+        self._sharded = frozenset(sharded)
+        self._signatures: dict[str, tuple[str, ...]] = {}
+        self._plain = dumps(((Sharded(0),), {}), "the arguments")
+
+    def split(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bytes, list[Any], tuple[bool, ...]]:
+        """Pickled arguments with markers for the inputs, the inputs, and which are tensors."""
+        if len(args) == 1 and not kwargs and not isinstance(args[0], list | tuple | dict):
+            only = _as_input(args[0], "the first argument")
+            return self._plain, [only], (not isinstance(only, np.ndarray),)
+        names = self._names(method)
+        inputs: list[Any] = []
+
+        def mark(name: str, value: Any, first: bool) -> Any:
+            if not (first or name in self._sharded) or value is None:
+                _check_constant(name, value)
+                return value
+            inputs.append(_as_input(value, name))
+            return Sharded(len(inputs) - 1)
+
+        positional = tuple(
+            mark(names[n] if n < len(names) else f"argument {n}", value, n == 0)
+            for n, value in enumerate(args)
+        )
+        first_name = names[0] if names and not args else None
+        keyword = {name: mark(name, value, name == first_name) for name, value in kwargs.items()}
+        if not inputs:
+            raise InputError(
+                f"{method} was called without its first argument: expected an array with a "
+                "leading batch axis"
+            )
+        return (
+            dumps((positional, keyword), "the arguments"),
+            inputs,
+            tuple(not isinstance(x, np.ndarray) for x in inputs),
+        )
+
+    def _names(self, method: str) -> tuple[str, ...]:
+        if method not in self._signatures:
+            self._signatures[method] = argument_names(self._model, method)
+        return self._signatures[method]
+
+    def check(self, method: str, arrays: Sequence[np.ndarray]) -> None:
+        """InputError unless all inputs have one length, more than 0, and the model's width."""
+        for array in arrays:
+            check_array(array.shape, array.dtype)
+        lengths = {len(array) for array in arrays}
+        if len(lengths) > 1:
+            raise InputError(
+                "the sharded inputs differ in their leading (batch) axis: expected one length, "
+                f"came {[array.shape for array in arrays]}"
+            )
+        if 0 in lengths:
+            raise InputError("an empty batch: expected at least one row")
+        self.check_width(method, arrays[0].shape)
+
+    def check_width(self, method: str, shape: tuple[int | None, ...]) -> None:
+        """InputError if the model says its width and the first input has another one."""
+        if method not in ("__call__", "generate"):
+            return  # another method may take something else
+        for name in ("latent_dim", "input_dim"):
+            width = getattr(self._model, name, None)
+            if isinstance(width, int) and not isinstance(width, bool):
+                if len(shape) != 2 or shape[1] not in (width, None):
+                    raise InputError(
+                        f"expected (batch, {width}), as the model's {name} says; came {shape}"
+                    )
+                return
+
+
+def is_eager(x: Any) -> bool:
+    """Whether it is an array, or a tensor that has a value already."""
+    return isinstance(x, np.ndarray) or (isinstance(x, tf.Tensor) and hasattr(x, "numpy"))
+
+
+def _as_input(value: Any, name: str) -> Any:
+    """A sharded input: an ndarray stays one, all else becomes a tensor."""
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, tf.Tensor):
+        return value
+    if isinstance(value, list | tuple | dict) and any(
+        isinstance(part, tf.Tensor | np.ndarray) for part in tf.nest.flatten(value)
+    ):
+        raise InputError(
+            f"{name} is a {type(value).__name__} of arrays; expected one array. Give the model a "
+            "method with an argument for each, and name them in sharded="
+        )
+    try:
+        return tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{name} must be an array of numbers with a leading batch axis; came "
+            f"{type(value).__name__}: {error}"
+        ) from error
+
+
+def check_array(shape: tuple[int | None, ...], dtype: np.dtype) -> None:
+    """InputError unless these are numbers with a batch axis."""
+    if len(shape) == 0:
+        raise InputError("expected an array with a leading batch axis; came a scalar (rank 0)")
+    if dtype.kind not in "fciub":
+        raise InputError(f"expected numbers; came dtype {dtype}")
+
+
+def _check_constant(name: str, value: Any) -> None:
+    """Refuse what could not be a constant of the call without changing the result."""
+    for leaf in tf.nest.flatten(value):
+        if isinstance(leaf, tf.Variable | keras.Variable):
+            raise InputError(
+                f"{name} is a variable; workers get constants, so its gradient would be lost. "
+                f"Make it an attribute of the model, or shard it: sharded=({name!r},)"
+            )
+        if isinstance(leaf, tf.Tensor) and is_eager(leaf) and _watched([leaf]):
+            raise InputError(
+                f"{name} is watched by a tape; workers get constants, so its gradient would be "
+                f"lost. Shard it (sharded=({name!r},)), make it a variable of the model, or wrap "
+                "it in tf.stop_gradient"
+            )
+        if isinstance(leaf, tf.Tensor) and not hasattr(leaf, "numpy"):
+            raise InputError(
+                f"{name} is a tensor of the graph being traced; workers get constants. Pass an "
+                f"ndarray, or shard it along its leading axis: sharded=({name!r},)"
+            )
