@@ -120,6 +120,18 @@ def test_workers_that_die_while_the_pool_starts() -> None:
         np.testing.assert_allclose(generator(Z), 2 * Z)
 
 
+def test_processes_that_are_stopped_while_the_pool_starts(monkeypatch, caplog) -> None:
+    """The fork server while it imports, then a worker: nobody waits as long as for loading."""
+    for module in (crew, process):
+        monkeypatch.setattr(module, "STOPPED_TIMEOUT", 0.5)
+    with qpool.Pool(workers=1) as pool, caplog.at_level(logging.WARNING, "qpool"):
+        os.kill(pool._crew.launcher._nursery.pid, signal.SIGSTOP)
+        pool._crew.faults_at_start.append((Fault("start", "stop"),))
+        pool.start()
+    assert "it was stopped" in caplog.text
+    assert "was stopped for" in caplog.text
+
+
 def test_a_pool_whose_workers_never_come_up_says_why() -> None:
     pool = qpool.Pool(workers=1)
     pool._crew.faults_at_start.extend([(Fault("start", "raise"),)] * 3)
