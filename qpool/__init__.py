@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qpool.executors.processes.pool import Pool
     from qpool.generator import ParallelGenerator, create_parallel_generator, parallelize
     from qpool.layers import CircuitLayer
-    from qpool.measure.gradient_flow import gradient_flow
+    from qpool.measure.gradient_flow import gradient_flow, gradient_norms
     from qpool.training.trainer import QuantumGANTrainer
 
 __version__ = "0.1.0"
@@ -33,6 +33,7 @@ __all__ = [
     "create_parallel_generator",
     "errors",
     "gradient_flow",
+    "gradient_norms",
     "metrics",
     "models",
     "parallelize",
@@ -50,6 +51,7 @@ _HOMES = {
     "create_parallel_generator": "qpool.generator",
     "errors": "qpool.errors",
     "gradient_flow": "qpool.measure.gradient_flow",
+    "gradient_norms": "qpool.measure.gradient_flow",
     "metrics": "qpool.metrics",
     "models": "qpool.models",
     "parallelize": "qpool.generator",

@@ -31,6 +31,7 @@ def test_public_names() -> None:
         "create_parallel_generator",
         "errors",
         "gradient_flow",
+        "gradient_norms",
         "metrics",
         "models",
         "parallelize",

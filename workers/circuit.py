@@ -92,7 +92,8 @@ def _connected(state: tf.Tensor, idle: Sequence[tf.Tensor], circuit: Circuit) ->
         nothing += 0.0 * tf.cast(parameter, nothing.dtype)
     if len(nothing.shape) == 1:
         nothing = tf.reshape(nothing, [-1, *[1] * circuit.axes])
-    return state + tf.cast(nothing, state.dtype)
+    nothing = tf.cast(nothing, state.dtype.real_dtype)
+    return state + tf.complex(nothing, tf.zeros_like(nothing))  # a cast's gradient would warn
 
 
 @dataclass

@@ -64,3 +64,24 @@ def gradient_flow(model: Any, loss: Callable[..., Any]) -> GradientFlow:
         not_finite += int(np.sum(~finite))
     flowing, total = (sum(pair[n] for pair in by_variable.values()) for n in (0, 1))
     return GradientFlow(flowing, total, zero, not_finite, by_variable)
+
+
+def gradient_norms(model: Any, z: Any, cotangent: Any) -> Any:
+    """The norm of each sample's gradient with respect to all trainable variables: (batch,).
+
+    Args:
+        model: what :func:`qpool.parallelize` made.
+        z, cotangent: as of its ``per_sample_gradients``.
+    """
+    import tensorflow as tf
+
+    from qpool.generator import ParallelGenerator
+    from workers.errors import InputError
+
+    if not isinstance(model, ParallelGenerator):
+        raise InputError(
+            f"gradient_norms needs a model made by qpool.parallelize; came {type(model).__name__}"
+        )
+    rows = [tf.reshape(g, [len(g), -1]) for g in model.per_sample_gradients(z, cotangent)]
+    squares = [tf.reduce_sum(tf.abs(row) ** 2, axis=1) for row in rows]
+    return tf.sqrt(tf.add_n([tf.cast(s, squares[0].dtype) for s in squares]))

@@ -27,11 +27,15 @@ GOALS = (0.1, 0.01, 0.001)
 class Photon:
     """The circuit, its weights, and 1 - fidelity with |1>."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self) -> None:
         self.program = circuit.build(1, LAYERS, lambda program, q: None)
         self.names = list(self.program.free_params)
-        draws = np.random.default_rng(seed).normal(size=len(self.names)) * 0.1
-        self.weights = tf.Variable(draws, dtype=tf.float64)
+        self.weights = tf.Variable(tf.zeros(len(self.names), tf.float64))
+
+    def begin(self, seed: int) -> None:
+        """Set the weights to where a run of this seed begins."""
+        draws = np.random.default_rng(seed).normal(size=len(self.names))
+        self.weights.assign(draws * 0.1)
 
     def ket(self, _: Any = None) -> Any:
         """(1, D)."""
@@ -70,17 +74,18 @@ def natural(seeds: Sequence[int] = (0, 1, 2)) -> dict[str, Any]:
         "Adam": (keras.optimizers.Adam, (0.003, 0.01, 0.03), False),
         "natural gradient": (keras.optimizers.SGD, (0.05, 0.1, 0.3), True),
     }
-    results: dict[str, Any] = {"case": "natural", "weights": len(Photon(0).names)}
+    problem = Photon()
+    fisher = QuantumFisher(problem.ket, [problem.weights])
+    results: dict[str, Any] = {"case": "natural", "weights": len(problem.names)}
+
+    @tf.function(jit_compile=True)
+    def along_the_geometry(gradient: Any) -> Any:
+        return natural_gradient(fisher.compute(0.0), [gradient], damping=1e-2)[0]
+
     for name, (make, rates, turned) in contenders.items():
+        turn = along_the_geometry if turned else tf.identity
         for rate in rates:
             for seed in seeds:
-                problem = Photon(seed)
-                fisher = QuantumFisher(problem.ket, [problem.weights])
-
-                def turn(gradient: Any, fisher: Any = fisher, turned: bool = turned) -> Any:
-                    if not turned:
-                        return gradient
-                    return natural_gradient(fisher(0.0), [gradient], damping=1e-2)[0]
-
+                problem.begin(seed)
                 results[f"{name}, rate {rate}, seed {seed}"] = _descend(problem, make(rate), turn)
     return results

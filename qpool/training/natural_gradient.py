@@ -33,7 +33,7 @@ class QuantumFisher:
         if not self.variables or any(not v.dtype.is_floating for v in self.variables):
             raise InputError("the quantum Fisher information needs real variables, one at least")
         self._sizes = [int(v.shape.num_elements()) for v in self.variables]
-        self._compiled = tf.function(self._compute, jit_compile=True)
+        self._compiled = tf.function(self.compute, jit_compile=True)
 
     def __call__(self, inputs: Any) -> Any:
         """The (P, P) matrix, real, for a batch of inputs; rows in the order of the variables."""
@@ -64,7 +64,8 @@ class QuantumFisher:
         )
         return ket, tf.complex(pushed[:, 0], pushed[:, 1])
 
-    def _compute(self, inputs: Any) -> Any:
+    def compute(self, inputs: Any) -> Any:
+        """As a call, uncompiled, for a function that is compiled as a whole."""
         ket, derivatives = self.jacobian(inputs)
         norm = tf.reduce_sum(tf.math.conj(ket) * ket, axis=1)
         # <d_i psi|d_j psi> and <psi|d_i psi> of the kets scaled to norm 1, sample by sample.

@@ -117,6 +117,26 @@ def test_traced_values_and_gradients_are_those_of_stock(encoding: str, width: in
         np.testing.assert_allclose(ours, theirs, atol=2e-5 * max(1.0, np.abs(theirs).max()))
 
 
+@pytest.mark.parametrize(
+    "readout", ["positions", "quadratures", "photons", "homodyne", "density", "ket"]
+)
+def test_read_outs_and_their_gradients_are_those_of_stock(readout: str) -> None:
+    z = tf.constant(rows(2, 4))
+    found = []
+    for traced in (True, False):  # each time anew: of one seed, the weights and draws are the same
+        model = qpool.models.QuantumSFGenerator(
+            layers=1, cutoff_dim=CUTOFF, readout=readout, seed=3, dtype="float64"
+        )
+        with traced_engines(traced), tf.GradientTape() as tape:
+            tape.watch(z)
+            features = model(z)
+            loss = tf.reduce_sum(tf.sin(tf.math.real(features)))
+        sources = [v.value for v in model.trainable_variables]
+        found.append([features, *tape.gradient(loss, [*sources, z])])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-7 * max(1.0, np.abs(theirs).max()))
+
+
 def test_gradients_reach_all_28_of_the_generator_and_all_32_of_the_discriminator() -> None:
     generator = qpool.models.QuantumSFGenerator(cutoff_dim=6, readout="quadratures", seed=0)
     flow = qpool.gradient_flow(generator, lambda m: tf.reduce_sum(m(rows(3, 4)) ** 3))
@@ -139,6 +159,20 @@ def test_gradient_flow_counts_and_does_not_assume() -> None:
     assert "unused:0 (0 of 1)" in str(flow)
     with pytest.raises(qpool.errors.InputError, match="real scalar"):
         qpool.gradient_flow(Model(), lambda m: m.used)
+
+
+def test_gradient_norms_are_those_of_single_samples(pool) -> None:
+    model = qpool.models.QuantumSFGenerator(layers=1, cutoff_dim=4, seed=0)
+    z, cotangent = rows(3, 4), np.ones((3, 2), np.float32)
+    with qpool.parallelize(model, pool=pool) as generator:
+        norms = qpool.gradient_norms(generator, z, cotangent)
+    for n in range(3):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(model(z[n : n + 1]))
+        expected = tf.linalg.global_norm(tape.gradient(total, model.trainable_variables))
+        np.testing.assert_allclose(norms[n], expected, rtol=1e-5)
+    with pytest.raises(qpool.errors.InputError, match="parallelize"):
+        qpool.gradient_norms(model, z, cotangent)
 
 
 def test_a_discriminator_is_a_number_for_each_sample() -> None:
