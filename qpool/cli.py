@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from qpool.training.run import Config
+from qpool.training.config import Config
 from workers.errors import QPoolError
 
 _DEFAULT = Config()
@@ -30,35 +30,124 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--data", default=_DEFAULT.data, help="Data set: iris, wine, breast-cancer.")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="TOML file with settings by these names (steps = 1000); options go over it.",
+)
+@click.option(
+    "--data",
+    default=_DEFAULT.data,
+    help="breast-cancer, iris, wine, ring, four-gaussians, or a .csv or .npy file of rows.",
+)
 @click.option("--steps", default=_DEFAULT.steps, help="Training steps (rounded up to epochs).")
 @click.option("--batch-size", default=_DEFAULT.batch_size, help="Samples in a step.")
 @click.option("--layers", default=_DEFAULT.layers, help="Layers of the quantum network.")
 @click.option("--cutoff", default=_DEFAULT.cutoff, help="Fock states kept per mode.")
 @click.option("--encoding", default=_DEFAULT.encoding, help="How latent vectors enter.")
+@click.option("--readout", default=_DEFAULT.readout, help="What a sample is: positions, homodyne.")
+@click.option("--loss", default=_DEFAULT.loss, help="wasserstein or non-saturating.")
 @click.option("--generator-rate", default=_DEFAULT.generator_rate, help="Its learning rate.")
 @click.option("--critic-rate", default=_DEFAULT.critic_rate, help="Its learning rate.")
+@click.option("--schedule", default=_DEFAULT.schedule, help="Of both rates: constant or cosine.")
 @click.option("--critic-steps", default=_DEFAULT.critic_steps, help="Critic updates in a step.")
 @click.option("--penalty", default=_DEFAULT.penalty, help="Weight of the gradient penalty.")
+@click.option("--norm-penalty", default=_DEFAULT.norm_penalty, help="Weight on leaving the cutoff.")
+@click.option("--clip-norm", type=float, help="Largest norm of a gradient.  [default: none]")
 @click.option("--workers", type=int, help="Worker processes.  [default: physical cores]")
-@click.option("--strategy", default=_DEFAULT.strategy, help="processes, sequential or auto.")
+@click.option(
+    "--strategy", default=_DEFAULT.strategy, help="processes, cpu_batch, sequential or auto."
+)
 @click.option("--tile", type=int, help="Rows computed at once.  [default: from the model]")
 @click.option("--start-method", help="forkserver or spawn.  [default: the system's best]")
+@click.option("--checkpoint-every", default=_DEFAULT.checkpoint_every, help="Steps between them.")
+@click.option("--evaluate-every", default=_DEFAULT.evaluate_every, help="Steps between them.")
+@click.option("--keep", default=_DEFAULT.keep, help="Checkpoints kept, beside the best.")
 @click.option("--seed", default=_DEFAULT.seed, help="Of weights, latent draws and shuffling.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/DATE]")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def train(out: Path | None, as_json: bool, **options: Any) -> None:
-    """Train a small quantum GAN on a real two-dimensional data set, through the pool."""
+@click.pass_context
+def train(
+    context: click.Context,
+    config_file: Path | None,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train a small quantum GAN on two-dimensional data, through the pool.
+
+    Ctrl-C and SIGTERM end it after the step under way, with a checkpoint; `qpool resume` goes on.
+    """
     from qpool.training import run
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    directory = out or run.default_directory()
-    summary = run.train(Config(**options), directory)
+    settings = Config.read(config_file) if config_file else {}
+    given = click.core.ParameterSource.COMMANDLINE
+    settings |= {n: v for n, v in options.items() if context.get_parameter_source(n) is given}
+    _end_of_run(run.train(Config.of(settings), out or run.default_directory()), as_json)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--workers", type=int, help="Worker processes.  [default: physical cores]")
+@click.option("--start-method", help="forkserver or spawn.  [default: as before]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def resume(directory: Path, workers: int | None, start_method: str | None, as_json: bool) -> None:
+    """Go on with the run in DIRECTORY from its newest checkpoint.
+
+    It ends with the same bits as a run that was never interrupted, also with another number of
+    workers.
+    """
+    from qpool.training import run
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _end_of_run(run.resume(directory, workers=workers, start_method=start_method), as_json)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--count", default=1000, help="How many samples.")
+@click.option("--checkpoint", default="newest", help="newest, best, or a checkpoint file.")
+@click.option("--seed", default=0, help="Of the latent draws.")
+@click.option("--out", type=click.Path(path_type=Path), help="CSV file.  [default: to the screen]")
+@click.option("--json", "as_json", is_flag=True, help="Print the samples as JSON.")
+def sample(
+    directory: Path, count: int, checkpoint: str, seed: int, out: Path | None, as_json: bool
+) -> None:
+    """Draw samples from the generator of the run in DIRECTORY, in the data's own units."""
+    from qpool.training import run
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    rows, columns = run.sample(directory, count, checkpoint=checkpoint, seed=seed)
+    if as_json:
+        click.echo(json.dumps({"columns": columns, "rows": rows.tolist()}))
+        return
+    lines = [",".join(f'"{name}"' if "," in name else name for name in columns)]
+    lines += [",".join(repr(float(value)) for value in row) for row in rows]
+    if out is None:
+        click.echo("\n".join(lines))
+    else:
+        out.write_text("\n".join(lines) + "\n")
+        click.echo(f"{count} samples are in {out}")
+
+
+def _end_of_run(summary: dict[str, Any], as_json: bool) -> None:
+    from qpool.training import run
+
+    directory = Path(summary["directory"])
     if as_json:
         click.echo(json.dumps(summary))
+    elif "stopped" in summary:
+        click.echo(
+            f"stopped by {summary['stopped']} after step {summary['steps']}, with a checkpoint; go "
+            f"on with: qpool resume {directory}"
+        )
     else:
         click.echo(run.sentence(summary))
         click.echo(f"the run is in {directory}; look at {directory / 'samples.png'}")
+    if "stopped" in summary:
+        sys.exit({"SIGINT": 130, "SIGTERM": 143}[summary["stopped"]])
 
 
 @cli.command()

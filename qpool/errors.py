@@ -2,6 +2,7 @@
 
 from workers.errors import (
     ArenaError,
+    CheckpointError,
     ConfigurationError,
     DataError,
     GradientError,
@@ -21,6 +22,7 @@ from workers.errors import (
 
 __all__ = [
     "ArenaError",
+    "CheckpointError",
     "ConfigurationError",
     "DataError",
     "GradientError",

@@ -161,7 +161,8 @@ def parallelize(
             and the call is compiled where it can be (``stats()`` says how far it got, and why not
             further; what a compiled call does beside computing, printing for one, it does
             once). ``"stock"``: Strawberry Fields as it is.
-        methods: further methods to pool. Their first argument is sharded along its leading axis.
+        methods: further methods to pool, beside those that the model itself names in an attribute
+            ``pooled_methods``. Their first argument is sharded along its leading axis.
         sharded: names of further arguments to shard with the first. All others go to every
             worker as constants.
         pool: a :class:`qpool.Pool` to share, in place of one of the model's own.
@@ -261,6 +262,7 @@ def _model_and_factory(given: Any) -> tuple[Any, Callable[[], Any] | None]:
 
 def _pooled_methods(model: Any, extra: tuple[str, ...]) -> tuple[str, ...]:
     own = [name for name in ("__call__", "generate") if callable(getattr(model, name, None))]
+    extra = (*getattr(model, "pooled_methods", ()), *extra)
     for name in extra:
         if not callable(getattr(model, name, None)):
             known = [

@@ -15,7 +15,8 @@ QPoolError
 │   ├── WorkerLostError               workers died, or went silent, on the same tiles
 │   ├── ArenaError (MemoryError)      no room for the shared segment
 │   └── RemoteError                   the model raised in a worker; carries its traceback
-└── DataError (ValueError)            training data that cannot be used
+├── DataError (ValueError)            training data that cannot be used
+└── CheckpointError                   a checkpoint that cannot be written, read or gone on from
 
 This module owns the tree and the wording that all errors share; it knows no other module.
 """
@@ -87,6 +88,10 @@ class ArenaError(PoolError, MemoryError):
 
 class DataError(QPoolError, ValueError):
     """Training data that cannot be used."""
+
+
+class CheckpointError(QPoolError):
+    """A checkpoint that cannot be written, is damaged, or is of another program or model."""
 
 
 class RemoteError(PoolError):

@@ -60,7 +60,7 @@ class QuantumSFDiscriminator(QuantumNetwork):
             name="combination",
         )
 
-    def call(self, rows: Any) -> Any:
-        features = super().call(rows)
+    def _output(self, state: Any, batch: Any) -> Any:
+        features = super()._output(state, batch)
         features = tf.reshape(features, [-1, math.prod(self._features)])
         return features @ keras.ops.convert_to_tensor(self._combination)

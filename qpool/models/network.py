@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from qpool import programs
+from qpool import programs, states
 from qpool.models import circuit, encodings, readouts
 from qpool.models.readouts import Readout
 from qpool.models.saved import Saved
@@ -98,8 +98,22 @@ class QuantumNetwork(Saved, keras.Model):
         dtype = tf.complex128 if self.compute_dtype == "float64" else tf.complex64
         return programs.state(self.program, arguments, self.cutoff_dim, dtype)
 
+    #: Methods that are pooled with the call.
+    pooled_methods = ("with_norm",)
+
+    def with_norm(self, rows: Any) -> tuple[Any, Any]:
+        """What a call gives, and the weight of each state inside the cutoff, (batch,)."""
+        state = self.state(rows)
+        norm = states.ket_norm(state)
+        norm = norm if state.batched else norm[tf.newaxis]
+        return self._output(state, tf.shape(rows)[0]), norm
+
     def call(self, rows: Any) -> Any:
-        return self._read(self.state(rows), self._chance.draw(tf.shape(rows)[0]))
+        return self._output(self.state(rows), tf.shape(rows)[0])
+
+    def _output(self, state: Any, batch: Any) -> Any:
+        """What the model gives for ``batch`` rows, from their state."""
+        return self._read(state, self._chance.draw(batch))
 
     def _parameters(self) -> dict[str, Any]:
         """The layers' parameters by the name that they have in the program."""

@@ -1,18 +1,23 @@
-"""Real two-dimensional data sets that ship inside scikit-learn, and checks for any data.
+"""Two-dimensional data: sets that ship inside scikit-learn, known densities, files; and checks.
 
-Owns loading, checking and standardising. Data sets are rows of numbers; nothing is downloaded
-and nothing is made up.
+Owns loading, checking and standardising. Data sets are rows of numbers; nothing is downloaded. The
+ring and the four Gaussians are draws of a density, and say so by their names.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from workers.errors import DataError, nearest
+
+#: Rows drawn of a density.
+_DRAWN = 1000
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,26 @@ def _breast_cancer() -> tuple[Any, tuple[str, ...]]:
     return data.data[:, columns], ("mean texture", "mean concave points")
 
 
+def _ring() -> tuple[Any, tuple[str, ...]]:
+    """A circle with Gaussian width a tenth of its radius."""
+    draws = np.random.default_rng(0)
+    angle, radius = draws.uniform(0, 2 * np.pi, _DRAWN), draws.normal(1.0, 0.1, _DRAWN)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1), ("x", "y")
+
+
+def _four_gaussians() -> tuple[Any, tuple[str, ...]]:
+    """Four round Gaussians at the corners of a square, of width a fifth of half its side."""
+    draws = np.random.default_rng(0)
+    corners = draws.choice([-1.0, 1.0], (_DRAWN, 2))
+    return corners + draws.normal(0.0, 0.2, (_DRAWN, 2)), ("x", "y")
+
+
 _SETS: dict[str, Callable[[], tuple[Any, tuple[str, ...]]]] = {
     "iris": _iris,
     "wine": _wine,
     "breast-cancer": _breast_cancer,
+    "ring": _ring,
+    "four-gaussians": _four_gaussians,
 }
 
 
@@ -69,13 +90,44 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> DataSet:
-    """A named data set, standardised; DataError names the nearest known one."""
+    """A named data set, or a .csv or .npy file of rows, standardised.
+
+    A .csv file may begin with the names of its columns. DataError names the nearest known name.
+    """
+    path = Path(name)
+    if path.suffix in (".csv", ".npy"):
+        return standardise(name, *_from_file(path))
     try:
         load_rows = _SETS[name]
     except KeyError:
         raise DataError(f"unknown data set {name!r}: {nearest(name, names())}") from None
     rows, columns = load_rows()
     return standardise(name, rows, columns)
+
+
+def _from_file(path: Path) -> tuple[Any, tuple[str, ...]]:
+    try:
+        if path.suffix == ".npy":
+            rows, names = np.load(path, allow_pickle=False), []
+        else:
+            with path.open(newline="") as file:
+                lines = [line for line in csv.reader(file) if line]
+            names = [] if not lines or _is_number(lines[0][0]) else lines.pop(0)
+            rows = np.array([[float(value) for value in line] for line in lines])
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}. Expected rows of numbers, as many in each"
+        ) from error
+    width = rows.shape[1] if rows.ndim == 2 else 0
+    return rows, tuple(names) or tuple(f"column {n}" for n in range(width))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def standardise(name: str, rows: Any, columns: tuple[str, ...]) -> DataSet:

@@ -21,19 +21,21 @@ _REFRESH_SECONDS = 1.0
 class Display(keras.callbacks.Callback):
     """Shows steps, losses, samples/s and the CPU use of each worker."""
 
-    def __init__(self, generator: Any, steps: int, batch_size: int, console: Console) -> None:
+    def __init__(
+        self, generator: Any, steps: int, batch_size: int, console: Console, first: int = 0
+    ) -> None:
         super().__init__()
         self._generator = generator
         self._steps = steps
         self._batch = batch_size
         self._console = console
-        self._step = 0
-        self._last = (time.monotonic(), 0, self._cpu_seconds())
+        self._step = first
+        self._last = (time.monotonic(), first, self._cpu_seconds())
         self._progress: Progress | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._last = (time.monotonic(), 0, self._cpu_seconds())
-        if self._console.is_terminal:
+        self._last = (time.monotonic(), self._step, self._cpu_seconds())
+        if self._console.is_terminal and self._progress is None:
             self._progress = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(bar_width=20),
@@ -43,7 +45,9 @@ class Display(keras.callbacks.Callback):
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._progress.add_task("train", total=self._steps, figures="")
+            self._task = self._progress.add_task(
+                "train", total=self._steps, completed=self._step, figures=""
+            )
             self._progress.start()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:

@@ -10,15 +10,31 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from workers.errors import ConfigurationError, nearest
+
+#: What generator and critic play for.
+LOSSES = ("wasserstein", "non-saturating")
+
 
 class QuantumGAN(keras.Model):
-    """Generator against critic: Wasserstein loss with gradient penalty (Gulrajani et al., 2017).
+    """Generator against critic.
 
     A step generates one batch, updates the critic ``critic_steps`` times on it and on the real
     batch, and then the generator once: a step costs one forward and one backward pass of the
-    circuit, however many critic steps. The penalty is ``penalty`` times the mean of
-    (|critic's gradient| - 1)^2 on random points between real and generated samples; it takes a
-    second derivative of the critic, not of the generator.
+    circuit, however many critic steps.
+
+    Args:
+        generator: z -> samples, with a ``latent_dim``. If it has ``with_norm`` (z -> samples and
+            the norm of their states within the cutoff), the norm is logged as ``ket_norm``.
+        critic: samples -> (batch, 1).
+        critic_steps: critic updates in a step.
+        loss: ``"wasserstein"``: means of the critic's values (Arjovsky et al., 2017);
+            ``"non-saturating"``: the values are logits of being real (Goodfellow et al., 2014).
+        penalty: weight of the gradient penalty on the critic (Gulrajani et al., 2017): the mean of
+            (|critic's gradient| - 1)^2 on random points between real and generated samples. It
+            takes a second derivative of the critic, not of the generator.
+        norm_penalty: weight of the mean of (1 - norm)^2, which keeps states within the cutoff.
+        seed: of latent draws.
     """
 
     def __init__(
@@ -27,14 +43,28 @@ class QuantumGAN(keras.Model):
         critic: Any,
         *,
         critic_steps: int = 5,
+        loss: str = "wasserstein",
         penalty: float = 1.0,
+        norm_penalty: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(name="quantum_gan")
+        if loss not in LOSSES:
+            raise ConfigurationError(f"unknown loss {loss!r}: {nearest(str(loss), LOSSES)}")
+        for name, value in (("penalty", penalty), ("norm_penalty", norm_penalty)):
+            if not value >= 0:
+                raise ConfigurationError(f"{name} must be at least 0, not {value}")
+        if norm_penalty and not hasattr(generator, "with_norm"):
+            raise ConfigurationError(
+                f"norm_penalty={norm_penalty} needs a generator that tells the norm of its states: "
+                f"{type(generator).__name__} has no with_norm(z) -> (samples, norms)"
+            )
         self.generator = generator
         self.critic = critic
         self.critic_steps = critic_steps
+        self.loss_kind = loss
         self.penalty = penalty
+        self.norm_penalty = norm_penalty
         self._draws = keras.random.SeedGenerator(seed)
         self.built = True
 
@@ -45,6 +75,8 @@ class QuantumGAN(keras.Model):
         super().compile(run_eagerly=run_eagerly)
         self.generator_optimizer = generator_optimizer
         self.critic_optimizer = critic_optimizer
+        generator_optimizer.build(self.generator.trainable_variables)
+        critic_optimizer.build(self.critic.trainable_variables)
 
     def call(self, z: Any) -> Any:
         return self.generator(z)
@@ -53,15 +85,42 @@ class QuantumGAN(keras.Model):
         """(batch, latent_dim) draws from the standard normal distribution."""
         return keras.random.normal((batch, self.generator.latent_dim), seed=self._draws)
 
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, by name: weights, optimizers, draws."""
+        parts = {
+            "generator": self.generator.variables,
+            "critic": self.critic.variables,
+            "generator_optimizer": self.generator_optimizer.variables,
+            "critic_optimizer": self.critic_optimizer.variables,
+            "draws": [self._draws.state],
+        }
+        return {
+            f"{part}/{number}": variable
+            for part, variables in parts.items()
+            for number, variable in enumerate(variables)
+        }
+
     def train_step(self, real: Any) -> dict[str, Any]:
         variables = [v.value for v in self.generator.trainable_variables]
+        logs = {}
         with tf.GradientTape() as tape:
-            fake = self.generator(self.latent(tf.shape(real)[0]))
+            z = self.latent(tf.shape(real)[0])
+            if hasattr(self.generator, "with_norm"):
+                fake, norm = self.generator.with_norm(z)
+                logs["ket_norm"] = tf.reduce_mean(norm)
+            else:
+                fake, norm = self.generator(z), None
             for _ in range(self.critic_steps):
                 with tape.stop_recording():
                     critic_loss = self._critic_step(real, tf.stop_gradient(fake))
-            loss = -tf.reduce_mean(self.critic(fake))
-        gradients = tape.gradient(loss, variables)
+            value = self.critic(fake)
+            loss = -tf.reduce_mean(
+                value if self.loss_kind == "wasserstein" else tf.math.log_sigmoid(value)
+            )
+            total = loss
+            if self.norm_penalty:
+                total += self.norm_penalty * tf.reduce_mean((1.0 - norm) ** 2)
+        gradients = tape.gradient(total, variables)
         self.generator_optimizer.apply_gradients(
             zip(gradients, self.generator.trainable_variables, strict=True)
         )
@@ -69,27 +128,34 @@ class QuantumGAN(keras.Model):
             "generator_loss": loss,
             "critic_loss": critic_loss,
             "gradient_norm": tf.linalg.global_norm(gradients),
+            **logs,
         }
 
     def _critic_step(self, real: Any, fake: Any) -> Any:
         variables = [v.value for v in self.critic.trainable_variables]
-        share = keras.random.uniform((tf.shape(real)[0], 1), seed=self._draws)
-        between = share * real + (1.0 - share) * fake
         with tf.GradientTape() as tape:
-            with tf.GradientTape() as slope_tape:
-                slope_tape.watch(between)
-                on_between = self.critic(between)
-            slope = tf.norm(slope_tape.gradient(on_between, between), axis=-1)
-            loss = (
-                tf.reduce_mean(self.critic(fake))
-                - tf.reduce_mean(self.critic(real))
-                + self.penalty * tf.reduce_mean((slope - 1.0) ** 2)
-            )
+            on_fake, on_real = self.critic(fake), self.critic(real)
+            if self.loss_kind == "wasserstein":
+                loss = tf.reduce_mean(on_fake) - tf.reduce_mean(on_real)
+            else:
+                loss = -tf.reduce_mean(tf.math.log_sigmoid(on_real))
+                loss -= tf.reduce_mean(tf.math.log_sigmoid(-on_fake))
+            if self.penalty:
+                loss += self.penalty * self._gradient_penalty(real, fake)
         gradients = tape.gradient(loss, variables)
         self.critic_optimizer.apply_gradients(
             zip(gradients, self.critic.trainable_variables, strict=True)
         )
         return loss
+
+    def _gradient_penalty(self, real: Any, fake: Any) -> Any:
+        share = keras.random.uniform((tf.shape(real)[0], 1), seed=self._draws)
+        between = share * real + (1.0 - share) * fake
+        with tf.GradientTape() as tape:
+            tape.watch(between)
+            on_between = self.critic(between)
+        slope = tf.norm(tape.gradient(on_between, between), axis=-1)
+        return tf.reduce_mean((slope - 1.0) ** 2)
 
 
 def default_critic(width: int, seed: int = 0) -> keras.Model:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from qpool.training.data import DataSet
+from qpool.training.journal import read_table
 
 _REAL, _GENERATED = "#33658a", "#f26419"
 
 
 def samples(path: Path, data: DataSet, generated: np.ndarray, distances: dict[str, float]) -> None:
     """Real and generated samples side by side, in the data's units, with their marginals."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 5.6), layout="constrained")
+    figure = _figure((9.6, 5.6))
     grid = figure.add_gridspec(2, 3, width_ratios=(4, 4, 1), height_ratios=(1, 4))
     sets = (
         ("real", data.in_units(data.rows), _REAL),
@@ -65,22 +62,76 @@ def samples(path: Path, data: DataSet, generated: np.ndarray, distances: dict[st
     figure.savefig(path, dpi=120)
 
 
-def losses(path: Path, history: dict[str, list[float]]) -> None:
-    """The losses of each epoch."""
+def losses(path: Path, metrics: Path, evaluations: Path) -> None:
+    """Losses of each step, and the distance to the real data over the run."""
+    figure = _figure((7.2, 5.4))
+    above, below = figure.subplots(2, 1, sharex=True)
+    rows = read_table(metrics)
+    steps = [row["step"] for row in rows]
+    for name, colour in (("generator_loss", _GENERATED), ("critic_loss", _REAL)):
+        values = [row[name] for row in rows]
+        above.plot(steps, values, color=colour, lw=0.8, label=name.replace("_", " "))
+    above.set(ylabel="loss")
+    above.legend(frameon=False)
+    rows = read_table(evaluations)
+    steps = [row["step"] for row in rows]
+    below.plot(steps, [row["energy_distance"] for row in rows], "o-", ms=3, color=_GENERATED)
+    below.set(xlabel="step", ylabel="energy distance", ylim=(0, None))
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def workers(path: Path, table: Path) -> None:
+    """CPU use of each worker over the run; nothing is drawn of a run without workers."""
+    rows = read_table(table)
+    if not rows:
+        return
+    figure = _figure((7.2, 3.0))
+    axes = figure.add_subplot()
+    for number in sorted({row["worker"] for row in rows}):
+        own = [row for row in rows if row["worker"] == number]
+        use = [100 * row["cpu_use"] for row in own]
+        axes.plot([row["step"] for row in own], use, "o-", ms=3, label=f"worker {number:.0f}")
+    axes.set(xlabel="step", ylabel="CPU use of its core, %", ylim=(0, 105))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def wigner(path: Path, generator: Any, seed: int) -> None:
+    """The Wigner function of each mode, the others traced out, for one latent draw."""
+    from qpool import states
+
+    z = np.random.default_rng(seed).standard_normal((1, generator.latent_dim))
+    state = generator.state(z.astype(np.float32))
+    grid = np.linspace(-5, 5, 101)
+    figure = _figure((3.4 * state.num_modes + 0.6, 3.4))
+    panels = np.atleast_1d(figure.subplots(1, state.num_modes, sharey=True))
+    for mode, axes in enumerate(panels):
+        values = states.wigner(state, mode, grid, grid).numpy()[0]
+        size = np.abs(values).max()
+        image = axes.imshow(
+            values.T,
+            origin="lower",
+            extent=(grid[0], grid[-1]) * 2,
+            cmap="RdBu_r",
+            vmin=-size,
+            vmax=size,
+        )
+        axes.set(xlabel="x", title=f"W(x, p) of mode {mode}")
+        figure.colorbar(image, ax=axes, shrink=0.7)
+    panels[0].set_ylabel("p")
+    figure.savefig(path, dpi=120)
+
+
+def _figure(size: tuple[float, float]) -> Any:
     import matplotlib
 
     matplotlib.use("Agg", force=False)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    for name, colour in (("generator_loss", _GENERATED), ("critic_loss", _REAL)):
-        values = history[name]
-        axes.plot(range(1, len(values) + 1), values, color=colour, label=name.replace("_", " "))
-    axes.set(xlabel="epoch", ylabel="loss")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    return Figure(figsize=size, layout="constrained")
 
 
 def _limits(*values: np.ndarray) -> tuple[float, float]:

@@ -1,10 +1,12 @@
-"""A training run from start to end, and the directory that holds it.
+"""A training run, its directory, and going on with one.
 
-    RUN/config.json           what was asked, versions, host
-        history.csv           losses per epoch
-        generator.weights.h5  critic.weights.h5
-        samples.png           real and generated samples side by side
-        losses.png
+    RUN/run.json              what was asked, versions, host
+        metrics.csv           losses, gradient norm, ket norm of each step
+        evaluations.csv       distance to the real data and coverage, now and then
+        workers.csv           CPU use of each worker over time
+        tensorboard/          the same for TensorBoard
+        checkpoints/          the last few, and the best
+        samples.png losses.png workers.png wigner.png
         summary.json          distances, samples/s, CPU use of each worker
 
 Owns the directory's contents and the order of a run. Heavy imports happen in :func:`train`, so
@@ -14,157 +16,111 @@ that the command line answers at once.
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import json
-import platform
-import sys
+import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workers.errors import ConfigurationError, nearest
+from qpool.training.config import Config
+from workers.errors import CheckpointError, ConfigurationError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from qpool.training.checkpoints import Checkpoint, Folder
     from qpool.training.data import DataSet
 
-#: Generated samples for the distances and the picture.
-_SAMPLES = 512
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything a run depends on."""
-
-    data: str = "breast-cancer"
-    steps: int = 250
-    batch_size: int = 32
-    modes: int = 2
-    layers: int = 2
-    cutoff: int = 6
-    encoding: str = "coherent_state"
-    generator_rate: float = 0.01
-    critic_rate: float = 0.01
-    critic_steps: int = 5
-    penalty: float = 1.0
-    workers: int | None = None
-    strategy: str = "auto"
-    tile: int | None = None
-    start_method: str | None = None
-    seed: int = 1
+#: Counts up when a run directory comes to mean something else.
+FORMAT = 1
 
 
 def train(config: Config, out: Path, console: Any = None) -> dict[str, Any]:
-    """Train as ``config`` says, fill the directory ``out`` and return the summary."""
-    from rich.console import Console
+    """Train as ``config`` says, fill the directory ``out`` and return the summary.
 
-    console = console or Console(stderr=True)
-    _check(config, out)
-    from qpool.training import data, distance
+    The summary has ``stopped``, the name of a signal, if one ended the run before its time; it can
+    be gone on with then (:func:`resume`).
+    """
+    config.check()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigurationError(
+            f"{out} exists and is not an empty directory; choose another --out, or go on with it: "
+            f"qpool resume {out}"
+        )
+    rows = _rows(config)
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        asked = {"format": FORMAT, "config": dataclasses.asdict(config), "host": _host()}
+        _write_json(out / "run.json", asked)
+        return _run(config, out, rows, console)
 
-    rows = data.load(config.data)
-    data.check(rows.rows, width=config.modes, batch_size=config.batch_size)
-    began = time.monotonic()
-    console.print("starting the workers (TensorFlow and Strawberry Fields load) ...")
-    with _trainer(config) as trainer:
-        out.mkdir(parents=True, exist_ok=True)
-        _write_json(out / "config.json", {**dataclasses.asdict(config), "host": _host()})
-        distances = {
-            "before": distance.mean_distance(_generate(config, trainer.generator), rows.rows),
-            "floor": distance.real_against_real(rows.rows),
+
+def resume(
+    out: Path,
+    *,
+    workers: int | None = None,
+    start_method: str | None = None,
+    console: Any = None,
+) -> dict[str, Any]:
+    """Go on with the run in ``out`` from its newest checkpoint, with other workers if need be.
+
+    It ends with the same bits as a run that was never interrupted.
+    """
+    asked = _asked(out)
+    config = dataclasses.replace(Config.of(asked["config"]), workers=workers)
+    if start_method is not None:
+        config = dataclasses.replace(config, start_method=start_method)
+    config.check()
+    rows = _rows(config)
+    with _alone(out):
+        now = _host()
+        changed = {
+            name: (was, now[name]) for name, was in asked["host"].items() if now[name] != was
         }
-        console.print(f"ready after {time.monotonic() - began:.0f} s")
-        history, figures = _fit(config, rows, trainer, console)
-        generated = _generate(config, trainer.generator)
-        distances["after"] = distance.mean_distance(generated, rows.rows)
-        trainer.generator.save_weights(out / "generator.weights.h5")
-        trainer.critic.save_weights(out / "critic.weights.h5")
-    from qpool.training import plots
-
-    _write_history(out / "history.csv", history)
-    plots.samples(out / "samples.png", rows, generated, distances)
-    plots.losses(out / "losses.png", history)
-    summary = {"energy_distance": distances, **figures, "directory": str(out)}
-    _write_json(out / "summary.json", summary)
-    return summary
+        return _run(config, out, rows, console, resumed=True, changed=changed)
 
 
-@contextlib.contextmanager
-def _trainer(config: Config) -> Iterator[Any]:
-    """The trainer over a pooled generator, closed again at the end."""
-    import qpool
+def sample(
+    out: Path, count: int, *, checkpoint: str = "newest", seed: int = 0
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Samples of a run's generator in the data's own units: (count, columns), and their names.
 
-    with contextlib.ExitStack() as stack:
-        pool = None
-        if config.strategy != "sequential":
-            # First of all: the pool loads TensorFlow in the background while we load it here.
-            made = qpool.Pool(config.workers, start_method=config.start_method)
-            pool = stack.enter_context(made)
-        import keras
+    ``checkpoint`` is ``"newest"``, ``"best"`` or a file.
+    """
+    if count < 1:
+        raise ConfigurationError(f"count must be at least 1, not {count}")
+    config = Config.of(_asked(out)["config"])
+    rows = _rows(config)
+    from qpool.training import checkpoints
 
-        from qpool.models import encodings
-        from qpool.training.trainer import QuantumGANTrainer
-
-        keras.utils.set_random_seed(config.seed)
-        generator = qpool.create_parallel_generator(
-            qpool.models.QuantumSFGenerator,
-            n_modes=config.modes,
-            latent_dim=encodings.find(config.encoding).width(config.modes, config.layers),
-            layers=config.layers,
-            cutoff_dim=config.cutoff,
-            encoding_strategy=config.encoding,
-            seed=config.seed,
-            strategy=config.strategy,
-            pool=pool,
-            tile=config.tile,
-        )
-        yield QuantumGANTrainer(
-            stack.enter_context(generator),
-            generator_rate=config.generator_rate,
-            critic_rate=config.critic_rate,
-            critic_steps=config.critic_steps,
-            penalty=config.penalty,
-            seed=config.seed,
-        )
+    folder = checkpoints.Folder(out / "checkpoints")
+    if checkpoint == "newest":
+        found = folder.newest()[0]
+    else:
+        found = checkpoints.read(folder.best if checkpoint == "best" else Path(checkpoint))
+    config = dataclasses.replace(config, strategy="cpu_batch")
+    with _trainer(config, rows) as trainer:
+        trainer.restore(found.arrays)
+        generated, _ = generate(trainer.generator, count, config.batch_size, seed)
+    return rows.in_units(generated), rows.columns
 
 
-def _fit(
-    config: Config, rows: DataSet, trainer: Any, console: Any
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Train; return the history and what was measured meanwhile."""
-    from qpool.training.display import Display
-
-    per_epoch = len(rows.rows) // config.batch_size
-    epochs = -(-config.steps // per_epoch)
-    display = Display(trainer.generator, epochs * per_epoch, config.batch_size, console)
-    before, began = _cpu_seconds(trainer.generator), time.monotonic()
-    try:
-        history = trainer.train(rows.rows, epochs, config.batch_size, callbacks=[display])
-    finally:
-        display.close()
-    seconds = time.monotonic() - began
-    after = _cpu_seconds(trainer.generator)
-    return history.history, {
-        "steps": epochs * per_epoch,
-        "training_seconds": seconds,
-        "samples_per_second": epochs * per_epoch * config.batch_size / seconds,
-        "cpu_use_of_workers": [(b - a) / seconds for a, b in zip(before, after, strict=True)],
-        "tiles_by_batch": trainer.generator.stats().get("tiles_by_batch", {}),
-    }
-
-
-def _generate(config: Config, generator: Any) -> np.ndarray:
-    """The same latent draws every time, through the generator."""
+def generate(
+    generator: Any, count: int, batch_size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Samples and norms of their states, of latent draws that follow from the seed."""
     import numpy as np
 
-    draws = np.random.default_rng(config.seed).standard_normal((_SAMPLES, generator.latent_dim))
+    chunks = range(0, count, batch_size)
+    draws = np.random.default_rng(seed).standard_normal(
+        (len(chunks) * batch_size, generator.latent_dim)
+    )
     z = draws.astype(np.float32)
-    chunks = range(0, _SAMPLES, config.batch_size)
-    return np.concatenate([generator(z[n : n + config.batch_size]) for n in chunks])
+    made = [generator.with_norm(z[n : n + batch_size]) for n in chunks]
+    samples, norms = (np.concatenate([np.asarray(pair[n]) for pair in made]) for n in (0, 1))
+    return samples[:count], norms[:count]
 
 
 def sentence(summary: dict[str, Any]) -> str:
@@ -181,29 +137,204 @@ def default_directory() -> Path:
     return Path("runs") / time.strftime("%Y-%m-%d-%H%M%S")
 
 
-def _check(config: Config, out: Path) -> None:
-    """What can be refused before anything heavy is loaded or written."""
-    from qpool.executors import strategies
+# -- within ------------------------------------------------------------------------------------
 
-    for name in ("steps", "batch_size", "modes", "layers"):
-        if getattr(config, name) < 1:
-            raise ConfigurationError(f"{name} must be at least 1, not {getattr(config, name)}")
-    if config.strategy not in strategies():
-        raise ConfigurationError(
-            f"unknown strategy {config.strategy!r}: {nearest(config.strategy, strategies())}"
+
+def _run(
+    config: Config,
+    out: Path,
+    rows: DataSet,
+    console: Any,
+    *,
+    resumed: bool = False,
+    changed: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    from rich.console import Console
+
+    console = console or Console(stderr=True)
+    for name, (was, now) in (changed or {}).items():
+        console.print(
+            f"{name} was {was} and is {now}: the same bits are not promised", soft_wrap=True
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigurationError(
-            f"{out} exists and is not an empty directory; choose another --out"
+    began = time.monotonic()
+    console.print("starting the workers (TensorFlow and Strawberry Fields load) ...")
+    per_epoch = len(rows.rows) // config.batch_size
+    epochs = -(-config.steps // per_epoch)
+    with _trainer(config, rows) as trainer:
+        from qpool.training import checkpoints
+        from qpool.training.display import Display
+        from qpool.training.journal import Journal
+
+        folder = checkpoints.Folder(out / "checkpoints", config.keep)
+        journal = Journal(config, out, rows, trainer, folder, epochs * per_epoch)
+        start = _checkpoint(folder, console) if resumed else None
+        journal.begin(start)
+        console.print(f"ready after {time.monotonic() - began:.0f} s")
+        display = Display(
+            trainer.generator, epochs * per_epoch, config.batch_size, console, journal.step
+        )
+        began = time.monotonic()
+        first = journal.step
+        if first < epochs * per_epoch:
+            import keras
+
+            board = keras.callbacks.TensorBoard(
+                out / "tensorboard", write_graph=False, profile_batch=0
+            )
+            try:
+                trainer.train(
+                    rows.rows,
+                    epochs,
+                    config.batch_size,
+                    callbacks=[journal, display, board],
+                    first_step=first,
+                )
+            finally:
+                display.close()
+                journal.close()
+        seconds = time.monotonic() - began
+        journal.finish()
+        summary = {
+            **journal.summary(),
+            "steps": journal.step,
+            "training_seconds": seconds,
+            "samples_per_second": (journal.step - first) * config.batch_size / seconds,
+            "tiles_by_batch": trainer.generator.stats().get("tiles_by_batch", {}),
+            "directory": str(out),
+        }
+        if journal.stopped:
+            return {**summary, "stopped": journal.stopped}
+        _draw(out, rows, trainer.generator, config, summary)
+    _write_json(out / "summary.json", summary)
+    return summary
+
+
+def _draw(
+    out: Path, rows: DataSet, generator: Any, config: Config, summary: dict[str, Any]
+) -> None:
+    from qpool.training import plots
+    from qpool.training.journal import SAMPLES
+
+    generated, _ = generate(generator, SAMPLES, config.batch_size, config.seed)
+    plots.samples(out / "samples.png", rows, generated, summary["energy_distance"])
+    plots.losses(out / "losses.png", out / "metrics.csv", out / "evaluations.csv")
+    plots.workers(out / "workers.png", out / "workers.csv")
+    plots.wigner(out / "wigner.png", generator, config.seed)
+
+
+def _checkpoint(folder: Folder, console: Any) -> Checkpoint | None:
+    """The newest that is whole; None where the run had not come to its first one."""
+    if not folder.steps():
+        return None
+    found, damaged = folder.newest()
+    for error in damaged:
+        console.print(f"{error}. Going on from step {found.step}", soft_wrap=True)
+    return found
+
+
+@contextlib.contextmanager
+def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
+    """The trainer over a pooled generator, prepared, and closed again at the end."""
+    import qpool
+
+    with contextlib.ExitStack() as stack:
+        pool = None
+        if config.strategy in ("auto", "processes"):
+            # First of all: the pool loads TensorFlow in the background while we load it here.
+            made = qpool.Pool(config.workers, start_method=config.start_method, seed=config.seed)
+            pool = stack.enter_context(made)
+        import keras
+
+        from qpool.models import encodings
+        from qpool.training.trainer import QuantumGANTrainer
+
+        keras.utils.set_random_seed(config.seed)
+        generator = qpool.create_parallel_generator(
+            qpool.models.QuantumSFGenerator,
+            n_modes=config.modes,
+            latent_dim=encodings.find(config.encoding).width(config.modes, config.layers),
+            layers=config.layers,
+            cutoff_dim=config.cutoff,
+            encoding_strategy=config.encoding,
+            readout=config.readout,
+            seed=config.seed,
+            strategy=config.strategy,
+            pool=pool,
+            tile=config.tile,
         )
 
+        def rate(start: float) -> Any:
+            if config.schedule == "constant":
+                return start
+            return keras.optimizers.schedules.CosineDecay(start, config.steps)
 
-def _cpu_seconds(generator: Any) -> list[float]:
-    workers = generator.stats().get("pool", {}).get("workers", [])
-    return [worker["cpu_seconds"] for worker in workers]
+        trainer = QuantumGANTrainer(
+            stack.enter_context(generator),
+            generator_rate=rate(config.generator_rate),
+            critic_rate=rate(config.critic_rate),
+            critic_steps=config.critic_steps,
+            loss=config.loss,
+            penalty=config.penalty,
+            norm_penalty=config.norm_penalty,
+            clip_norm=config.clip_norm,
+            seed=config.seed,
+        )
+        trainer.prepare(rows.rows.shape[1])
+        yield trainer
+
+
+def _rows(config: Config) -> DataSet:
+    from qpool.training import data
+
+    rows = data.load(config.data)
+    data.check(rows.rows, width=config.modes, batch_size=config.batch_size)
+    return rows
+
+
+def _asked(out: Path) -> dict[str, Any]:
+    """What ``run.json`` says."""
+    try:
+        asked: Any = json.loads((out / "run.json").read_text())
+        found = asked["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{out} is not a run of qpool: expected a directory with a run.json that `qpool train` "
+            f"wrote ({type(error).__name__}: {error})"
+        ) from error
+    if found != FORMAT:
+        raise CheckpointError(
+            f"the run in {out} is of format {found}; this version of qpool reads format {FORMAT}. "
+            "Go on with the version that wrote it"
+        )
+    return dict(asked)
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Have the directory to ourselves, or say who has it."""
+    import psutil
+
+    mark = out / "running.json"
+    me = psutil.Process()
+    with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
+        other = json.loads(mark.read_text())
+        process = psutil.Process(other["pid"])
+        if process.create_time() == other["created"] and process != me:
+            raise ConfigurationError(
+                f"{out} is in use by process {other['pid']}, which is training there; wait for "
+                "it, or stop it"
+            )
+    _write_json(mark, {"pid": me.pid, "created": me.create_time()})
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 def _host() -> dict[str, Any]:
+    import platform
+    import sys
+
     import numpy
     import scipy
     import strawberryfields
@@ -223,12 +354,7 @@ def _host() -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def _write_history(path: Path, history: dict[str, list[float]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", *history])
-        for epoch, values in enumerate(zip(*history.values(), strict=True), 1):
-            writer.writerow([epoch, *(float(value) for value in values)])
+    """Whole or not at all."""
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(beside, path)

@@ -12,17 +12,20 @@ import tensorflow as tf
 from qpool.generator import ParallelGenerator, parallelize
 from qpool.training import data
 from qpool.training.gan import QuantumGAN, default_critic
-from workers.errors import ConfigurationError
+from workers.errors import CheckpointError, ConfigurationError
 
 
 class QuantumGANTrainer:
-    """Trains a quantum generator against a classical critic.
+    """Trains a quantum generator against a critic.
 
     Args:
         generator: a model with ``latent_dim``, callable on z; pooled already or not.
-        critic: a Keras model (batch, width) -> (batch, 1); default: a small one.
-        generator_rate, critic_rate: Adam's learning rates (beta_1 = 0.5).
-        critic_steps, penalty: see :class:`qpool.training.gan.QuantumGAN`.
+        critic: a Keras model (batch, width) -> (batch, 1), pooled or not; default: a small
+            classical one.
+        generator_rate, critic_rate: learning rates of Adam (beta_1 = 0.5), numbers or Keras
+            schedules.
+        critic_steps, loss, penalty, norm_penalty: see :class:`qpool.training.gan.QuantumGAN`.
+        clip_norm: gradients of a larger global norm are scaled down to it; None: never.
         seed: of latent draws, shuffling and the default critic.
         options: further keyword arguments of :func:`qpool.parallelize`, for a generator that is
             not pooled yet; ``train`` does it.
@@ -33,15 +36,22 @@ class QuantumGANTrainer:
         generator: Any,
         critic: Any = None,
         *,
-        generator_rate: float = 0.01,
-        critic_rate: float = 0.01,
+        generator_rate: Any = 0.01,
+        critic_rate: Any = 0.01,
         critic_steps: int = 5,
+        loss: str = "wasserstein",
         penalty: float = 1.0,
+        norm_penalty: float = 0.0,
+        clip_norm: float | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:
-        for name, value in (("generator_rate", generator_rate), ("critic_rate", critic_rate)):
-            if not value > 0:
+        for name, value in (
+            ("generator_rate", generator_rate),
+            ("critic_rate", critic_rate),
+            ("clip_norm", 1.0 if clip_norm is None else clip_norm),
+        ):
+            if isinstance(value, int | float) and not value > 0:
                 raise ConfigurationError(f"{name} must be more than 0, not {value}")
         if critic_steps < 1:
             raise ConfigurationError(f"critic_steps must be at least 1, not {critic_steps}")
@@ -49,10 +59,36 @@ class QuantumGANTrainer:
         self.critic = critic
         self.gan: QuantumGAN | None = None
         self._rates = (generator_rate, critic_rate)
-        self._critic_steps = critic_steps
-        self._penalty = penalty
+        self._clip_norm = clip_norm
         self._seed = seed
+        self._play = {
+            "critic_steps": critic_steps,
+            "loss": loss,
+            "penalty": penalty,
+            "norm_penalty": norm_penalty,
+        }
         self._options = options
+
+    def prepare(self, width: int, strategy: str = "auto") -> QuantumGAN:
+        """Pool the generator and make the GAN, for samples of that width. Does nothing twice."""
+        if not isinstance(self.generator, ParallelGenerator):
+            self.generator = parallelize(self.generator, strategy=strategy, **self._options)
+        if self.gan is None:
+            self.critic = self.critic or default_critic(width, self._seed)
+            self.gan = QuantumGAN(
+                self.generator,
+                self.critic,
+                seed=self._seed,
+                **self._play,  # type: ignore[arg-type]
+            )
+            self.gan.compile(
+                *(
+                    keras.optimizers.Adam(rate, beta_1=0.5, global_clipnorm=self._clip_norm)
+                    for rate in self._rates
+                ),
+                run_eagerly=self.generator.stats()["strategy"] == "sequential",
+            )
+        return self.gan
 
     def train(
         self,
@@ -61,41 +97,73 @@ class QuantumGANTrainer:
         batch_size: int = 32,
         strategy: str = "auto",
         callbacks: Sequence[Any] = (),
+        first_step: int = 0,
     ) -> keras.callbacks.History:
         """Train for ``epochs`` passes over ``real_data``, (samples, width) rows of numbers.
 
-        Rows that do not fill a batch are left for another epoch (each shuffles anew). Returns
-        Keras's History. DataError for data that cannot be used, before any worker starts.
+        Rows that do not fill a batch are left for another epoch (each shuffles anew, from the
+        seed and its number). ``first_step`` is how many steps of these epochs are done already, by
+        a run that is resumed. Returns Keras's History. DataError for data that cannot be used,
+        before any worker starts.
         """
         rows: np.ndarray = data.check(real_data, batch_size=batch_size).astype(np.float32)
         if epochs < 1 or batch_size < 1:
             raise ConfigurationError(
                 f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}"
             )
-        if not isinstance(self.generator, ParallelGenerator):
-            self.generator = parallelize(self.generator, strategy=strategy, **self._options)
-        if self.gan is None:
-            critic = self.critic or default_critic(rows.shape[1], self._seed)
-            self.critic = critic
-            self.gan = QuantumGAN(
-                self.generator,
-                critic,
-                critic_steps=self._critic_steps,
-                penalty=self._penalty,
-                seed=self._seed,
+        gan = self.prepare(rows.shape[1], strategy)
+        per_epoch = len(rows) // batch_size
+        done, begun = divmod(first_step, per_epoch)
+        options: dict[str, Any] = {"verbose": 0, "shuffle": False, "callbacks": list(callbacks)}
+        if begun:
+            rest = self._batches(rows, batch_size, first_step, (done + 1) * per_epoch)
+            gan.fit(rest, initial_epoch=done, epochs=done + 1, **options)
+            done += 1
+        if not (begun and gan.stop_training):
+            rest = self._batches(rows, batch_size, done * per_epoch, epochs * per_epoch)
+            gan.fit(rest, initial_epoch=done, epochs=epochs, steps_per_epoch=per_epoch, **options)
+        return gan.history
+
+    def _batches(self, rows: np.ndarray, batch_size: int, first: int, last: int) -> Any:
+        """The batches of steps ``first`` to ``last``: what a step sees follows from its number."""
+        per_epoch, seed = len(rows) // batch_size, self._seed
+        values = tf.constant(rows)
+
+        def batch(step: Any) -> Any:
+            order = tf.random.experimental.stateless_shuffle(
+                tf.range(len(rows)), [tf.constant(seed, tf.int64), step // per_epoch]
             )
-            self.gan.compile(
-                *(keras.optimizers.Adam(rate, beta_1=0.5) for rate in self._rates),
-                run_eagerly=self.generator.stats()["strategy"] == "sequential",
+            start = tf.cast(step % per_epoch, tf.int32) * batch_size
+            chosen = tf.gather(values, order[start : start + batch_size])
+            return tf.ensure_shape(chosen, (batch_size, rows.shape[1]))
+
+        return tf.data.Dataset.range(first, last).map(batch).prefetch(2)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that the next step depends on, by name; see :meth:`restore`."""
+        assert self.gan is not None, "prepare() comes first"
+        return {name: np.array(variable) for name, variable in self.gan.state().items()}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take over what :meth:`arrays` of a trainer made in the same way gave.
+
+        Raises:
+            CheckpointError: the names or shapes are others.
+        """
+        assert self.gan is not None, "prepare() comes first"
+        variables = self.gan.state()
+        expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+        came = {name: array.shape for name, array in arrays.items()}
+        if expected != came:
+            different = sorted(
+                name for name in {*expected, *came} if expected.get(name) != came.get(name)
             )
-        batches = (
-            tf.data.Dataset.from_tensor_slices(rows)
-            .shuffle(len(rows), seed=self._seed)
-            .batch(batch_size, drop_remainder=True)
-        )
-        return self.gan.fit(
-            batches, epochs=epochs, verbose=0, shuffle=False, callbacks=list(callbacks)
-        )
+            raise CheckpointError(
+                f"the checkpoint is of another model: {different[0]} is {came.get(different[0])} "
+                f"there and {expected.get(different[0])} here"
+            )
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
 
     def close(self) -> None:
         """Close the generator's pool."""

@@ -122,7 +122,8 @@ class Pool:
         self._performer: Performer | None = None
         self._lock = threading.RLock()
         self._numbers = itertools.count(1)
-        self._calls = itertools.count(1)
+        #: How many calls there have been. A run that is resumed sets it to where it was.
+        self.calls = 0
         self._plans: dict[int, protocol.Plan] = {}
         self._forgotten: list[int] = []
         self._abandoned: list[int] = []
@@ -356,7 +357,8 @@ class Pool:
 
     def new_call(self) -> int:
         """A number for a call of a model; the random draws within the call follow from it."""
-        return next(self._calls)
+        self.calls += 1
+        return self.calls
 
     def forget(self, call: int) -> None:
         """Free what is kept for a call's backward pass. Cheap, and safe from a finalizer."""

@@ -1,0 +1,106 @@
+"""What a run depends on: from defaults, a TOML file and the command line, checked by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workers.errors import ConfigurationError, nearest
+
+#: How learning rates go over a run.
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run depends on. ``*_every`` and ``steps`` are numbers of steps."""
+
+    data: str = "breast-cancer"
+    steps: int = 250
+    batch_size: int = 32
+    modes: int = 2
+    layers: int = 2
+    cutoff: int = 6
+    encoding: str = "coherent_state"
+    readout: str = "positions"
+    generator_rate: float = 0.01
+    critic_rate: float = 0.01
+    schedule: str = "constant"
+    critic_steps: int = 5
+    loss: str = "wasserstein"
+    penalty: float = 1.0
+    norm_penalty: float = 0.0
+    clip_norm: float | None = None
+    workers: int | None = None
+    strategy: str = "auto"
+    tile: int | None = None
+    start_method: str | None = None
+    checkpoint_every: int = 50
+    evaluate_every: int = 50
+    keep: int = 3
+    seed: int = 1
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Config:
+        """From values by name; ConfigurationError for an unknown one names the nearest."""
+        fields = {field.name: field for field in dataclasses.fields(Config)}
+        for name, value in values.items():
+            if name not in fields:
+                raise ConfigurationError(
+                    f"unknown setting {name!r}: {nearest(name, tuple(fields))}"
+                )
+            kinds = str(fields[name].type).split(" | ")
+            if not any(_is(value, kind) for kind in kinds):
+                raise ConfigurationError(
+                    f"{name} must be {' or '.join(kinds)}; came {value!r} ({type(value).__name__})"
+                )
+        return Config(**values)
+
+    @staticmethod
+    def read(path: Path) -> dict[str, Any]:
+        """The settings in a TOML file, by name, checked."""
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+        try:
+            values = tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigurationError(
+                f"the settings in {path} cannot be read: {error}. Expected TOML, a line for each: "
+                "steps = 1000"
+            ) from error
+        Config.of(values)
+        return values
+
+    def check(self) -> None:
+        """What can be refused before anything heavy is loaded or written."""
+        from qpool.executors import strategies
+
+        positive = (
+            "steps",
+            "batch_size",
+            "modes",
+            "layers",
+            "critic_steps",
+            "checkpoint_every",
+            "evaluate_every",
+            "keep",
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, known in (("strategy", strategies()), ("schedule", SCHEDULES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigurationError(f"unknown {name} {value!r}: {nearest(value, known)}")
+
+
+def _is(value: Any, kind: str) -> bool:
+    if isinstance(value, bool):
+        return False
+    kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "None": type(None)}
+    return isinstance(value, kinds[kind])

@@ -1,0 +1,224 @@
+"""What is written down while a run trains, and when: a Keras callback.
+
+Owns the CSV files, the evaluations, the moments of checkpoints, and the end that a signal asks for.
+Every row and every checkpoint follow from the step's number, not from the clock, so that a run that
+is gone on with writes the same ones.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from qpool import states
+from qpool.training import distance
+from qpool.training.checkpoints import Checkpoint, Folder
+from qpool.training.config import Config
+from qpool.training.data import DataSet
+
+#: Generated samples for an evaluation and the picture.
+SAMPLES = 512
+
+_METRICS = ("step", "generator_loss", "critic_loss", "gradient_norm", "ket_norm")
+_EVALUATIONS = ("step", "energy_distance", "coverage", "ket_norm")
+_WORKERS = ("step", "seconds", "worker", "cpu_use")
+
+
+class Journal(keras.callbacks.Callback):
+    """Follows a run from ``begin`` to ``close``. ``step`` is how many steps are done; ``stopped``
+    names the signal that ended the run before its time."""
+
+    def __init__(
+        self,
+        config: Config,
+        out: Path,
+        rows: DataSet,
+        trainer: Any,
+        folder: Folder,
+        steps: int,
+    ) -> None:
+        super().__init__()
+        self.step = 0
+        self.stopped = ""
+        self._config = config
+        self._rows = rows
+        self._trainer = trainer
+        self._folder = folder
+        self._steps = steps
+        self._best = float("inf")
+        self._asked = ""
+        self._handlers: dict[int, Any] = {}
+        self._metrics = _Table(out / "metrics.csv", _METRICS)
+        self._evaluations = _Table(out / "evaluations.csv", _EVALUATIONS)
+        self._workers = _Table(out / "workers.csv", _WORKERS)
+        self._since = (time.monotonic(), self._cpu_seconds())
+
+    def begin(self, start: Checkpoint | None) -> None:
+        """Take over where a checkpoint stands; without one, begin at the beginning."""
+        if start is not None:
+            self._trainer.restore(start.arrays)
+            self.step, self._best = start.step, start.best
+        for table in (self._metrics, self._evaluations, self._workers):
+            table.open(self.step)
+        if start is None:
+            self._evaluate()
+        elif self._pool is not None:
+            self._pool.calls = start.calls
+
+    def summary(self) -> dict[str, Any]:
+        """Distances before, after and at best, the floor, and the last evaluation."""
+        rows = self._evaluations.read()
+        distances = {
+            "before": rows[0]["energy_distance"],
+            "after": rows[-1]["energy_distance"],
+            "best": min(row["energy_distance"] for row in rows),
+            "floor": distance.real_against_real(self._rows.rows),
+        }
+        last = {name: rows[-1][name] for name in ("coverage", "ket_norm")}
+        used: dict[int, list[float]] = {}
+        for row in self._workers.read():
+            used.setdefault(int(row["worker"]), []).append(row["cpu_use"])
+        use = [float(np.mean(values)) for _, values in sorted(used.items())]
+        return {"energy_distance": distances, **last, "cpu_use_of_workers": use}
+
+    # -- Keras's moments -------------------------------------------------------------------
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Have Ctrl-C and SIGTERM write a checkpoint first."""
+        self._since = (time.monotonic(), self._cpu_seconds())
+        if threading.current_thread() is threading.main_thread() and not self._handlers:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._ask)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.step += 1
+        last = self.step == self._steps
+        self._metrics.add(self.step, *(float((logs or {})[name]) for name in _METRICS[1:]))
+        best = False
+        if last or self.step % self._config.evaluate_every == 0:
+            best = self._evaluate()
+            self._note_workers()
+        if best or last or self._asked or self.step % self._config.checkpoint_every == 0:
+            self._write(best=best)
+        if self._asked:
+            self.stopped = self._asked if not last else ""
+            self.model.stop_training = True
+
+    def close(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def finish(self) -> None:
+        """Write down what is not yet."""
+        for table in (self._metrics, self._evaluations, self._workers):
+            table.flush()
+
+    # -- within ----------------------------------------------------------------------------
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self._asked:  # twice: now
+            raise KeyboardInterrupt
+        self._asked = signal.Signals(number).name
+
+    @property
+    def _pool(self) -> Any:
+        return self._trainer.generator._qpool.options.pool
+
+    def _evaluate(self) -> bool:
+        """Compare the generator with the data; whether it was never closer."""
+        from qpool.training.run import generate
+
+        config = self._config
+        made, norms = generate(self._trainer.generator, SAMPLES, config.batch_size, config.seed)
+        states.warn_of_leakage(norms.mean())
+        found = distance.mean_distance(made, self._rows.rows)
+        covered = distance.coverage(made, self._rows.rows)
+        self._evaluations.add(self.step, found, covered, float(norms.mean()))
+        better, self._best = found < self._best, min(found, self._best)
+        return better
+
+    def _note_workers(self) -> None:
+        now = (time.monotonic(), self._cpu_seconds())
+        seconds = now[0] - self._since[0]
+        for number, ((pid, before), (same, after)) in enumerate(
+            zip(self._since[1], now[1], strict=False)
+        ):
+            if pid == same and seconds:  # one that was replaced counts from its own start
+                self._workers.add(self.step, seconds, number, (after - before) / seconds)
+        self._since = now
+
+    def _cpu_seconds(self) -> list[tuple[int | None, float]]:
+        workers = self._trainer.generator.stats().get("pool", {}).get("workers", [])
+        return [(worker["pid"], worker["cpu_seconds"]) for worker in workers]
+
+    def _write(self, *, best: bool) -> None:
+        self.finish()
+        calls = 0 if self._pool is None else self._pool.calls
+        arrays = self._trainer.arrays()
+        self._folder.write(Checkpoint(self.step, calls, self._best, arrays), best=best)
+
+
+class _Table:
+    """A CSV file of numbers whose first column is the step."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
+        self._path = path
+        self._columns = columns
+        self._pending: list[list[Any]] = []
+
+    def open(self, step: int) -> None:
+        """Begin, or go on: rows after ``step`` are of a run that was interrupted, and go."""
+        kept = [row for row in self.read() if row["step"] <= step] if self._path.exists() else []
+        beside = self._path.with_suffix(".part")
+        with beside.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(self._columns)
+            for row in kept:
+                writer.writerow([_plain(row[name]) for name in self._columns])
+        beside.replace(self._path)
+
+    def add(self, *values: Any) -> None:
+        self._pending.append([_plain(value) for value in values])
+
+    def flush(self) -> None:
+        """Put the rows on disk."""
+        if self._pending:
+            with self._path.open("a", newline="") as file:
+                csv.writer(file).writerows(self._pending)
+                file.flush()
+                os.fsync(file.fileno())
+            self._pending = []
+
+    def read(self) -> list[dict[str, float]]:
+        """The rows that are whole: a run may have been killed while it wrote one."""
+        self.flush()
+        return read_table(self._path)
+
+
+def read_table(path: Path) -> list[dict[str, float]]:
+    """The whole rows of a CSV file of numbers, by column."""
+    with path.open(newline="") as file:
+        columns, *lines = list(csv.reader(file)) or [[]]
+    found = []
+    for line in lines:
+        try:
+            found.append({n: float(v) for n, v in zip(columns, line, strict=True)})
+        except ValueError:
+            break
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A number as it is written: whole ones without a point, others with all their digits."""
+    value = float(value)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else repr(value)
