@@ -57,6 +57,8 @@ def choose(
     use: Callable[[Callable[..., Any], str], Any],
     ready: Mapping[str, Callable[..., Any] | None] = MappingProxyType({}),
     before: Callable[[], Any] = lambda: None,
+    *,
+    draws: bool = False,
 ) -> Choice:
     """The best level at which ``function(*inputs)`` gives what it gave eagerly.
 
@@ -68,6 +70,8 @@ def choose(
             fails, the level is none.
         ready: functions that are compiled already, by level.
         before: called before each trial: it puts back what the function draws from.
+        draws: whether it draws. XLA has generators of its own, which from the same seed give other
+            draws; then the graph that it compiles is what is compared with the eager function.
     """
     began = time.perf_counter()
     reasons = []
@@ -76,7 +80,12 @@ def choose(
             compiled = ready.get(level) or at_level(function, level)
             before()
             outputs = tf.nest.flatten(compiled(*inputs))
-            apart = _first_difference(outputs, expected)
+            if draws and level == "xla":
+                before()
+                graph = tf.nest.flatten(at_level(function, "graph")(*inputs))
+                apart = _other_kind(outputs, expected) or _first_difference(graph, expected)
+            else:
+                apart = _first_difference(outputs, expected)
             if apart:
                 reasons.append(f"{level}: {apart}")
                 continue
@@ -87,11 +96,19 @@ def choose(
     return Choice("eager", "; ".join(reasons), time.perf_counter() - began)
 
 
+def _other_kind(outputs: Sequence[tf.Tensor], expected: Sequence[tf.Tensor]) -> str:
+    for number, (a, b) in enumerate(zip(outputs, expected, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"output {number} is {a.dtype.name} {a.shape}, eagerly {b.dtype.name} {b.shape}"
+    return ""
+
+
 def _first_difference(outputs: Sequence[tf.Tensor], expected: Sequence[tf.Tensor]) -> str:
+    other = _other_kind(outputs, expected)
+    if other:
+        return other
     for number, (a, b) in enumerate(zip(outputs, expected, strict=True)):
         a, b = np.asarray(a), np.asarray(b)
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return f"output {number} is {a.dtype} {a.shape}, eagerly {b.dtype} {b.shape}"
         if not np.allclose(a, b, rtol=0, atol=_SAME * _scale(b), equal_nan=True):
             return f"output {number} differs from the eager one"
     return ""

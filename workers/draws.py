@@ -31,12 +31,17 @@ class Draws:
         and draws what it is seeded to."""
         return all(recipes.state_variables(source) for source in self._sources)
 
-    def seed(self, call: int, index: int) -> None:
-        """Set every source to where it stands at the beginning of this tile of this call."""
+    def seed(self, call: int, index: int, *, everywhere: bool = True) -> None:
+        """Set every source to where it stands at the beginning of this tile of this call.
+
+        Without ``everywhere`` the model's own alone: TensorFlow forgets all its kernels and
+        functions when its global source is set, which a compiled call never draws from.
+        """
         seed = self._of_tile(call, index)
-        tf.random.set_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - the model may draw from NumPy's global source
-        random.seed(seed)
+        if everywhere:
+            tf.random.set_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 - the model may draw from NumPy's global source
+            random.seed(seed)
         for source in self._sources:
             recipes.reseed(source, seed)
 

@@ -233,7 +233,8 @@ class Replica:
             expected,
             pull_back,
             {known.plan.level: ready},
-            before=lambda: self._draws.seed(0, 0),
+            before=lambda: self._draws.seed(0, 0, everywhere=False),
+            draws=bool(self._draws),
         )
         if choice.level == "eager":
             self._plans[method.plan.plan] = method
@@ -367,7 +368,7 @@ class Replica:
     ) -> list[np.ndarray]:
         """Seed the tile's draws, and take its rows: the same for a forward pass and its repeat."""
         if method.plan.draws:
-            self._draws.seed(call, index)
+            self._draws.seed(call, index, everywhere=method.plan.level == "eager")
         start, stop = tile_rows(index, frame.tile, frame.batch)
         rows = self._rows(method.plan, frame.tile, start, stop)
         return tile_arrays.take(frame.inputs, start, stop, rows, buffer)

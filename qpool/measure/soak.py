@@ -435,6 +435,20 @@ def _draw(path: Path, curves: dict[str, list[float]]) -> None:
     figure.savefig(path, dpi=120)
 
 
+@soak.command()
+@click.option("--kills", default=20, help="Kills in all.")
+@click.option("--seed", default=0, help="Of the moments and the worker counts.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def resume(kills: int, seed: int, as_json: bool) -> None:
+    """Training runs killed at random and gone on with, with other workers: the same bits?"""
+    from qpool.measure.resume_soak import kill_and_resume
+
+    found = kill_and_resume(kills, seed, lambda line: click.echo(line, err=True))
+    _report(found, as_json)
+    if found["different"]:
+        raise SystemExit(1)
+
+
 def _report(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))

@@ -112,12 +112,13 @@ def generate(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Samples and norms of their states, of latent draws that follow from the seed."""
     import numpy as np
+    import tensorflow as tf
 
     chunks = range(0, count, batch_size)
     draws = np.random.default_rng(seed).standard_normal(
         (len(chunks) * batch_size, generator.latent_dim)
     )
-    z = draws.astype(np.float32)
+    z = tf.constant(draws.astype(np.float32))
     made = [generator.with_norm(z[n : n + batch_size]) for n in chunks]
     samples, norms = (np.concatenate([np.asarray(pair[n]) for pair in made]) for n in (0, 1))
     return samples[:count], norms[:count]
