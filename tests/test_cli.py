@@ -56,6 +56,9 @@ def test_help_loads_nothing_heavy() -> None:
         (("train", "--workers", "0", "--out", "x"), "workers must be a whole number"),
         (("train", "--strategy", "procesess", "--out", "x"), "did you mean 'processes'"),
         (("bench", "speedupp"), "did you mean 'speedup'"),
+        (("resume", "."), "not a run of qpool"),
+        (("sample", "."), "not a run of qpool"),
+        (("train", "--config", "missing.toml"), "cannot be read"),
     ],
 )
 def test_errors_are_one_message(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
@@ -80,24 +83,27 @@ def test_a_short_run_leaves_a_full_directory(tmp_path: Path) -> None:
     summary = json.loads(done.stdout)
     assert summary == json.loads((out / "summary.json").read_text())
     assert summary["steps"] == 8  # two epochs of four batches
-    assert set(summary["energy_distance"]) == {"before", "after", "floor"}
+    assert set(summary["energy_distance"]) == {"before", "after", "best", "floor"}
     assert len(summary["cpu_use_of_workers"]) == 2
     assert all(0 < use < 2 for use in summary["cpu_use_of_workers"])
     assert "samples/s  CPU of workers" in done.stderr
-    rows = list(csv.DictReader((out / "history.csv").read_text().splitlines()))
-    assert len(rows) == 2
+    rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
+    assert len(rows) == 8
     assert all(abs(float(row["generator_loss"])) < 1e3 for row in rows)
-    config = json.loads((out / "config.json").read_text())
-    assert config["data"] == "iris"
-    assert config["host"]["strawberryfields"].startswith("0.23")
-    for name in ("samples.png", "losses.png"):
+    asked = json.loads((out / "run.json").read_text())
+    assert asked["config"]["data"] == "iris"
+    assert asked["host"]["strawberryfields"].startswith("0.23")
+    for name in ("samples.png", "losses.png", "wigner.png"):
         assert (out / name).read_bytes()[:8] == PNG
-    for name in ("generator.weights.h5", "critic.weights.h5"):
-        assert (out / name).stat().st_size > 1000
+    done = qpool_command("sample", str(out), "--count", "3", "--out", str(tmp_path / "s.csv"))
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "s.csv").read_text().splitlines()
+    assert lines[0] == "petal length (cm),petal width (cm)"
+    assert len(lines) == 4
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-def test_ctrl_c_ends_a_run_with_one_line(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
     import signal
 
     words = "train --data iris --steps 10000 --layers 1 --cutoff 4 --workers 1 --batch-size 8"
@@ -111,6 +117,8 @@ def test_ctrl_c_ends_a_run_with_one_line(tmp_path: Path) -> None:
         if line.startswith("step "):
             break
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
-    assert err.strip().endswith("qpool: interrupted")
+    assert "stopped by SIGINT after step" in out
+    assert f"qpool resume {tmp_path / 'run'}" in out
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*.npz"))

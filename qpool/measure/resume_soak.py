@@ -39,21 +39,25 @@ _SETTINGS = {
 def kill_and_resume(kills: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
     """What came of runs that were killed so often in all, compared with one that was not."""
     draws = random.Random(seed)
+    settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
     where: Counter[str] = Counter()
     different: list[str] = []
     runs = 0
     with tempfile.TemporaryDirectory(prefix="qpool-resume-") as folder:
-        whole = Path(folder) / "whole"
+        whole, again = Path(folder) / "whole", Path(folder) / "again"
+        _finish(command("train", whole, 2, *settings))  # what is compiled is on disk after this
         began = time.monotonic()
-        _finish(_command("train", whole, 2))
+        _finish(command("train", again, 3, *settings))
         seconds = time.monotonic() - began
+        different += _differences(whole, again)
         say(f"the run without a kill took {seconds:.0f} s")
         while sum(where.values()) < kills:
             runs += 1
             broken = Path(folder) / f"broken-{runs}"
             while sum(where.values()) < kills:
                 verb = "resume" if (broken / "run.json").exists() else "train"
-                process = _command(verb, broken, draws.choice(_WORKERS))
+                options = settings if verb == "train" else ()
+                process = command(verb, broken, draws.choice(_WORKERS), *options)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.communicate(timeout=draws.uniform(0.0, seconds))
                 if process.poll() is not None:
@@ -64,7 +68,7 @@ def kill_and_resume(kills: int, seed: int, say: Callable[[str], None]) -> dict[s
                 where["before a checkpoint" if step < 0 else "after one"] += 1
                 say(f"kill {sum(where.values())} of {kills}, run {runs}: checkpoint at {step}")
             if (broken / "run.json").exists():
-                _finish(_command("resume", broken, draws.choice(_WORKERS)))
+                _finish(command("resume", broken, draws.choice(_WORKERS)))
                 different += _differences(whole, broken)
     return {
         "kills": sum(where.values()),
@@ -75,12 +79,11 @@ def kill_and_resume(kills: int, seed: int, say: Callable[[str], None]) -> dict[s
     }
 
 
-def _command(verb: str, out: Path, workers: int) -> subprocess.Popen:
+def command(verb: str, out: Path, workers: int, *options: str) -> subprocess.Popen:
+    """``qpool train`` or ``resume`` with so many workers, as a process."""
     arguments = [verb, *(["--out", str(out)] if verb == "train" else [str(out)])]
-    if verb == "train":
-        arguments += [f"--{name}={value}" for name, value in _SETTINGS.items()]
     return subprocess.Popen(
-        [sys.executable, "-m", "qpool", *arguments, f"--workers={workers}"],
+        [sys.executable, "-m", "qpool", *arguments, *options, f"--workers={workers}"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},

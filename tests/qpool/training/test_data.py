@@ -16,7 +16,8 @@ def test_sets_are_standardised_and_can_be_taken_back(name: str) -> None:
     assert found.rows.shape[1] == len(found.columns) == 2
     np.testing.assert_allclose(found.rows.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(found.rows.std(axis=0), 1, atol=1e-5)
-    assert found.in_units(found.rows).min() >= -1e-5  # all of these are lengths and the like
+    if name not in ("ring", "four-gaussians"):
+        assert found.in_units(found.rows).min() >= -1e-5  # all of these are lengths and the like
 
 
 def test_iris_is_the_real_one() -> None:
@@ -47,3 +48,23 @@ def test_too_few_rows_and_constant_columns() -> None:
         data.standardise("x", [[1.0, 2.0], [3.0, 2.0]], ("a", "b"))
     with pytest.raises(DataError, match="did you mean 'iris'"):
         data.load("irs")
+
+
+def test_rows_from_files(tmp_path) -> None:
+    rows = np.random.default_rng(0).normal(size=(9, 2))
+    np.save(tmp_path / "a.npy", rows)
+    text = "\n".join(f"{a!r},{b!r}" for a, b in rows.tolist())
+    (tmp_path / "plain.csv").write_text(text)
+    (tmp_path / "named.csv").write_text("left,right\n" + text + "\n")
+    for name, columns in (
+        ("a.npy", ("column 0", "column 1")),
+        ("plain.csv", ("column 0", "column 1")),
+        ("named.csv", ("left", "right")),
+    ):
+        found = data.load(str(tmp_path / name))
+        assert found.columns == columns
+        np.testing.assert_allclose(found.in_units(found.rows), rows, atol=1e-5)
+    (tmp_path / "ragged.csv").write_text("1,2\n3\n")
+    for name in ("ragged.csv", "missing.csv", "missing.npy"):
+        with pytest.raises(DataError, match="cannot be read"):
+            data.load(str(tmp_path / name))

@@ -43,3 +43,13 @@ def test_the_floor_is_what_equal_samples_reach() -> None:
     floor = distance.real_against_real(real)
     assert distance.mean_distance(same, real) == pytest.approx(floor, rel=0.3)
     assert distance.mean_distance(other + 1.0, real) > 3 * floor
+
+
+def test_coverage_falls_when_a_mode_is_left_out() -> None:
+    rng = np.random.default_rng(2)
+    modes = np.array([[-3.0, 0.0], [3.0, 0.0]])[rng.integers(0, 2, 400)]
+    real, same = modes + 0.2 * rng.normal(size=(2, 400, 2))
+    assert distance.coverage(real, real) == 1.0
+    assert distance.coverage(same, real) > 0.9
+    assert distance.coverage(same[same[:, 0] < 0], real) == pytest.approx(0.5, abs=0.1)
+    assert distance.coverage(same + 100.0, real) == 0.0

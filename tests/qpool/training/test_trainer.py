@@ -79,3 +79,61 @@ def test_the_critic_steps_leave_the_generators_gradient_right() -> None:
         slope = (loss(before[0] + shift) - loss(before[0] - shift)) / (2 * step)
         moved = (before[0] - after[0])[place] / 0.1
         assert moved == pytest.approx(slope, rel=0.05, abs=1e-3)
+
+
+def test_the_norm_of_states_is_logged_and_can_be_held(pool) -> None:
+    norms = []
+    for weight in (0.0, 50.0):
+        with qpool.QuantumGANTrainer(small(), seed=4, norm_penalty=weight, pool=pool) as trainer:
+            history = trainer.train(ROWS, epochs=6, batch_size=20).history
+            norms.append(history["ket_norm"][-1])
+    assert 0.5 < norms[0] < norms[1] < 1.0001
+
+
+def test_losses_clipping_and_schedules(pool) -> None:
+    schedule = keras.optimizers.schedules.CosineDecay(0.02, 4)
+    options = {"loss": "non-saturating", "clip_norm": 0.1, "generator_rate": schedule}
+    with qpool.QuantumGANTrainer(small(), seed=4, pool=pool, **options) as trainer:
+        history = trainer.train(ROWS, epochs=2, batch_size=10).history
+        assert trainer.gan.generator_optimizer.global_clipnorm == 0.1
+        assert float(trainer.gan.generator_optimizer.learning_rate) < 1e-6
+    assert all(value > 0 for value in history["critic_loss"])  # of logits: -log of chances
+    for option in ({"loss": "waserstein"}, {"penalty": -1.0}, {"clip_norm": 0.0}):
+        with (
+            pytest.raises(qpool.errors.ConfigurationError),
+            qpool.QuantumGANTrainer(small(), **option) as trainer,
+        ):
+            trainer.prepare(2, "sequential")
+
+
+def test_fit_with_keras_callbacks(pool, tmp_path) -> None:
+    with qpool.QuantumGANTrainer(small(), seed=4, pool=pool) as trainer:
+        gan = trainer.prepare(2)
+        callbacks = [
+            keras.callbacks.TensorBoard(tmp_path / "board", write_graph=False),
+            keras.callbacks.ModelCheckpoint(
+                str(tmp_path / "at-{epoch}.weights.h5"), save_weights_only=True
+            ),
+            keras.callbacks.EarlyStopping("critic_loss", patience=0, mode="max"),
+        ]
+        batches = tf.data.Dataset.from_tensor_slices(np.float32(ROWS)).batch(10).repeat()
+        epochs = gan.fit(
+            batches, epochs=30, steps_per_epoch=1, verbose=0, callbacks=callbacks
+        ).epoch
+    assert len(epochs) < 30
+    assert len(list(tmp_path.glob("at-*.weights.h5"))) == len(epochs)
+    assert list((tmp_path / "board" / "train").iterdir())
+
+
+def test_a_quantum_critic_in_the_same_pool(pool) -> None:
+    """Its gradient penalty is a second derivative through the pool, within ``fit``'s graph."""
+    weights = []
+    for pooled in (True, False):
+        critic = qpool.models.QuantumSFDiscriminator(layers=1, cutoff_dim=3, seed=5)
+        given = qpool.parallelize(critic, pool=pool) if pooled else critic
+        options = {"pool": pool} if pooled else {}
+        with qpool.QuantumGANTrainer(small(), given, critic_steps=1, seed=4, **options) as trainer:
+            trainer.train(ROWS, 2, 10, strategy="processes" if pooled else "cpu_batch")
+            weights.append([*trainer.generator.get_weights(), *critic.get_weights()])
+    for ours, theirs in zip(*weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)

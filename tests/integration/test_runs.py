@@ -1,0 +1,164 @@
+"""Runs that are stopped, killed and gone on with: the same bits; and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from rich.console import Console
+
+from qpool.errors import CheckpointError, ConfigurationError
+from qpool.training import checkpoints, run
+from qpool.training.config import Config
+from qpool.training.journal import Journal, read_table
+
+CONFIG = Config(
+    data="iris",
+    steps=20,
+    batch_size=16,
+    layers=1,
+    cutoff=3,
+    readout="homodyne",
+    critic_steps=1,
+    workers=2,
+    checkpoint_every=4,
+    evaluate_every=6,
+    norm_penalty=0.1,
+    clip_norm=1.0,
+    schedule="cosine",
+)
+QUIET = Console(quiet=True)
+
+#: Three epochs of nine batches.
+STEPS = 27
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*share cores.*")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing happened to."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    summary = run.train(CONFIG, out, QUIET)
+    assert summary["steps"] == STEPS
+    assert "stopped" not in summary
+    return out
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """What two runs of the same settings have in common, to the bit."""
+    found = {name: (out / name).read_bytes() for name in ("metrics.csv", "evaluations.csv")}
+    folder = checkpoints.Folder(out / "checkpoints")
+    for path in (folder.steps()[STEPS], folder.best):
+        made = checkpoints.read(path)
+        numbers = np.array([made.step, made.calls, made.best])
+        found[path.name] = b"".join(
+            [numbers.tobytes(), *(a.tobytes() for a in made.arrays.values())]
+        )
+    return found
+
+
+def test_a_run_leaves_a_full_directory(whole) -> None:
+    names = {path.name for path in whole.iterdir()}
+    pictures = {"samples.png", "losses.png", "workers.png", "wigner.png"}
+    assert pictures | {"run.json", "summary.json", "tensorboard", "checkpoints"} <= names
+    assert "running.json" not in names
+    assert [row["step"] for row in read_table(whole / "metrics.csv")] == list(range(1, STEPS + 1))
+    steps = [row["step"] for row in read_table(whole / "evaluations.csv")]
+    assert steps == [0, 6, 12, 18, 24, STEPS]
+    assert len(list((whole / "tensorboard" / "train").iterdir())) >= 1
+    assert list(checkpoints.Folder(whole / "checkpoints").steps()) == [27, 24, 20]
+
+
+@pytest.mark.parametrize("step", [3, 14])
+def test_stopped_by_a_signal_and_gone_on_with(whole, tmp_path, monkeypatch, step: int) -> None:
+    """In the middle of an epoch, with and without another number of workers."""
+    out = tmp_path / "run"
+    original = Journal.on_train_batch_end
+
+    def stop(self, batch, logs=None):
+        if self.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, batch, logs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "on_train_batch_end", stop)
+        former = signal.getsignal(signal.SIGTERM)
+        summary = run.train(CONFIG, out, QUIET)
+        assert signal.getsignal(signal.SIGTERM) is former
+    assert (summary["stopped"], summary["steps"]) == ("SIGTERM", step)
+    assert next(iter(checkpoints.Folder(out / "checkpoints").steps())) == step
+    summary = run.resume(out, workers=1 if step == 3 else 3, console=QUIET)
+    assert summary["steps"] == STEPS
+    assert contents(out) == contents(whole)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_killed_and_gone_on_with(whole, tmp_path) -> None:
+    """SIGKILL, for real, once the first checkpoint is there; then a torn checkpoint as well."""
+    from qpool.measure import resume_soak
+
+    out = tmp_path / "run"
+    settings = {k: v for k, v in dataclasses.asdict(CONFIG).items() if v is not None}
+    path = tmp_path / "run.toml"
+    path.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))
+    process = resume_soak.command("train", out, 2, f"--config={path}")
+    seen = threading.Event()
+    while process.poll() is None and not checkpoints.Folder(out / "checkpoints").steps():
+        seen.wait(0.01)
+    process.kill()
+    process.communicate()
+    assert not (out / "summary.json").exists()
+    steps = checkpoints.Folder(out / "checkpoints").steps()
+    assert steps
+    if len(steps) > 1:
+        next(iter(steps.values())).write_bytes(b"torn")
+    run.resume(out, workers=1, console=QUIET)
+    assert contents(out) == contents(whole)
+
+
+def test_samples_are_those_of_the_checkpoint(whole) -> None:
+    rows, columns = run.sample(whole, 40)
+    assert rows.shape == (40, 2)
+    assert columns == ("petal length (cm)", "petal width (cm)")
+    np.testing.assert_array_equal(rows, run.sample(whole, 40)[0])
+    best = checkpoints.Folder(whole / "checkpoints").best
+    found = [run.sample(whole, 40, checkpoint=which)[0] for which in ("best", str(best))]
+    np.testing.assert_array_equal(*found)
+    assert np.abs(run.sample(whole, 40, seed=1)[0] - rows).max() > 1e-3
+    with pytest.raises(ConfigurationError, match="count"):
+        run.sample(whole, 0)
+
+
+def test_what_is_no_run_or_in_use_or_of_another_format(whole, tmp_path) -> None:
+    with pytest.raises(ConfigurationError, match="not a run of qpool"):
+        run.resume(tmp_path)
+    with pytest.raises(ConfigurationError, match="qpool resume"):
+        run.train(CONFIG, whole)
+    asked = json.loads((whole / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**asked, "format": 99}))
+    with pytest.raises(CheckpointError, match="format 99"):
+        run.resume(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(asked))
+    parent = psutil.Process().parent()
+    mark = {"pid": parent.pid, "created": parent.create_time()}
+    (tmp_path / "running.json").write_text(json.dumps(mark))
+    with pytest.raises(ConfigurationError, match=f"in use by process {parent.pid}"):
+        run.resume(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(whole, tmp_path) -> None:
+    asked = json.loads((whole / "run.json").read_text())
+    asked["config"] |= {"layers": 2, "strategy": "cpu_batch"}
+    (tmp_path / "run.json").write_text(json.dumps(asked))
+    folder = checkpoints.Folder(tmp_path / "checkpoints")
+    folder.write(checkpoints.Folder(whole / "checkpoints").newest()[0])
+    with pytest.raises(CheckpointError, match=r"of another model: generator/0 is \(1, 1\) there"):
+        run.sample(tmp_path, 4)
