@@ -79,7 +79,7 @@ def read(path: Path) -> Checkpoint:
         CheckpointError: it is damaged, of another program, or of a newer version of qpool.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             manifest = json.loads(archive["manifest"].tobytes())
             if not isinstance(manifest, dict) or "format" not in manifest:
                 raise KeyError("format")

@@ -70,6 +70,7 @@ class Journal(keras.callbacks.Callback):
             table.open(self.step)
         if start is None:
             self._evaluate()
+            self._best = float("inf")  # the best is one that was trained
         elif self._pool is not None:
             self._pool.calls = start.calls
 

@@ -317,14 +317,16 @@ def _alone(out: Path) -> Iterator[None]:
 
     mark = out / "running.json"
     me = psutil.Process()
-    with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
-        other = json.loads(mark.read_text())
-        process = psutil.Process(other["pid"])
-        if process.create_time() == other["created"] and process != me:
-            raise ConfigurationError(
-                f"{out} is in use by process {other['pid']}, which is training there; wait for "
-                "it, or stop it"
-            )
+    other = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, psutil.Error):
+        said = json.loads(mark.read_text())
+        process = psutil.Process(said["pid"])
+        other = process if process.create_time() == said["created"] else None
+    if other is not None and other != me:
+        raise ConfigurationError(
+            f"{out} is in use by process {other.pid}, which is training there; wait for it, or "
+            "stop it"
+        )
     _write_json(mark, {"pid": me.pid, "created": me.create_time()})
     try:
         yield

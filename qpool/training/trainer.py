@@ -142,7 +142,10 @@ class QuantumGANTrainer:
     def arrays(self) -> dict[str, np.ndarray]:
         """All that the next step depends on, by name; see :meth:`restore`."""
         assert self.gan is not None, "prepare() comes first"
-        return {name: np.array(variable) for name, variable in self.gan.state().items()}
+        return {
+            name: keras.ops.convert_to_numpy(variable).copy()
+            for name, variable in self.gan.state().items()
+        }
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take over what :meth:`arrays` of a trainer made in the same way gave.
