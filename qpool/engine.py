@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+import sympy
 import tensorflow as tf
 from strawberryfields import ops
+from strawberryfields.parameters import FreeParameter
 
 from qpool import programs
 from qpool.executors.processes.pool import Pool
 from qpool.executors.processes.remote import RemoteModel
 from qpool.gradient import Bridge
 from qpool.shipping import pack
+from workers import recipes
 from workers.engine import TracedEngine
 from workers.errors import ConfigurationError, PoolClosedError
 
@@ -78,7 +81,6 @@ class Engine(TracedEngine):
             seed=seed,
         )
         self._tile = tile
-        self._real = tf.as_dtype(self.backend_options.get("dtype", tf.complex64)).real_dtype
         self._bridges: OrderedDict[Any, tuple[RemoteModel, Bridge]] = OrderedDict()
         self._runs = {"pooled": 0, "here": 0}
         self._closed = False
@@ -126,29 +128,45 @@ class Engine(TracedEngine):
         """The values of the free parameters, real tensors by name; None if the run stays here."""
         if not self.backend.circuit.untouched or not _is_shareable(prog):
             return None
-        real = self._real
         values = {}
-        for name, parameter in prog.free_params.items():
+        for name in sorted(_used(prog)):
+            parameter = prog.free_params[name]
             value = parameter.default if parameter.val is None else parameter.val
             if value is None:
                 return None  # the run in place says what is missing
             value = tf.convert_to_tensor(value)
             if value.shape.rank is None or value.shape.rank > 1 or value.dtype.is_complex:
                 return None
-            values[name] = tf.cast(value, real)
+            values[name] = tf.cast(value, self._real)
         sizes = {value.shape[0] for value in values.values() if value.shape.rank == 1}
         asked = self.backend_options.get("batch_size")
         return values if sizes and (asked is None or sizes == {asked}) else None
 
+    @property
+    def _real(self) -> tf.DType:
+        return tf.as_dtype(self.backend_options.get("dtype", tf.complex64)).real_dtype
+
     def _bridge(self, prog: Any, batched: tuple[str, ...], single: tuple[str, ...]) -> Bridge:
-        key = (programs.fingerprint(prog), batched, single)
-        if key in self._bridges:
-            self._bridges.move_to_end(key)
-            return self._bridges[key][1]
-        real = self._real
         options = {k: v for k, v in self.backend_options.items() if k != "batch_size"}
-        with tf.init_scope():
-            circuit = _Circuit(prog, options, batched, single, real)
+        settings = {**recipes.settings(), **options}  # what changes a state beside the program
+        key = (programs.fingerprint(prog), batched, single, str(sorted(settings.items())))
+        if key not in self._bridges:
+            with tf.init_scope():  # variables have values there
+                self._bridges[key] = self._build(prog, options, batched, single)
+            if len(self._bridges) > _KEPT:
+                # Not closed: a tape may still need it. The workers forget it when nobody does.
+                self._bridges.popitem(last=False)
+        self._bridges.move_to_end(key)
+        return self._bridges[key][1]
+
+    def _build(
+        self,
+        prog: Any,
+        options: dict[str, Any],
+        batched: tuple[str, ...],
+        single: tuple[str, ...],
+    ) -> tuple[RemoteModel, Bridge]:
+        circuit = _Circuit(prog, options, batched, single, self._real)
         held = {parameter: parameter.val for parameter in prog.free_params.values()}
         try:
             for parameter in held:  # this run's values stay here
@@ -158,10 +176,7 @@ class Engine(TracedEngine):
             for parameter, value in held.items():
                 parameter.val = value
         remote = RemoteModel(self._pool, shipment, self._tile, "traced")
-        self._bridges[key] = remote, Bridge(circuit, remote, ())
-        if len(self._bridges) > _KEPT:
-            self._bridges.popitem(last=False)[1][0].close()
-        return self._bridges[key][1]
+        return remote, Bridge(circuit, remote, ())
 
 
 class _Circuit:
@@ -188,6 +203,13 @@ class _Circuit:
         args |= dict(zip(self.single, tf.unstack(self.weights), strict=False))
         engine = TracedEngine("tf", backend_options=self.options)
         return engine.run(self.program, args=args).state.data
+
+
+def _used(prog: Any) -> set[str]:
+    """Names of the free parameters that the program's gates depend on."""
+    parameters = [p for command in prog.circuit for p in command.op.p]
+    atoms = [a for p in parameters if isinstance(p, sympy.Basic) for a in p.atoms(FreeParameter)]
+    return {atom.name for atom in atoms}
 
 
 def _is_shareable(prog: Any) -> bool:

@@ -91,7 +91,7 @@ class CircuitLayer(Saved, keras.Layer):
         names = self.trainable_parameters
         return tf.stack(
             [
-                tf.cast(self.initial.get(name, value), dtype)
+                tf.constant(self.initial[name], dtype) if name in self.initial else value
                 for name, value in zip(names, drawn, strict=True)
             ]
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,7 +100,7 @@ def fidelity(state: Any, target: Any) -> Any:
 def photon_distribution(state: Any, modes: int | Sequence[int] | None = None) -> Any:
     """Probabilities of photon numbers below the cutoff: ([batch,] D, ...), an axis a mode.
 
-    Of ``modes`` alone if given. They add up to :func:`ket_norm`.
+    Of ``modes`` alone if given, in ascending order. They add up to :func:`ket_norm`.
     """
     batched, data = _batched(state)
     if modes is None and state.is_pure:
@@ -141,7 +142,8 @@ def _reduced(state: Any, modes: int | Sequence[int] | None) -> Any:
     if modes is None:
         rho = state.dm()
     else:
-        kept = [modes] if isinstance(modes, int) else sorted(modes)
+        given: Any = [modes] if np.ndim(modes) == 0 else modes
+        kept = sorted({operator.index(mode) for mode in given})
         if any(mode not in range(state.num_modes) for mode in kept):
             raise InputError(f"modes {kept}: the state has modes 0 to {state.num_modes - 1}")
         rho = state.dm() if len(kept) == state.num_modes else state.reduced_dm(kept)

@@ -60,6 +60,11 @@ class QuantumSFDiscriminator(QuantumNetwork):
             name="combination",
         )
 
+    @property
+    def features(self) -> tuple[int, ...]:
+        """See ``QuantumNetwork``."""
+        return (1,)
+
     def _output(self, state: Any, batch: Any) -> Any:
         features = super()._output(state, batch)
         features = tf.reshape(features, [-1, math.prod(self._features)])

@@ -98,6 +98,11 @@ class QuantumNetwork(Saved, keras.Model):
         dtype = tf.complex128 if self.compute_dtype == "float64" else tf.complex64
         return programs.state(self.program, arguments, self.cutoff_dim, dtype)
 
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The shape of what a call gives for one row."""
+        return self._features
+
     #: Methods that are pooled with the call.
     pooled_methods = ("with_norm",)
 

@@ -253,6 +253,16 @@ class Chance(keras.Layer):
         self.source = keras.random.SeedGenerator(seed) if count else None
         self.built = True
 
+    def save_own_variables(self, store: Any) -> None:
+        """See ``keras.Layer``: a generator's state is not among a layer's variables."""
+        if self.source is not None:
+            store["state"] = keras.ops.convert_to_numpy(self.source.state)
+
+    def load_own_variables(self, store: Any) -> None:
+        """See ``keras.Layer``."""
+        if self.source is not None:
+            self.source.state.assign(store["state"])
+
     def draw(self, batch: Any) -> Any:
         """``batch`` rows of draws from [0, 1)."""
         if self.source is None:

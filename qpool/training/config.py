@@ -13,6 +13,9 @@ from workers.errors import ConfigurationError, nearest
 #: How learning rates go over a run.
 SCHEDULES = ("constant", "cosine")
 
+#: What generator and critic play for (see ``gan.QuantumGAN``).
+LOSSES = ("wasserstein", "non-saturating")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -79,6 +82,7 @@ class Config:
     def check(self) -> None:
         """What can be refused before anything heavy is loaded or written."""
         from qpool.executors import strategies
+        from qpool.models import encodings
 
         positive = (
             "steps",
@@ -93,10 +97,29 @@ class Config:
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name, known in (("strategy", strategies()), ("schedule", SCHEDULES)):
+        names = (("strategy", strategies()), ("schedule", SCHEDULES), ("loss", LOSSES))
+        for name, known in names:
             value = getattr(self, name)
             if value not in known:
                 raise ConfigurationError(f"unknown {name} {value!r}: {nearest(value, known)}")
+        for name in ("generator_rate", "critic_rate", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigurationError(f"{name} must be more than 0, not {value}")
+        for name in ("penalty", "norm_penalty"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigurationError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.cutoff < 2:
+            raise ConfigurationError(f"cutoff must be at least 2, not {self.cutoff}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigurationError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigurationError(
+                f"workers must be a whole number of at least 1, not {self.workers}"
+            )
+        if self.tile is not None and (self.tile < 1 or self.tile & (self.tile - 1)):
+            raise ConfigurationError(f"tile must be a power of two, not {self.tile}")
+        encodings.find(self.encoding)
 
 
 def _is(value: Any, kind: str) -> bool:

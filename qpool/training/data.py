@@ -7,6 +7,7 @@ ring and the four Gaussians are draws of a density, and say so by their names.
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,12 @@ class DataSet:
     rows: np.ndarray
     shift: np.ndarray
     scale: np.ndarray
+
+    @property
+    def fingerprint(self) -> str:
+        """A checksum of the rows and their units."""
+        parts = (self.rows, self.shift, self.scale)
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
     def in_units(self, rows: np.ndarray) -> np.ndarray:
         """Standardised rows in the data's own units."""

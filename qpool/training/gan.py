@@ -10,10 +10,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from qpool.training.config import LOSSES
+from workers import recipes
 from workers.errors import ConfigurationError, nearest
-
-#: What generator and critic play for.
-LOSSES = ("wasserstein", "non-saturating")
 
 
 class QuantumGAN(keras.Model):
@@ -101,7 +100,7 @@ class QuantumGAN(keras.Model):
         }
 
     def train_step(self, real: Any) -> dict[str, Any]:
-        variables = [v.value for v in self.generator.trainable_variables]
+        variables = recipes.trainable_variables(self.generator)
         logs = {}
         with tf.GradientTape() as tape:
             z = self.latent(tf.shape(real)[0])
@@ -132,7 +131,7 @@ class QuantumGAN(keras.Model):
         }
 
     def _critic_step(self, real: Any, fake: Any) -> Any:
-        variables = [v.value for v in self.critic.trainable_variables]
+        variables = recipes.trainable_variables(self.critic)
         with tf.GradientTape() as tape:
             on_fake, on_real = self.critic(fake), self.critic(real)
             if self.loss_kind == "wasserstein":

@@ -68,7 +68,7 @@ class Journal(keras.callbacks.Callback):
             self._trainer.restore(start.arrays)
             self.step, self._best = start.step, start.best
         for table in (self._metrics, self._evaluations, self._workers):
-            table.open(self.step)
+            table.open(-1 if start is None else self.step)
         if start is None:
             self._evaluate()
             self._best = float("inf")  # the best is one that was trained

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpool.training.config import Config
-from workers.errors import CheckpointError, ConfigurationError
+from workers.errors import CheckpointError, ConfigurationError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 #: Counts up when a run directory comes to mean something else.
 FORMAT = 1
 
+#: Says which process is training in a directory.
+_MARK = "running.json"
+
 
 def train(config: Config, out: Path, console: Any = None) -> dict[str, Any]:
     """Train as ``config`` says, fill the directory ``out`` and return the summary.
@@ -44,17 +47,23 @@ def train(config: Config, out: Path, console: Any = None) -> dict[str, Any]:
     be gone on with then (:func:`resume`).
     """
     config.check()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if Path(config.data).suffix:  # a file: found from anywhere
+        config = dataclasses.replace(config, data=str(Path(config.data).resolve()))
+    if out.exists() and (not out.is_dir() or any(not _left_over(p) for p in out.iterdir())):
+        go_on = f", or go on with it: qpool resume {out}" if (out / "run.json").exists() else ""
         raise ConfigurationError(
-            f"{out} exists and is not an empty directory; choose another --out, or go on with it: "
-            f"qpool resume {out}"
+            f"{out} exists and is not an empty directory; choose another --out{go_on}"
         )
     rows = _rows(config)
+    asked = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(config),
+        "data": rows.fingerprint,
+        "host": _host(),
+    }
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
-        asked = {"format": FORMAT, "config": dataclasses.asdict(config), "host": _host()}
-        _write_json(out / "run.json", asked)
-        return _run(config, out, rows, console)
+        return _run(config, out, rows, console, asked=asked)
 
 
 def resume(
@@ -73,7 +82,7 @@ def resume(
     if start_method is not None:
         config = dataclasses.replace(config, start_method=start_method)
     config.check()
-    rows = _rows(config)
+    rows = _rows(config, asked["data"])
     with _alone(out):
         now = _host()
         changed = {
@@ -91,8 +100,9 @@ def sample(
     """
     if count < 1:
         raise ConfigurationError(f"count must be at least 1, not {count}")
-    config = Config.of(_asked(out)["config"])
-    rows = _rows(config)
+    asked = _asked(out)
+    config = Config.of(asked["config"])
+    rows = _rows(config, asked["data"])
     from qpool.training import checkpoints
 
     folder = checkpoints.Folder(out / "checkpoints")
@@ -147,9 +157,12 @@ def _run(
     rows: DataSet,
     console: Any,
     *,
+    asked: dict[str, Any] | None = None,
     resumed: bool = False,
     changed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
+    """``asked`` is written down once everything has been made of it: a run that could not be
+    begun leaves nothing that could be gone on with."""
     from rich.console import Console
 
     console = console or Console(stderr=True)
@@ -162,6 +175,8 @@ def _run(
     per_epoch = len(rows.rows) // config.batch_size
     epochs = -(-config.steps // per_epoch)
     with _trainer(config, rows) as trainer:
+        if asked is not None:
+            _write_json(out / "run.json", asked)
         from qpool.training import checkpoints
         from qpool.training.display import Display
         from qpool.training.journal import Journal
@@ -264,15 +279,18 @@ def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
             tile=config.tile,
         )
 
-        def rate(start: float) -> Any:
+        per_epoch = len(rows.rows) // config.batch_size
+        steps = -(-config.steps // per_epoch) * per_epoch
+
+        def rate(start: float, updates: int) -> Any:
             if config.schedule == "constant":
                 return start
-            return keras.optimizers.schedules.CosineDecay(start, config.steps)
+            return keras.optimizers.schedules.CosineDecay(start, steps * updates)
 
         trainer = QuantumGANTrainer(
             stack.enter_context(generator),
-            generator_rate=rate(config.generator_rate),
-            critic_rate=rate(config.critic_rate),
+            generator_rate=rate(config.generator_rate, 1),
+            critic_rate=rate(config.critic_rate, config.critic_steps),
             critic_steps=config.critic_steps,
             loss=config.loss,
             penalty=config.penalty,
@@ -284,11 +302,27 @@ def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
         yield trainer
 
 
-def _rows(config: Config) -> DataSet:
+def _rows(config: Config, fingerprint: str | None = None) -> DataSet:
+    """The data, as wide as a sample; with ``fingerprint``, those that a run was begun with."""
     from qpool.training import data
 
     rows = data.load(config.data)
-    data.check(rows.rows, width=config.modes, batch_size=config.batch_size)
+    width = config.modes
+    if config.readout != "positions":
+        from qpool.models import readouts
+
+        shape = readouts.find(config.readout).shape(config.modes, config.cutoff)
+        if len(shape) != 1 or config.readout == "ket":
+            raise ConfigurationError(
+                f"readout={config.readout!r} makes samples of shape {shape}; expected one that "
+                "makes rows: positions, quadratures, photons, homodyne"
+            )
+        width = shape[0]
+    data.check(rows.rows, width=width, batch_size=config.batch_size)
+    if fingerprint not in (None, rows.fingerprint):
+        raise DataError(
+            f"the data {config.data} are not those that this run was begun with; put those back"
+        )
     return rows
 
 
@@ -315,7 +349,7 @@ def _alone(out: Path) -> Iterator[None]:
     """Have the directory to ourselves, or say who has it."""
     import psutil
 
-    mark = out / "running.json"
+    mark = out / _MARK
     me = psutil.Process()
     other = None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, psutil.Error):
@@ -354,6 +388,11 @@ def _host() -> dict[str, Any]:
         "numpy": numpy.__version__,
         "scipy": scipy.__version__,
     }
+
+
+def _left_over(path: Path) -> bool:
+    """Whether a run that was killed before it had begun may have left this."""
+    return path.name == _MARK or path.suffix == ".part"
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from qpool.executors import executor_class
 from qpool.generator import ParallelGenerator, parallelize
 from qpool.training import data
 from qpool.training.gan import QuantumGAN, default_critic
@@ -73,6 +74,12 @@ class QuantumGANTrainer:
         """Pool the generator and make the GAN, for samples of that width. Does nothing twice."""
         if not isinstance(self.generator, ParallelGenerator):
             self.generator = parallelize(self.generator, strategy=strategy, **self._options)
+        former = self.generator._qpool.strategy
+        if strategy != "auto" and executor_class(strategy) is not executor_class(former):
+            raise ConfigurationError(
+                f"strategy={strategy!r}, but the generator is pooled already, with "
+                f"strategy={former!r}; make a trainer of the model itself, or leave strategy= out"
+            )
         if self.gan is None:
             self.critic = self.critic or default_critic(width, self._seed)
             self.gan = QuantumGAN(
@@ -106,7 +113,9 @@ class QuantumGANTrainer:
         a run that is resumed. Returns Keras's History. DataError for data that cannot be used,
         before any worker starts.
         """
-        rows: np.ndarray = data.check(real_data, batch_size=batch_size).astype(np.float32)
+        shape = getattr(self.generator, "features", None)
+        width = shape[0] if isinstance(shape, tuple) and len(shape) == 1 else None
+        rows: np.ndarray = data.check(real_data, width, batch_size).astype(np.float32)
         if epochs < 1 or batch_size < 1:
             raise ConfigurationError(
                 f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}"

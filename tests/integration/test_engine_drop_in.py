@@ -195,3 +195,69 @@ def test_a_closed_engine_says_so(pool) -> None:
         made.run(program(), args={"a": tf.constant([0.1]), "b": 0.1})
     with pytest.raises(errors.ConfigurationError, match="workers=5"):
         qpool.Engine("tf", backend_options=OPTIONS, pool=pool, workers=5)
+
+
+def test_a_program_that_comes_first_inside_a_tf_function(engine) -> None:
+    made = program((ops.Rgate(0.1), 0))
+    a = tf.constant([0.2, 0.5], tf.float64)
+
+    @tf.function
+    def data(a):
+        engine.reset()
+        return engine.run(made, args={"a": a, "b": 0.3}).state.data
+
+    found = data(a)
+    np.testing.assert_allclose(found, stock(made, {"a": a, "b": 0.3}).state.data, atol=1e-10)
+
+
+def test_other_options_and_an_unused_argument(engine) -> None:
+    args = {"a": tf.constant([0.2, 0.5], tf.float64), "b": 0.3}
+    try:
+        for options in ({"cutoff_dim": 3}, {"dtype": tf.complex64}, {"pure": False}):
+            engine.reset(backend_options=options)
+            state = engine.run(program(), args=args).state
+            expected = stock(program(), args, **options).state
+            assert (state.cutoff_dim, state.is_pure) == (expected.cutoff_dim, expected.is_pure)
+            np.testing.assert_allclose(state.data, expected.data, atol=1e-6)
+            engine.reset(backend_options=OPTIONS | {"pure": True})
+    finally:
+        engine.reset(backend_options=OPTIONS | {"pure": True})
+    made = sf.Program(1)
+    made.params("unused")
+    with made.context as q:
+        ops.Dgate(made.params("a")) | q[0]
+    state = engine.run(made, args={"a": 0.2, "unused": np.ones(3)}).state
+    assert not state.batched
+    engine.reset()
+
+
+def test_another_hbar_is_not_that_of_a_program_known_before(engine) -> None:
+    args = {"a": tf.constant([0.2, 0.5], tf.float64), "b": 0.3}
+    made = program((ops.Vgate(0.1), 0))
+    engine.reset()
+    engine.run(made, args=args)
+    former = sf.hbar
+    try:
+        sf.hbar = 1.0
+        engine.reset()
+        with pytest.raises(errors.ConfigurationError, match="settings"):
+            engine.run(made, args=args)
+    finally:
+        sf.hbar = former
+        engine.reset()
+
+
+def test_a_tape_keeps_the_programs_that_it_needs(pool, monkeypatch) -> None:
+    monkeypatch.setattr("qpool.engine._KEPT", 1)
+    a = tf.constant([0.2, 0.5], tf.float64)
+    with qpool.Engine("tf", backend_options=OPTIONS, pool=pool) as engine:
+        with tf.GradientTape() as tape:
+            tape.watch(a)
+            total = tf.zeros([], tf.float64)
+            for mode in (0, 1):
+                engine.reset()
+                made = program((ops.Sgate(0.1), mode))
+                state = engine.run(made, args={"a": a, "b": 0.3}).state
+                total += tf.reduce_sum(state.mean_photon(0)[0])
+        assert len(engine.stats()["programs"]) == 1
+        assert np.all(np.isfinite(tape.gradient(total, a)))

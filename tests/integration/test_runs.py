@@ -14,7 +14,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from qpool.errors import CheckpointError, ConfigurationError
+from qpool.errors import CheckpointError, ConfigurationError, DataError
 from qpool.training import checkpoints, run
 from qpool.training.config import Config
 from qpool.training.journal import Journal, read_table
@@ -150,6 +150,45 @@ def test_what_is_no_run_or_in_use_or_of_another_format(whole, tmp_path) -> None:
     (tmp_path / "running.json").write_text(json.dumps(mark))
     with pytest.raises(ConfigurationError, match=f"in use by process {parent.pid}"):
         run.resume(tmp_path)
+
+
+def test_a_run_that_could_not_be_begun_can_be_begun_again(tmp_path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "running.json").write_text("{")  # of one that was killed while it started
+    broken = dataclasses.replace(CONFIG, readout="density", strategy="cpu_batch", steps=1)
+    with pytest.raises(ConfigurationError, match="makes samples of shape"):
+        run.train(broken, out, QUIET)
+    summary = run.train(dataclasses.replace(broken, readout="positions"), out, QUIET)
+    assert summary["steps"] == 9
+
+
+def test_data_that_changed_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = np.random.default_rng(0).normal(size=(40, 2))
+    np.save("rows.npy", rows)
+    config = dataclasses.replace(CONFIG, data="rows.npy", strategy="cpu_batch", steps=1)
+    run.train(config, tmp_path / "run", QUIET)
+    monkeypatch.chdir("/")
+    assert run.sample(tmp_path / "run", 3)[0].shape == (3, 2)
+    np.save(tmp_path / "rows.npy", 7 * rows + 3)
+    with pytest.raises(DataError, match="not those that this run was begun with"):
+        run.sample(tmp_path / "run", 3)
+
+
+def test_both_rates_fall_over_the_whole_run(tmp_path, monkeypatch) -> None:
+    rates = []
+
+    def note(self, batch, logs=None):
+        optimizers = self.model.generator_optimizer, self.model.critic_optimizer
+        rates.append([float(optimizer.learning_rate) for optimizer in optimizers])
+
+    monkeypatch.setattr(Journal, "on_train_batch_begin", note)
+    config = dataclasses.replace(CONFIG, strategy="cpu_batch", critic_steps=3, steps=9)
+    run.train(config, tmp_path / "run", QUIET)
+    start = np.array(rates[0])
+    np.testing.assert_allclose(start, 0.01, rtol=1e-6)
+    np.testing.assert_allclose(rates[3], start * (1 + np.cos(np.pi * 3 / 9)) / 2, rtol=1e-4)
 
 
 def test_a_checkpoint_of_another_model_is_refused(whole, tmp_path) -> None:

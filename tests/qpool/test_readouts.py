@@ -149,6 +149,15 @@ def test_read_outs_are_saved_with_their_models(tmp_path) -> None:
     assert again.readout.get_config() == model.readout.get_config()
 
 
+def test_a_saved_model_draws_on_from_where_it_stood(tmp_path) -> None:
+    model = qpool.models.QuantumSFGenerator(layers=1, cutoff_dim=3, readout="homodyne", seed=3)
+    z = tf.zeros((2, 4))
+    model(z)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again(z), model(z))
+
+
 def test_bad_read_outs() -> None:
     with pytest.raises(qpool.errors.ConfigurationError, match="did you mean 'homodyne'"):
         find("homodine")

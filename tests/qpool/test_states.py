@@ -145,6 +145,12 @@ def test_measures_are_differentiable_and_traceable() -> None:
     np.testing.assert_allclose(gradient, -2 * np.tanh(2 * r) / np.cosh(2 * r), atol=1e-4)
 
 
+def test_modes_by_any_whole_number_and_each_once() -> None:
+    state = state_of(0.3)
+    for modes in (np.int64(0), [0], [0, 0]):
+        np.testing.assert_allclose(states.purity(state, modes), states.purity(state, 0))
+
+
 def test_modes_that_are_not_there() -> None:
     with pytest.raises(InputError, match="modes 0 to 1"):
         states.purity(state_of(0.1), 2)

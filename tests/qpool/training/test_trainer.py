@@ -106,6 +106,35 @@ def test_losses_clipping_and_schedules(pool) -> None:
             trainer.prepare(2, "sequential")
 
 
+def test_what_does_not_fit_together_is_said_before_training(pool) -> None:
+    with qpool.QuantumGANTrainer(small(), pool=pool) as trainer:
+        with pytest.raises(qpool.errors.DataError, match="width 2; the data has 3"):
+            trainer.train(np.ones((20, 3)), epochs=1, batch_size=10)
+        trainer.prepare(2)
+        with pytest.raises(qpool.errors.ConfigurationError, match="pooled already"):
+            trainer.train(ROWS, epochs=1, batch_size=10, strategy="sequential")
+
+
+class Shift(tf.Module):
+    """A generator with TensorFlow's own variables."""
+
+    latent_dim = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = tf.Variable([0.5, -0.5])
+
+    def __call__(self, z):
+        return z + self.w
+
+
+def test_a_generator_with_variables_of_tensorflow() -> None:
+    model = Shift()
+    with qpool.QuantumGANTrainer(model) as trainer:
+        trainer.train(ROWS, epochs=1, batch_size=10, strategy="cpu_batch")
+    assert np.abs(model.w - [0.5, -0.5]).min() > 1e-4
+
+
 def test_fit_with_keras_callbacks(pool, tmp_path) -> None:
     with qpool.QuantumGANTrainer(small(), seed=4, pool=pool) as trainer:
         gan = trainer.prepare(2)
