@@ -56,11 +56,14 @@ def serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(RuntimeError, OSError, AttributeError, ValueError):
         faulthandler.enable(sys.stderr if log is None else log)
+    watch = None
     try:
         start: protocol.Start = pickle.loads(channel.recv_bytes())
-        _die_with(start.coordinator, nursery)
+        watch = _die_with(start.coordinator, nursery)
         _Worker(channel, start, segment_handle).run()
     except (EOFError, ConnectionError):  # the coordinator has let go
+        if watch is not None and nursery is not None:
+            watch.join(1.0)  # if it is dead, the watch ends the nursery and this process
         return
     except BaseException:
         with contextlib.suppress(OSError):
@@ -303,7 +306,7 @@ def _picklable(error: Exception) -> Exception | None:
     return None
 
 
-def _die_with(coordinator: int, nursery: int | None) -> None:
+def _die_with(coordinator: int, nursery: int | None) -> threading.Thread:
     """End this process when the coordinator ends, even in the middle of a computation.
 
     Between messages the end of file on the channel says it. In a long tile nobody reads the
@@ -311,7 +314,9 @@ def _die_with(coordinator: int, nursery: int | None) -> None:
     elsewhere. The nursery ends too: if it is stopped, it cannot do so by itself.
     """
     watch = functools.partial(_watch, coordinator, nursery)
-    threading.Thread(target=watch, name="qpool-watch", daemon=True).start()
+    thread = threading.Thread(target=watch, name="qpool-watch", daemon=True)
+    thread.start()
+    return thread
 
 
 def _watch(coordinator: int, nursery: int | None) -> None:
