@@ -63,7 +63,7 @@ def serve(
         _Worker(channel, start, segment_handle).run()
     except (EOFError, ConnectionError):  # the coordinator has let go
         if watch is not None and nursery is not None:
-            watch.join(1.0)  # if it is dead, the watch ends the nursery and this process
+            watch.join(1.5)  # if it is dead, the watch ends the nursery and this process
         return
     except BaseException:
         with contextlib.suppress(OSError):
@@ -331,10 +331,21 @@ def _watch(coordinator: int, nursery: int | None) -> None:
 
         while psutil.pid_exists(coordinator):
             time.sleep(1.0)
-    if nursery is not None and os.getppid() == nursery:
+    if nursery is not None:
         with contextlib.suppress(OSError):
-            os.kill(nursery, signal.SIGKILL)
+            _end_nursery(nursery)
     os._exit(0)
+
+
+def _end_nursery(nursery: int) -> None:
+    """Have it end all that it forked, stopped ones too, which it does when it sees the end of its
+    own channel; and end it if it does not."""
+    for _ in range(10):
+        if os.getppid() != nursery:
+            return
+        os.kill(nursery, signal.SIGCONT)
+        time.sleep(0.1)
+    os.kill(nursery, signal.SIGKILL)
 
 
 def spawned(handle: int, segment_handle: int | None, log: int | None) -> None:
