@@ -57,7 +57,9 @@ def cli() -> None:
 @click.option("--clip-norm", type=float, help="Largest norm of a gradient.  [default: none]")
 @click.option("--workers", type=int, help="Worker processes.  [default: physical cores]")
 @click.option(
-    "--strategy", default=_DEFAULT.strategy, help="processes, cpu_batch, sequential or auto."
+    "--strategy",
+    default=_DEFAULT.strategy,
+    help="processes, threads, cpu_batch, sequential; auto: the fastest, measured first.",
 )
 @click.option("--tile", type=int, help="Rows computed at once.  [default: from the model]")
 @click.option("--start-method", help="forkserver or spawn.  [default: the system's best]")
@@ -170,6 +172,41 @@ def bench(cases: tuple[str, ...], as_json: bool) -> None:
             continue
         click.echo(f"{name}")
         _echo(found, "  ")
+
+
+@cli.command()
+@click.option("--workers", type=int, help="Of the parallel step.  [default: at most two]")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON lines.")
+def doctor(workers: int | None, as_json: bool) -> None:
+    """Look at this machine, and try whether qpool works on it.
+
+    Prints what matters to a pool (cores, quota, NUMA, frequency, memory), with advice, and checks
+    Strawberry Fields, the traced engine and a small parallel step. The exit code is 1 if something
+    is wrong; advice alone leaves it 0.
+    """
+    import dataclasses
+
+    from qpool.measure.doctor import examine
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    marks = {"ok": ("ok", "green"), "advice": ("slow", "yellow"), "wrong": ("WRONG", "red")}
+    wrong = False
+    for finding in examine(workers):
+        wrong |= finding.status == "wrong"
+        if as_json:
+            click.echo(json.dumps(dataclasses.asdict(finding)))
+            continue
+        mark, colour = marks[finding.status]
+        name = finding.name.ljust(_NAME_WIDTH)
+        click.echo(f"{click.style(mark.ljust(5), fg=colour)}  {name}  {finding.value}")
+        if finding.advice:
+            click.echo(f"{'':7}{'':{_NAME_WIDTH}}  -> {finding.advice}")
+    if wrong:
+        sys.exit(1)
+
+
+#: Of a finding's name, in a terminal.
+_NAME_WIDTH = 22
 
 
 def _echo(found: dict[str, Any], indent: str) -> None:

@@ -18,7 +18,7 @@ from strawberryfields.parameters import FreeParameter
 
 from qpool import programs
 from qpool.executors.processes.pool import Pool
-from qpool.executors.processes.remote import RemoteModel
+from qpool.executors.remote import RemoteModel
 from qpool.gradient import Bridge
 from qpool.shipping import pack
 from workers import recipes

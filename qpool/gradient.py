@@ -25,11 +25,11 @@ import tensorflow as tf
 
 from qpool.arguments import Arguments, check_array, is_eager
 from workers import recipes
-from workers.errors import InputError, RemoteError, SecondOrderGradientError
+from workers.errors import InputError, SecondOrderGradientError
 from workers.layout import ArraySpec
 
 if TYPE_CHECKING:
-    from qpool.executors.processes.remote import Plan, RemoteModel
+    from qpool.executors.remote import Plan, RemoteModel
 
 try:
     # Whether any tape could be listening: without one, a call is spared the bookkeeping.
@@ -161,7 +161,7 @@ class Bridge:
                     return self._remote.plan(
                         method, arguments, as_tensor, stand_ins, weights, gradient=True
                     )
-                except RemoteError:
+                except Exception:  # the model's own, of a stand-in that it does not take
                     if positive:
                         raise
         raise AssertionError("unreachable")

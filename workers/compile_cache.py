@@ -36,7 +36,7 @@ _ROUND = 1 << 18
 
 def environment(threads: int) -> dict[str, str]:
     """Variables for a process that has not loaded TensorFlow yet; none if nothing can be kept."""
-    place = _place(threads)
+    place = place_of(threads)
     if place is None:
         return {}
     if len(str(place).split()) != 1:  # TensorFlow would read two flags
@@ -55,7 +55,7 @@ def environment(threads: int) -> dict[str, str]:
     return {"TF_XLA_FLAGS": " ".join([*flags, f"{_FLAG}{place}"])}
 
 
-def _place(threads: int) -> Path | None:
+def place_of(threads: int) -> Path | None:
     """A folder for what must not mix: other versions, other processors, other flags."""
     chosen = os.environ.get(_VARIABLE, "")
     if chosen.lower() == "off":

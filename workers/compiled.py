@@ -59,6 +59,7 @@ def choose(
     before: Callable[[], Any] = lambda: None,
     *,
     draws: bool = False,
+    levels: Sequence[str] = LEVELS[:-1],
 ) -> Choice:
     """The best level at which ``function(*inputs)`` gives what it gave eagerly.
 
@@ -72,10 +73,11 @@ def choose(
         before: called before each trial: it puts back what the function draws from.
         draws: whether it draws. XLA has generators of its own, which from the same seed give other
             draws; then the graph that it compiles is what is compared with the eager function.
+        levels: those to try, in turn.
     """
     began = time.perf_counter()
     reasons = []
-    for level in LEVELS[:-1]:
+    for level in levels:
         try:
             compiled = ready.get(level) or at_level(function, level)
             before()

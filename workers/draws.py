@@ -18,9 +18,12 @@ from workers import recipes
 class Draws:
     """The sources that a model draws from: ``sources`` of its own, and the process's."""
 
-    def __init__(self, seed: int, sources: Sequence[Any]) -> None:
+    def __init__(self, seed: int, sources: Sequence[Any], *, alone: bool = True) -> None:
+        """``alone``: the process is the model's, so that its global sources may be set."""
         self._seed = seed
         self._sources = sources
+        self._alone = alone
+        self._before: Any = None
 
     def __bool__(self) -> bool:
         return bool(self._sources)
@@ -38,7 +41,9 @@ class Draws:
         functions when its global source is set, which a compiled call never draws from.
         """
         seed = self._of_tile(call, index)
-        if everywhere:
+        if not self._alone:
+            self._before = global_states()
+        elif everywhere:
             tf.random.set_seed(seed)
             np.random.seed(seed)  # noqa: NPY002 - the model may draw from NumPy's global source
             random.seed(seed)
@@ -46,7 +51,12 @@ class Draws:
             recipes.reseed(source, seed)
 
     def drawn_globally_since(self, call: int, index: int) -> bool:
-        """Whether anything was drawn from a global source since ``seed(call, index)``."""
+        """Whether anything was drawn from a global source since ``seed(call, index)``.
+
+        TensorFlow's is not seen in a process that is not the model's alone.
+        """
+        if not self._alone:
+            return global_states() != self._before
         seed = self._of_tile(call, index)
         untouched = np.random.RandomState(seed).get_state(legacy=False)["state"]
         now = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
@@ -62,3 +72,9 @@ class Draws:
     def _of_tile(self, call: int, index: int) -> int:
         sequence = np.random.SeedSequence([self._seed, call, index])
         return int(sequence.generate_state(1)[0]) & 0x7FFFFFFF
+
+
+def global_states() -> tuple[Any, ...]:
+    """Where the sources of random numbers that any code may draw from stand; not TensorFlow's."""
+    state = np.random.get_state(legacy=False)  # noqa: NPY002
+    return state["state"]["pos"], state["state"]["key"].tobytes(), random.getstate()

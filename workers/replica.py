@@ -50,8 +50,20 @@ class _Kept:
 class Replica:
     """One model in one worker."""
 
-    def __init__(self, build: Build, in_force: dict[str, Any] | None, buffer: memoryview) -> None:
-        """``in_force`` are the settings of this process, None if they are free to choose."""
+    def __init__(
+        self,
+        build: Build,
+        in_force: dict[str, Any] | None,
+        buffer: memoryview,
+        *,
+        alone: bool = True,
+    ) -> None:
+        """``in_force`` are the settings of this process, None if they are free to choose.
+
+        ``alone``: the process is the replicas', whose global sources of draws may be set. In
+        another one a call may come from within a graph, which holds the threads that a graph needs.
+        """
+        self._levels = compiled.LEVELS[:-1] if alone else ("xla",)
         self._traced = build.engine == "traced"
         with traced_engines(self._traced):
             shipped: recipes.Shipped = pickle.loads(build.shipment)
@@ -65,7 +77,7 @@ class Replica:
         self._model = shipped.model
         self._variables = shipped.variables
         self._sources = [shipped.variables[index] for index in shipped.differentiable]
-        self._draws = Draws(build.seed, shipped.draws)
+        self._draws = Draws(build.seed, shipped.draws, alone=alone)
         self._plans: dict[int, Method] = {}
         self._kept: OrderedDict[int, dict[int, _Kept]] = OrderedDict()
         self.recomputed = 0
@@ -162,6 +174,7 @@ class Replica:
         fixed = max(calls_few - per_row * few, 0.0)
         fixed_cost = fixed / per_row if per_row else float("inf")
         seedable = not globally and self._draws.in_variables
+        seedable = seedable and reproducible
         choice = compiled.Choice("eager", self._why_eager(method, outputs, seedable), 0.0)
         if not choice.reason:
             rows = method.plan.rows or tile_worth(fixed_cost, request.largest_tile)
@@ -173,7 +186,7 @@ class Replica:
             cloudpickle.dumps(structure),
             tuple(survey.row_spec(output) for output in outputs),
             tuple(isinstance(output, tf.Tensor) for output in outputs),
-            few if method.plan.rows else self._least_rows(run),
+            few if method.plan.rows else survey.least_rows(run),
             draws or not reproducible,
             reproducible,
             fixed_cost,
@@ -235,6 +248,7 @@ class Replica:
             {known.plan.level: ready},
             before=lambda: self._draws.seed(0, 0, everywhere=False),
             draws=bool(self._draws),
+            levels=self._levels,
         )
         if choice.level == "eager":
             self._plans[method.plan.plan] = method
@@ -372,14 +386,6 @@ class Replica:
         start, stop = tile_rows(index, frame.tile, frame.batch)
         rows = self._rows(method.plan, frame.tile, start, stop)
         return tile_arrays.take(frame.inputs, start, stop, rows, buffer)
-
-    @staticmethod
-    def _least_rows(run: Callable[[int], Any]) -> int:
-        try:
-            survey.flatten(run(1), 1)
-        except Exception:  # whatever it is: two rows work, as the survey has seen
-            return 2
-        return 1
 
     @staticmethod
     def _first_rows(frame: Frame, rows: int, buffer: memoryview) -> list[np.ndarray]:

@@ -2,8 +2,9 @@
 
 sequential   the model in place
 cpu_batch    the compiled engine in this process, whole batch at once
+threads      the pool's tiles, in threads of this process
 processes    a pool of worker processes with shared memory
-auto         processes
+auto         the fastest of these, measured
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ __all__ = ["Executor", "Options", "executor_class", "register_strategy", "strate
 _STRATEGIES: dict[str, type[Executor] | str] = {
     "sequential": "qpool.executors.sequential:SequentialExecutor",
     "cpu_batch": "qpool.executors.cpu_batch:CpuBatchExecutor",
+    "threads": "qpool.executors.threads:ThreadExecutor",
     "processes": "qpool.executors.processes:ProcessExecutor",
-    "auto": "qpool.executors.processes:ProcessExecutor",
+    "auto": "qpool.executors.auto:AutoExecutor",
 }
 
 

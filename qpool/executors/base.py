@@ -47,7 +47,13 @@ def argument_names(model: Any, method: str) -> tuple[str, ...]:
 
 
 class Executor(abc.ABC):
-    """Computes the pooled methods of one model."""
+    """Computes the pooled methods of one model.
+
+    ``calls`` is how many calls there have been, where draws follow from a call's number: a run that
+    is resumed sets it to where it was.
+    """
+
+    calls: int = 0
 
     def __init__(self, model: Any, options: Options) -> None:
         self.model = model

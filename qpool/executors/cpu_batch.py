@@ -7,7 +7,6 @@ of the compiled function; all others are constants of it, known by content.
 from __future__ import annotations
 
 import dataclasses
-import random
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import tensorflow as tf
 from qpool.executors.base import Executor, Options
 from qpool.shipping import dumps
 from workers import compiled, recipes
+from workers.draws import global_states
 from workers.engine import traced_engines
 from workers.errors import ConfigurationError
 from workers.method import Method
@@ -113,7 +113,7 @@ class CpuBatchExecutor(Executor):
         """Compile, unless the call does more than compute; it leaves no trace in the model."""
         shipped = recipes.inspect(self.model, {})
         before = [variable.numpy() for variable in shipped.variables]
-        sources = _global_sources()
+        sources = global_states()
         outputs = tf.nest.flatten(way.method(*inputs))
         changed = [
             variable
@@ -126,7 +126,7 @@ class CpuBatchExecutor(Executor):
         reason = ""
         if changed:
             reason = f"the call changes its variable {changed[0].name!r}"
-        elif shipped.draws or _global_sources() != sources:
+        elif shipped.draws or global_states() != sources:
             reason = "the model draws random numbers"
         elif not inputs or not all(map(tf.is_tensor, outputs)):
             reason = "it takes or returns NumPy arrays"
@@ -140,9 +140,3 @@ class CpuBatchExecutor(Executor):
             way.method.__dict__["compiled"] = function
 
         return compiled.choose(original, inputs, outputs, use)
-
-
-def _global_sources() -> tuple[Any, ...]:
-    """Where the sources of random numbers that any code may draw from stand."""
-    state = np.random.get_state(legacy=False)  # noqa: NPY002
-    return state["state"]["pos"], state["state"]["key"].tobytes(), random.getstate()

@@ -38,7 +38,7 @@ class Config:
     norm_penalty: float = 0.0
     clip_norm: float | None = None
     workers: int | None = None
-    strategy: str = "auto"
+    strategy: str = "processes"
     tile: int | None = None
     start_method: str | None = None
     checkpoint_every: int = 50

@@ -72,8 +72,8 @@ class Journal(keras.callbacks.Callback):
         if start is None:
             self._evaluate()
             self._best = float("inf")  # the best is one that was trained
-        elif self._pool is not None:
-            self._pool.calls = start.calls
+        else:
+            self._executor.calls = start.calls
 
     def summary(self) -> dict[str, Any]:
         """Distances before, after and at best, the floor, and the last evaluation."""
@@ -133,8 +133,8 @@ class Journal(keras.callbacks.Callback):
         self._asked = signal.Signals(number).name
 
     @property
-    def _pool(self) -> Any:
-        return self._trainer.generator._qpool.options.pool
+    def _executor(self) -> Any:
+        return self._trainer.generator._qpool.executor()
 
     def _evaluate(self) -> bool:
         """Compare the generator with the data; whether it was never closer."""
@@ -167,9 +167,9 @@ class Journal(keras.callbacks.Callback):
 
     def _write(self, *, best: bool) -> None:
         self.finish()
-        calls = 0 if self._pool is None else self._pool.calls
         arrays = self._trainer.arrays()
-        self._folder.write(Checkpoint(self.step, calls, self._best, arrays), best=best)
+        at = Checkpoint(self.step, self._executor.calls, self._best, arrays)
+        self._folder.write(at, best=best)
 
 
 class _Table:

@@ -79,6 +79,9 @@ def resume(
     """
     asked = _asked(out)
     config = dataclasses.replace(Config.of(asked["config"]), workers=workers)
+    if "chosen" in asked:  # by measurement, when the run was begun: it goes on as it began
+        fixed = {name: asked["chosen"][name] for name in ("strategy", "tile")}
+        config = dataclasses.replace(config, workers=workers or asked["chosen"]["workers"], **fixed)
     if start_method is not None:
         config = dataclasses.replace(config, start_method=start_method)
     config.check()
@@ -174,6 +177,10 @@ def _run(
     console.print("starting the workers (TensorFlow and Strawberry Fields load) ...")
     per_epoch = len(rows.rows) // config.batch_size
     epochs = -(-config.steps // per_epoch)
+    if asked is not None and config.strategy == "auto" and config.workers is None:
+        console.print("measuring which strategy is fastest ...")
+        config, asked["chosen"] = _chosen(config)
+        console.print(f"chosen: {asked['chosen']['chosen']}", soft_wrap=True)
     with _trainer(config, rows) as trainer:
         if asked is not None:
             _write_json(out / "run.json", asked)
@@ -261,22 +268,16 @@ def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
             pool = stack.enter_context(made)
         import keras
 
-        from qpool.models import encodings
         from qpool.training.trainer import QuantumGANTrainer
 
         keras.utils.set_random_seed(config.seed)
-        generator = qpool.create_parallel_generator(
-            qpool.models.QuantumSFGenerator,
-            n_modes=config.modes,
-            latent_dim=encodings.find(config.encoding).width(config.modes, config.layers),
-            layers=config.layers,
-            cutoff_dim=config.cutoff,
-            encoding_strategy=config.encoding,
-            readout=config.readout,
-            seed=config.seed,
-            strategy=config.strategy,
+        generator = qpool.parallelize(
+            _model(config),
+            config.workers if pool is None else None,
+            config.strategy,
             pool=pool,
             tile=config.tile,
+            seed=config.seed,
         )
 
         per_epoch = len(rows.rows) // config.batch_size
@@ -300,6 +301,36 @@ def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
         )
         trainer.prepare(rows.rows.shape[1])
         yield trainer
+
+
+def _model(config: Config) -> Any:
+    """The generator, not pooled."""
+    import qpool
+    from qpool.models import encodings
+
+    return qpool.models.QuantumSFGenerator(
+        n_modes=config.modes,
+        latent_dim=encodings.find(config.encoding).width(config.modes, config.layers),
+        layers=config.layers,
+        cutoff_dim=config.cutoff,
+        encoding_strategy=config.encoding,
+        readout=config.readout,
+        seed=config.seed,
+    )
+
+
+def _chosen(config: Config) -> tuple[Config, dict[str, Any]]:
+    """The configuration with the strategy that was measured to be fastest, and why."""
+    import tensorflow as tf
+
+    from qpool.executors import Options, auto
+
+    model = _model(config)
+    z = tf.random.stateless_normal((config.batch_size, model.latent_dim), (1, 2))
+    options = Options(tile=config.tile, start_method=config.start_method, seed=config.seed)
+    choice = auto.choose(model, z, options, in_graph=True).as_dict()
+    fixed = {name: choice[name] for name in ("strategy", "workers", "tile")}
+    return dataclasses.replace(config, **fixed), choice
 
 
 def _rows(config: Config, fingerprint: str | None = None) -> DataSet:

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from qpool.executors.batches import Homes
 from qpool.executors.processes.crew import Crew
 from qpool.executors.processes.dispatch import Complete, Finished, GiveUp, Instruction, Send, Step
 from qpool.executors.processes.process import WorkerProcess
-from qpool.executors.processes.store import Store
+from qpool.executors.store import Store
 from workers import protocol
 from workers.errors import RemoteError, StartupError, WorkerLostError
 from workers.protocol import Kind
@@ -25,9 +26,6 @@ Message = Callable[[int, tuple[int, ...]], Any]
 
 #: How many of the last things computed, by plan and kind, a new worker rehearses.
 _REHEARSED = 8
-
-#: Worker -> the tiles it computed, and keeps for the backward pass.
-Homes = dict[int, tuple[int, ...]]
 
 
 @dataclasses.dataclass

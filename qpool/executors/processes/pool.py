@@ -1,62 +1,41 @@
-"""The pool: batches sent through persistent workers and shared memory.
+"""The pool: batches sent through persistent workers, over one pipe each, and shared memory.
 
-    caller's arrays --copy--> arena: inputs -----------> worker: replica computes its tiles
-    caller's arrays <--copy-- arena: outputs, gradients <-------'
-                      messages (a few numbers each) over one pipe per worker
-
-Owns the order of things: what is written, told, sent, awaited, read. The workers' lives are
-``crew``'s, the arena's layout is ``store``'s, what to do when a worker is lost is ``dispatch``'s,
-and TensorFlow is ``gradient``'s. One batch at a time: callers from several threads take turns.
+Owns what is public of it, and that workers are up and told what they need. A batch's way is
+``batches``', the workers' lives are ``crew``'s, what to do when a worker is lost is ``dispatch``'s,
+and TensorFlow is ``gradient``'s.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import itertools
 import logging
 import os
-import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from qpool import tiles
-from qpool.executors.processes import topology
+from qpool.executors import topology
+from qpool.executors.batches import BatchComputer, Homes
 from qpool.executors.processes.claims import Claims
 from qpool.executors.processes.crew import Crew
 from qpool.executors.processes.patience import Patience
-from qpool.executors.processes.perform import Homes, Performer
+from qpool.executors.processes.perform import Performer
 from qpool.executors.processes.process import make_launcher
-from qpool.executors.processes.store import Store
+from qpool.executors.store import Store
 from workers import protocol
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.faults import Fault
-from workers.layout import ArraySpec
 from workers.protocol import Kind
 
 log = logging.getLogger("qpool")
 
 
-@dataclasses.dataclass
-class _Counters:
-    """What is measured of the pool as a whole; floats are seconds of wall time."""
-
-    forward_calls: int = 0
-    backward_calls: int = 0
-    tiles: int = 0
-    recomputed_tiles: int = 0
-    weight_updates: int = 0
-    copy_in: float = 0.0
-    weights: float = 0.0
-    copy_out: float = 0.0
-
-
-class Pool:
+class Pool(BatchComputer):
     """Persistent worker processes, shared by any number of models.
 
     ``workers`` is how many (default: the physical cores of this process's CPU budget),
@@ -105,7 +84,7 @@ class Pool:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self.seed = seed
+        super().__init__(seed)
         self._count = count
         claims = Claims()
         cores = topology.assign(count, () if pin is False else budget.cpus, threads)
@@ -120,14 +99,8 @@ class Pool:
         launcher.prepare()
         self._crew = Crew(launcher, cores, threads, Patience(timeout), max_growth)
         self._performer: Performer | None = None
-        self._lock = threading.RLock()
-        self._numbers = itertools.count(1)
-        #: How many calls there have been. A run that is resumed sets it to where it was.
-        self.calls = 0
-        self._plans: dict[int, protocol.Plan] = {}
         self._forgotten: list[int] = []
         self._abandoned: list[int] = []
-        self._counters = _Counters()
         self._started: float | None = None
         self._closed = False
         self._owner = os.getpid()
@@ -182,11 +155,7 @@ class Pool:
     # -- models ----------------------------------------------------------------------------
 
     def add(self, shipment: bytes, weights: Sequence[np.ndarray], engine: str) -> int:
-        """Build a replica of a model in every worker and return the model's number.
-
-        ``shipment`` unpickles to a ``workers.recipes.Shipped``; ``weights`` are the values of all
-        its variables, in its order; ``engine`` is what its Strawberry Fields engines are.
-        """
+        """Build a replica of a model in every worker and return the model's number."""
         with self._lock:
             store = self._ready()
             number = next(self._numbers)
@@ -222,144 +191,6 @@ class Pool:
         """Discard a model before the next call. Cheap, and safe from a finalizer."""
         self._abandoned.append(number)
 
-    def add_plan(
-        self, model: int, method: str, arguments: bytes, as_tensor: tuple[bool, ...], rows: int
-    ) -> int:
-        """Register one way of calling a model's method; workers hear of it when they need it."""
-        with self._lock:
-            number = next(self._numbers)
-            self._plans[number] = protocol.Plan(number, model, method, arguments, as_tensor, rows)
-            return number
-
-    def survey(
-        self,
-        plan: int,
-        inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-        *,
-        gradient: bool,
-        largest_tile: int,
-    ) -> protocol.Surveyed:
-        """Have every worker run the plan on the first rows, and return what the first one reports.
-
-        One would be enough to learn what comes out; all of them are warm afterwards.
-        """
-        with self._lock:
-            store = self._ready()
-            few = [array[: max(8, largest_tile, self._plans[plan].rows)] for array in inputs]
-            frame = store.frame(("survey", plan, len(few[0])), few, len(few[0]))
-            version = self._write(plan, frame, few, weights)
-
-            def message(ticket: int, _tiles: tuple[int, ...]) -> protocol.Survey:
-                return protocol.Survey(ticket, plan, frame.frame, version, gradient, largest_tile)
-
-            homes = self._one_each()
-            model = self._plans[plan].model
-            _, replies = self._performing().perform(
-                model, len(homes), message, homes, self._plans[plan], frame
-            )
-            surveyed: protocol.Surveyed = min(replies, key=lambda reply: reply.ticket)
-            self._plans[plan] = dataclasses.replace(
-                self._plans[plan],
-                least_rows=surveyed.least_rows,
-                draws=surveyed.draws,
-                reproducible=surveyed.reproducible,
-                level=surveyed.level,
-                outputs=surveyed.outputs,
-            )
-            return surveyed
-
-    # -- batches ---------------------------------------------------------------------------
-
-    def forward(
-        self,
-        plan: int,
-        tile: int,
-        inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-        outputs: Sequence[ArraySpec],
-        *,
-        keep: bool,
-        copy: Callable[[np.ndarray], Any] = np.array,
-    ) -> tuple[int, list[Any], Homes]:
-        """Compute a batch.
-
-        Returns the call's number, the outputs (one row per sample, taken out of the arena by
-        ``copy``) and which worker computed, and with ``keep`` holds for the backward pass, which
-        tiles.
-        """
-        with self._lock:
-            store = self._ready()
-            frame = store.frame(("forward", plan, len(inputs[0]), tile), inputs, tile, outputs)
-            version = self._write(plan, frame, inputs, weights)
-            call = self.new_call()
-            kind = Kind.FORWARD_KEEPING if keep else Kind.FORWARD
-            homes = self._compute(plan, frame, call, kind, version, None)
-            began = time.perf_counter()
-            results = [copy(placed.view(store.buffer)) for placed in frame.outputs]
-            self._counters.copy_out += time.perf_counter() - began
-            self._counters.forward_calls += 1
-            return call, results, homes
-
-    def backward(
-        self,
-        plan: int,
-        tile: int,
-        call: int,
-        homes: Homes | None,
-        inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-        cotangents: Sequence[np.ndarray | None],
-        sources: Sequence[tuple[int, ArraySpec]],
-        *,
-        per_tile: bool = False,
-        tangents: Sequence[tuple[int, np.ndarray]] = (),
-    ) -> list[np.ndarray]:
-        """Pull a batch's cotangents back to ``sources``.
-
-        ``sources`` are numbered as in the plan (inputs first, then variables) and come with the
-        spec of one input row, or of the variable. Gradients of inputs have one row per sample;
-        those of variables are summed over tiles in tile order, or with ``per_tile`` left as one
-        row per tile. ``inputs`` and ``weights`` are those of the forward call: tiles that
-        are no longer kept are computed again from them.
-
-        With ``tangents``, cotangents of the gradients by source, that whole computation is pulled
-        back: returned are the gradients of its result for the sources, then for the cotangents
-        that are not None.
-        """
-        with self._lock:
-            store = self._ready()
-            kind = Kind.SECOND if tangents else Kind.BACKWARD
-            wanted = tuple(n for n, _ in sources), tuple(n for n, _ in tangents)
-            frame = store.frame(
-                (kind, plan, len(inputs[0]), tile, *wanted),
-                inputs,
-                tile,
-                (),
-                cotangents,
-                [(n, spec) for n, spec in sources if n < len(inputs)],
-                [(n, spec) for n, spec in sources if n >= len(inputs)],
-                tangents,
-            )
-            version = self._write(plan, frame, inputs, weights)
-            store.write(frame.cotangents, cotangents)
-            store.write([placed for _, placed in frame.tangents], [x for _, x in tangents])
-            self._compute(plan, frame, call, kind, version, homes)
-            began = time.perf_counter()
-            found = {n: placed.view(store.buffer).copy() for n, placed in frame.input_gradients}
-            for n, placed in frame.weight_gradients:
-                partials = placed.view(store.buffer)
-                found[n] = partials.copy() if per_tile else tiles.sum_in_order(partials)
-            of_cotangents = [p.view(store.buffer).copy() for p in frame.cotangent_gradients if p]
-            self._counters.copy_out += time.perf_counter() - began
-            self._counters.backward_calls += 1
-            return [*(found[n] for n, _ in sources), *of_cotangents]
-
-    def new_call(self) -> int:
-        """A number for a call of a model; the random draws within the call follow from it."""
-        self.calls += 1
-        return self.calls
-
     def forget(self, call: int) -> None:
         """Free what is kept for a call's backward pass. Cheap, and safe from a finalizer."""
         self._forgotten.append(call)
@@ -379,14 +210,15 @@ class Pool:
         seconds since it said Hello.
         """
         with self._lock:
-            counters = dataclasses.asdict(self._counters)
+            counters = self._counters_by_name()
             performer = self._performer
+            copying = counters.pop("seconds")
             seconds = {
-                "copy_in": counters.pop("copy_in"),
-                "weights": counters.pop("weights"),
+                "copy_in": copying["copy_in"],
+                "weights": copying["weights"],
                 "send": performer.sending if performer else 0.0,
                 "wait": performer.waiting if performer else 0.0,
-                "copy_out": counters.pop("copy_out"),
+                "copy_out": copying["copy_out"],
             }
             return {
                 "start_method": self._crew.launcher.name,
@@ -432,45 +264,43 @@ class Pool:
         assert self._performer is not None, "the pool has been started"
         return self._performer
 
-    def _write(
+    def _survey(
         self,
-        plan: int,
+        plan: protocol.Plan,
         frame: protocol.Frame,
-        inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-    ) -> int:
-        """Put inputs and weights in the arena; return the weights' version."""
-        store = self._performing().store
-        began = time.perf_counter()
-        store.write(frame.inputs, inputs)
-        copied = time.perf_counter()
-        model = self._plans[plan].model
-        self._counters.weight_updates += store.write_weights(model, weights)
-        self._counters.copy_in += copied - began
-        self._counters.weights += time.perf_counter() - copied
-        return store.models[model].version
+        version: int,
+        *,
+        gradient: bool,
+        largest_tile: int,
+    ) -> protocol.Surveyed:
+        """What the first worker reports; all of them do it, and are warm afterwards."""
+
+        def message(ticket: int, _tiles: tuple[int, ...]) -> protocol.Survey:
+            return protocol.Survey(ticket, plan.plan, frame.frame, version, gradient, largest_tile)
+
+        homes = self._one_each()
+        _, replies = self._performing().perform(plan.model, len(homes), message, homes, plan, frame)
+        surveyed: protocol.Surveyed = min(replies, key=lambda reply: reply.ticket)
+        return surveyed
 
     def _compute(
         self,
-        plan: int,
+        plan: protocol.Plan,
         frame: protocol.Frame,
         call: int,
         kind: Kind,
         version: int,
         homes: Homes | None,
     ) -> Homes:
-        """Have every tile of the frame computed; return which worker computed which."""
-
         def message(ticket: int, indices: tuple[int, ...]) -> protocol.Compute:
-            return protocol.Compute(ticket, kind, call, plan, frame.frame, version, indices)
+            return protocol.Compute(ticket, kind, call, plan.plan, frame.frame, version, indices)
 
-        known = self._plans[plan]
         step, replies = self._performing().perform(
-            known.model,
+            plan.model,
             tiles.count(frame.batch, frame.tile),
             message,
             homes,
-            known,
+            plan,
             frame,
             kind,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qpool.executors.processes.store import Store
+from qpool.executors.store import Store
 
 
 class Interrupted:

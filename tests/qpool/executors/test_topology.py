@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpool.executors.processes import topology
+from qpool.executors import topology
 
 
 def test_physical_cores_come_before_their_siblings() -> None:
@@ -50,3 +50,17 @@ def test_this_machine() -> None:
 def test_without_affinity_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert topology.budget().cpus
+
+
+def test_cores_of_a_node_stay_together(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes of two cores with two threads each, numbered across, as servers often are."""
+    for node, cpus in ((0, "0,2,4,6"), (1, "1,3,5,7")):
+        (tmp_path / f"node{node}").mkdir()
+        (tmp_path / f"node{node}" / "cpulist").write_text(cpus + "\n")
+    monkeypatch.setattr(topology, "_NODES", tmp_path)
+    monkeypatch.setattr(topology, "_siblings", lambda cpu: frozenset({cpu % 4, cpu % 4 + 4}))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    budget = topology.budget()
+    assert budget.nodes == ((0, 2, 4, 6), (1, 3, 5, 7))
+    assert (budget.cpus, budget.physical) == ((0, 2, 1, 3, 4, 6, 5, 7), 4)
+    assert topology.assign(2, budget.cpus, 2) == [(0, 2), (1, 3)]

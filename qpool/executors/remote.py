@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from qpool import tiles
-from qpool.executors.processes.pool import Pool
+from qpool.executors.batches import BatchComputer
 from qpool.shipping import Shipment
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.layout import ArraySpec
@@ -61,7 +61,9 @@ class Result:
 class RemoteModel:
     """A model's replicas, called with arrays."""
 
-    def __init__(self, pool: Pool, shipment: Shipment, tile: int | None, engine: str) -> None:
+    def __init__(
+        self, pool: BatchComputer, shipment: Shipment, tile: int | None, engine: str
+    ) -> None:
         self.pool = pool
         self.variables = shipment.variables
         self.differentiable = shipment.differentiable

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SYSFS = Path("/sys/devices/system/cpu")
+_NODES = Path("/sys/devices/system/node")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -19,14 +20,17 @@ _CGROUPS = Path("/sys/fs/cgroup")
 class Budget:
     """The CPUs that this process may use.
 
-    ``cpus`` are logical CPU numbers, one of each physical core first, then their SMT siblings.
-    ``physical`` is how many of them are physical cores. ``quota`` is the cgroup's limit in CPUs,
-    None without one. ``workers`` is how many single-core workers make sense.
+    ``cpus`` are logical CPU numbers, one of each physical core first, then their SMT siblings, and
+    among those the ones of a NUMA node together: a worker of several cores has its memory, which
+    it touches first when it is pinned already, near all of them. ``physical`` is how many of them
+    are physical cores. ``quota`` is the cgroup's limit in CPUs, None without one. ``nodes`` are the
+    NUMA nodes, the CPUs of each. ``workers`` is how many single-core workers make sense.
     """
 
     cpus: tuple[int, ...]
     physical: int
     quota: float | None
+    nodes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def workers(self) -> int:
@@ -40,12 +44,14 @@ def budget() -> Budget:
         allowed = sorted(os.sched_getaffinity(0))
     else:
         allowed = list(range(os.cpu_count() or 1))
+    nodes = _nodes(allowed)
+    allowed = [cpu for node in nodes for cpu in node]
     cpus, physical = physical_first(allowed, {cpu: _siblings(cpu) for cpu in allowed})
     if not hasattr(os, "sched_getaffinity"):
         import psutil
 
         physical = psutil.cpu_count(logical=False) or physical
-    return Budget(cpus, physical, _quota())
+    return Budget(cpus, physical, _quota(), nodes)
 
 
 def physical_first(
@@ -90,6 +96,20 @@ def _siblings(cpu: int) -> frozenset[int]:
         return parse_cpu_list((_SYSFS / f"cpu{cpu}/topology/thread_siblings_list").read_text())
     except (OSError, ValueError):
         return frozenset({cpu})
+
+
+def _nodes(allowed: list[int]) -> tuple[tuple[int, ...], ...]:
+    """The CPUs by NUMA node; all in one where the system does not tell."""
+    nodes = []
+    for folder in sorted(_NODES.glob("node[0-9]*"), key=lambda path: int(path.name[4:])):
+        try:
+            cpus = parse_cpu_list((folder / "cpulist").read_text())
+        except (OSError, ValueError):
+            continue
+        nodes.append(tuple(cpu for cpu in allowed if cpu in cpus))
+    known = {cpu for node in nodes for cpu in node}
+    rest = tuple(cpu for cpu in allowed if cpu not in known)
+    return tuple(node for node in (*nodes, rest) if node)
 
 
 def _quota() -> float | None:

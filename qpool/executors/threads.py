@@ -1,0 +1,210 @@
+"""``threads``: the pool's tiles, computed by threads of this process in the place of workers.
+
+Owns the threads and the one replica that they share. What is compiled runs outside Python's lock,
+so tiles are computed side by side, without pipes or further processes; whatever runs eagerly holds
+that lock (and Strawberry Fields binds a program's parameters for one run at a time), so its tiles
+are computed one after another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+
+from qpool import tiles
+from qpool.executors import topology
+from qpool.executors.base import Options
+from qpool.executors.batches import BatchComputer, Homes
+from qpool.executors.store import Store
+from qpool.executors.tiled import TiledExecutor
+from workers import protocol
+from workers.errors import ConfigurationError, PoolClosedError
+from workers.protocol import Kind
+from workers.replica import Replica
+
+
+class ThreadTeam(BatchComputer):
+    """Computes batches with ``threads`` threads (default: the cores of the CPU budget)."""
+
+    def __init__(self, threads: int | None = None, *, seed: int = 0) -> None:
+        super().__init__(seed)
+        count = topology.budget().workers if threads is None else threads
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ConfigurationError(f"workers must be a whole number of at least 1, not {count!r}")
+        self._count = count
+        self._store = Store(0)
+        self._replicas: dict[int, Replica] = {}
+        #: Where each replica was last told that its weights lie.
+        self._told: dict[int, Any] = {}
+        self._forgotten: list[int] = []
+        self._abandoned: list[int] = []
+        self._numbers = itertools.count(1)
+        #: What has been compiled: it is done by one thread, once.
+        self._seen: set[Any] = set()
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="qpool")
+        self._owner = os.getpid()
+        self._closed = False
+        self._finalizer = weakref.finalize(self, self._threads.shutdown, cancel_futures=True)
+
+    @property
+    def workers(self) -> int:
+        return self._count
+
+    def add(self, shipment: bytes, weights: Sequence[np.ndarray], engine: str) -> int:
+        with self._lock:
+            store = self._ready()
+            number = next(self._numbers)
+            store.add(number, shipment, weights, engine)
+            places = store.models[number].places
+            build = protocol.Build(number, shipment, places, self.seed, engine)
+            try:
+                self._replicas[number] = self._alone(
+                    Replica, build, None, store.buffer, alone=False
+                )
+            except BaseException:
+                self.discard(number)
+                raise
+            self._told[number] = places
+            return number
+
+    def discard(self, number: int) -> None:
+        with self._lock:
+            self._store.remove(number)
+            self._replicas.pop(number, None)
+            self._told.pop(number, None)
+            self._plans = {n: p for n, p in self._plans.items() if p.model != number}
+
+    def abandon(self, number: int) -> None:
+        self._abandoned.append(number)
+
+    def forget(self, call: int) -> None:
+        self._forgotten.append(call)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts of calls and tiles, and the coordinator's seconds of copying."""
+        with self._lock:
+            return {"threads": self._count, **self._counters_by_name()}
+
+    def close(self) -> None:
+        """End the threads and free the arena. Calling it again does nothing."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._finalizer()
+                self._replicas.clear()
+                self._store.arena.close()
+
+    def _ready(self) -> Store:
+        if self._closed:
+            raise PoolClosedError("the strategy's threads were ended; parallelize the model again")
+        if os.getpid() != self._owner:
+            raise PoolClosedError(
+                "these threads belong to the process that started them; parallelize the model in "
+                "this process"
+            )
+        while self._abandoned:
+            self.discard(self._abandoned.pop())
+        if self._forgotten:
+            forgotten, self._forgotten = self._forgotten, []
+            for replica in self._replicas.values():
+                replica.forget(forgotten)
+        return self._store
+
+    def _survey(
+        self,
+        plan: protocol.Plan,
+        frame: protocol.Frame,
+        version: int,
+        *,
+        gradient: bool,
+        largest_tile: int,
+    ) -> protocol.Surveyed:
+        replica = self._replica(plan)
+        request = protocol.Survey(0, plan.plan, frame.frame, version, gradient, largest_tile)
+        return self._alone(replica.survey, request, frame, 0, self._store.buffer)
+
+    def _compute(
+        self,
+        plan: protocol.Plan,
+        frame: protocol.Frame,
+        call: int,
+        kind: Kind,
+        version: int,
+        homes: Homes | None,
+    ) -> Homes:
+        replica, buffer = self._replica(plan), self._store.buffer
+        second = kind is Kind.SECOND
+        backward = second or kind is Kind.BACKWARD
+        keep = kind is Kind.FORWARD_KEEPING
+
+        def compute(first: int, stop: int) -> None:
+            for index in range(first, stop):
+                if backward:
+                    replica.backward(plan.plan, frame, call, index, buffer, second=second)
+                else:
+                    replica.forward(plan.plan, frame, call, index, keep, buffer)
+
+        number = tiles.count(frame.batch, frame.tile)
+        recomputed = replica.recomputed
+        self._alone(replica.load, version, buffer)
+        tangents = tuple(source for source, _ in frame.tangents)
+        form = plan.plan, plan.level, kind, frame.tile, tangents
+        if plan.level == "eager" or plan.draws:
+            self._alone(compute, 0, number)
+        else:
+            done = form not in self._seen
+            if done:
+                self._alone(compute, 0, 1)
+                self._seen.add(form)
+            shards = tiles.shards(number - done, self._count)
+            self._together([(compute, a + done, b + done) for a, b in shards if b > a])
+        self._counters.tiles += number
+        self._counters.recomputed_tiles += replica.recomputed - recomputed
+        return {0: tuple(range(number))}
+
+    def _replica(self, plan: protocol.Plan) -> Replica:
+        """The plan's replica, told what has changed."""
+        replica, model = self._replicas[plan.model], self._store.models[plan.model]
+        if self._told[plan.model] is not model.places:
+            replica.place(model.places, self._store.buffer)
+            self._told[plan.model] = model.places
+        replica.add_plan(plan)
+        return replica
+
+    def _alone(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call it in one of the threads: a tape of the caller's would see what is read here."""
+        return self._wait([self._threads.submit(function, *args, **kwargs)])[0]
+
+    def _together(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return self._wait([self._threads.submit(*call) for call in calls])
+
+    @staticmethod
+    def _wait(futures: Sequence[Future]) -> list[Any]:
+        """All results; an interrupted call waits for what is being computed, which writes."""
+        try:
+            wait(futures)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            with contextlib.suppress(BaseException):
+                wait(futures)
+            raise
+        return [future.result() for future in futures]
+
+
+class ThreadExecutor(TiledExecutor):
+    """Computes a model's tiles in threads of this process."""
+
+    def _make(self, options: Options) -> ThreadTeam:
+        self._owns = True
+        return ThreadTeam(options.workers, seed=options.seed)
+
+    def stats(self) -> dict[str, Any]:
+        return {"strategy": "threads", **super().stats()}
