@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from qpool.executors.processes.pool import Pool
     from qpool.generator import ParallelGenerator, create_parallel_generator, parallelize
     from qpool.layers import CircuitLayer
+    from qpool.measure.batch_size import suggest_batch
     from qpool.measure.gradient_flow import gradient_flow, gradient_norms
+    from qpool.measure.monitor import Monitor, MonitorCallback
     from qpool.training.trainer import QuantumGANTrainer
 
 __version__ = "0.1.0"
@@ -26,6 +28,8 @@ __version__ = "0.1.0"
 __all__ = [
     "CircuitLayer",
     "Engine",
+    "Monitor",
+    "MonitorCallback",
     "ParallelGenerator",
     "Pool",
     "QuantumGANTrainer",
@@ -39,6 +43,7 @@ __all__ = [
     "parallelize",
     "register_strategy",
     "states",
+    "suggest_batch",
 ]
 
 #: Public name -> module that has it; loaded on first use.
@@ -46,6 +51,8 @@ _HOMES = {
     "CircuitLayer": "qpool.layers",
     "Engine": "qpool.engine",
     "ParallelGenerator": "qpool.generator",
+    "Monitor": "qpool.measure.monitor",
+    "MonitorCallback": "qpool.measure.monitor",
     "Pool": "qpool.executors.processes.pool",
     "QuantumGANTrainer": "qpool.training.trainer",
     "create_parallel_generator": "qpool.generator",
@@ -57,6 +64,7 @@ _HOMES = {
     "parallelize": "qpool.generator",
     "register_strategy": "qpool.executors",
     "states": "qpool.states",
+    "suggest_batch": "qpool.measure.batch_size",
 }
 
 sf_compat.install()

@@ -24,6 +24,8 @@ def test_public_names() -> None:
     assert set(qpool.__all__) == {
         "CircuitLayer",
         "Engine",
+        "Monitor",
+        "MonitorCallback",
         "ParallelGenerator",
         "Pool",
         "QuantumGANTrainer",
@@ -37,6 +39,7 @@ def test_public_names() -> None:
         "parallelize",
         "register_strategy",
         "states",
+        "suggest_batch",
     }
     for name in qpool.__all__:
         assert getattr(qpool, name) is not None

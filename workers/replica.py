@@ -51,17 +51,12 @@ class Replica:
     """One model in one worker."""
 
     def __init__(
-        self,
-        build: Build,
-        in_force: dict[str, Any] | None,
-        buffer: memoryview,
-        *,
-        alone: bool = True,
+        self, build: Build, in_force: dict[str, Any] | None, buffer: memoryview, alone: bool = True
     ) -> None:
         """``in_force`` are the settings of this process, None if they are free to choose.
 
-        ``alone``: the process is the replicas', whose global sources of draws may be set. In
-        another one a call may come from within a graph, which holds the threads that a graph needs.
+        Unless ``alone``, global sources of draws are others', and a call may come from within a
+        graph, which holds the threads that another graph needs.
         """
         self._levels = compiled.LEVELS[:-1] if alone else ("xla",)
         self._traced = build.engine == "traced"
@@ -173,8 +168,7 @@ class Replica:
         per_row = max(calls_many - calls_few, 0) / max(many - few, 1)
         fixed = max(calls_few - per_row * few, 0.0)
         fixed_cost = fixed / per_row if per_row else float("inf")
-        seedable = not globally and self._draws.in_variables
-        seedable = seedable and reproducible
+        seedable = not globally and self._draws.in_variables and reproducible
         choice = compiled.Choice("eager", self._why_eager(method, outputs, seedable), 0.0)
         if not choice.reason:
             rows = method.plan.rows or tile_worth(fixed_cost, request.largest_tile)

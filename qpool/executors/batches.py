@@ -39,6 +39,8 @@ class Counters:
     tiles: int = 0
     recomputed_tiles: int = 0
     weight_updates: int = 0
+    slowest_shard_seconds: float = 0.0
+    mean_shard_seconds: float = 0.0
     copy_in: float = 0.0
     weights: float = 0.0
     copy_out: float = 0.0

@@ -132,6 +132,16 @@ def _quota() -> float | None:
     return min(found) if found else None
 
 
+def cgroup() -> Path:
+    """This process's own cgroup (version 2), or the root of all."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    paths = [line.split(":", 2)[2] for line in lines if line.startswith("0::")]
+    return _CGROUPS / paths[0].lstrip("/") if paths else _CGROUPS
+
+
 def _ratio(*files: Path) -> float | None:
     try:
         quota, period = " ".join(file.read_text() for file in files).split()

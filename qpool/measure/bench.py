@@ -114,6 +114,9 @@ ENGINE_CASES = ("engine", "wide", "pooled", "loop", "memory", "accuracy")
 #: Of ``natural_bench``, which loads it too; by its name only, for it takes minutes.
 OTHER_CASES = ("natural",)
 
+#: Of ``strategies_bench``.
+STRATEGY_CASES = ("strategies", "auto")
+
 
 def run(name: str) -> dict[str, Any]:
     """Run a named case; ConfigurationError names the nearest known one."""
@@ -123,9 +126,13 @@ def run(name: str) -> dict[str, Any]:
         from qpool.measure import engine_bench
 
         return engine_bench.CASES[name]()
+    if name in STRATEGY_CASES:
+        from qpool.measure import strategies_bench
+
+        return strategies_bench.CASES[name]()
     if name in OTHER_CASES:
         from qpool.measure import natural_bench
 
         return natural_bench.natural()
-    known = (*CASES, *ENGINE_CASES, *OTHER_CASES)
+    known = (*CASES, *ENGINE_CASES, *STRATEGY_CASES, *OTHER_CASES)
     raise ConfigurationError(f"unknown case {name!r}: {nearest(name, known)}")

@@ -170,3 +170,16 @@ def _read(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def throttling() -> tuple[float | None, int | None]:
+    """Seconds that the cgroup's quota has held processes back so far, and how often cores were
+    slowed down for their heat; None where the system does not tell."""
+    seconds = None
+    for line in _read(topology.cgroup() / "cpu.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "throttled_usec":
+            seconds = int(value) / 1e6
+    counts = [_read(path) for path in _CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
+    numbers = [int(count) for count in counts if count.isdigit()]
+    return seconds, sum(numbers) if numbers else None

@@ -1,7 +1,6 @@
 """Progress for people: a live line in a terminal, plain lines elsewhere. A Keras callback.
 
-Owns what is shown. Figures are measured: samples/s over the last second or so, CPU use of each
-worker as its CPU seconds (the system's count) over wall seconds.
+Owns what is shown. Figures are measured over the last second or so, the workers' by a Monitor.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from typing import Any
 import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from qpool.measure.monitor import Monitor, Sample
 
 #: Seconds between plain lines, and between refreshes of the figures in a terminal.
 _LINE_SECONDS = 10.0
@@ -25,16 +26,17 @@ class Display(keras.callbacks.Callback):
         self, generator: Any, steps: int, batch_size: int, console: Console, first: int = 0
     ) -> None:
         super().__init__()
-        self._generator = generator
+        self._monitor = Monitor(generator)
         self._steps = steps
         self._batch = batch_size
         self._console = console
         self._step = first
-        self._last = (time.monotonic(), first, self._cpu_seconds())
+        self._last = (time.monotonic(), first)
         self._progress: Progress | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._last = (time.monotonic(), self._step, self._cpu_seconds())
+        self._last = (time.monotonic(), self._step)
+        self._monitor.sample()  # what was before does not count
         if self._console.is_terminal and self._progress is None:
             self._progress = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
@@ -53,15 +55,15 @@ class Display(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._step += 1
         now = time.monotonic()
-        since, step, cpu = self._last
+        since, step = self._last
         period = _REFRESH_SECONDS if self._progress else _LINE_SECONDS
         if self._progress:
             self._progress.update(self._task, completed=self._step)
         if now - since < period and self._step < self._steps:
             return
-        current = self._cpu_seconds()
-        figures = self._figures(logs or {}, now - since, self._step - step, cpu, current)
-        self._last = (now, self._step, current)
+        rate = (self._step - step) * self._batch / max(now - since, 1e-9)
+        figures = self._figures(logs or {}, rate, self._monitor.sample())
+        self._last = (now, self._step)
         if self._progress:
             self._progress.update(self._task, figures=figures)
         else:
@@ -78,30 +80,12 @@ class Display(keras.callbacks.Callback):
             self._progress.stop()
             self._progress = None
 
-    def _cpu_seconds(self) -> list[tuple[int | None, float]]:
-        """(pid, CPU seconds so far) of each worker; none without a pool."""
-        workers = self._generator.stats().get("pool", {}).get("workers", [])
-        return [(worker["pid"], worker["cpu_seconds"]) for worker in workers]
-
-    def _figures(
-        self,
-        logs: dict[str, Any],
-        seconds: float,
-        steps: int,
-        before: list[tuple[int | None, float]],
-        now: list[tuple[int | None, float]],
-    ) -> str:
+    def _figures(self, logs: dict[str, Any], rate: float, sample: Sample) -> str:
         losses = "  ".join(
             f"{short} {float(logs[name]):+.3f}"
             for short, name in (("generator", "generator_loss"), ("critic", "critic_loss"))
             if name in logs
         )
-        rate = steps * self._batch / seconds if seconds else 0.0
-        # A worker that was replaced counts from its own start: the difference would be nonsense.
-        use = [
-            f"{100 * (after - earlier) / seconds:.0f}%"
-            for (pid, earlier), (same, after) in zip(before, now, strict=False)
-            if pid == same and seconds
-        ]
-        cpu = f"  CPU of workers {' '.join(use)}" if use else ""
+        use = " ".join(f"{100 * worker.cpu_use:.0f}%" for worker in sample.workers)
+        cpu = f"  CPU of workers {use}" if use else ""
         return f"{losses}  {rate:.0f} samples/s{cpu}"

@@ -11,7 +11,6 @@ import csv
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import keras
 import numpy as np
 
 from qpool import states
+from qpool.measure.monitor import Monitor
 from qpool.training import distance
 from qpool.training.checkpoints import Checkpoint, Folder
 from qpool.training.config import Config
@@ -60,7 +60,7 @@ class Journal(keras.callbacks.Callback):
         self._metrics = _Table(out / "metrics.csv", _METRICS)
         self._evaluations = _Table(out / "evaluations.csv", _EVALUATIONS)
         self._workers = _Table(out / "workers.csv", _WORKERS)
-        self._since = (time.monotonic(), self._cpu_seconds())
+        self._monitor = Monitor(trainer.generator)
 
     def begin(self, start: Checkpoint | None) -> None:
         """Take over where a checkpoint stands; without one, begin at the beginning."""
@@ -95,7 +95,7 @@ class Journal(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Have Ctrl-C and SIGTERM write a checkpoint first."""
-        self._since = (time.monotonic(), self._cpu_seconds())
+        self._monitor.sample()  # what was before does not count
         if threading.current_thread() is threading.main_thread() and not self._handlers:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._ask)
@@ -152,18 +152,9 @@ class Journal(keras.callbacks.Callback):
         return better
 
     def _note_workers(self) -> None:
-        now = (time.monotonic(), self._cpu_seconds())
-        seconds = now[0] - self._since[0]
-        for number, ((pid, before), (same, after)) in enumerate(
-            zip(self._since[1], now[1], strict=False)
-        ):
-            if pid == same and seconds:  # one that was replaced counts from its own start
-                self._workers.add(self.step, seconds, number, (after - before) / seconds)
-        self._since = now
-
-    def _cpu_seconds(self) -> list[tuple[int | None, float]]:
-        workers = self._trainer.generator.stats().get("pool", {}).get("workers", [])
-        return [(worker["pid"], worker["cpu_seconds"]) for worker in workers]
+        sample = self._monitor.sample()
+        for worker in sample.workers:
+            self._workers.add(self.step, sample.seconds, worker.worker, worker.cpu_use)
 
     def _write(self, *, best: bool) -> None:
         self.finish()

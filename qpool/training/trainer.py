@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from qpool.executors import executor_class
 from qpool.generator import ParallelGenerator, parallelize
+from qpool.measure.batch_size import suggest_batch
 from qpool.training import data
 from qpool.training.gan import QuantumGAN, default_critic
 from workers.errors import CheckpointError, ConfigurationError
@@ -101,7 +102,7 @@ class QuantumGANTrainer:
         self,
         real_data: Any,
         epochs: int,
-        batch_size: int = 32,
+        batch_size: int | str = 32,
         strategy: str = "auto",
         callbacks: Sequence[Any] = (),
         first_step: int = 0,
@@ -110,9 +111,15 @@ class QuantumGANTrainer:
 
         Rows that do not fill a batch are left for another epoch (each shuffles anew, from the
         seed and its number). ``first_step`` is how many steps of these epochs are done already, by
-        a run that is resumed. Returns Keras's History. DataError for data that cannot be used,
-        before any worker starts.
+        a run that is resumed. With ``batch_size="auto"`` it is the largest useful one, measured
+        (:func:`qpool.suggest_batch`), of at most all rows. Returns Keras's History.
+        DataError for data that cannot be used, before any worker starts.
         """
+        if batch_size == "auto":
+            self.prepare(np.shape(real_data)[-1], strategy)
+            batch_size = suggest_batch(self.generator, largest=len(real_data))
+        if not isinstance(batch_size, int):
+            raise ConfigurationError(f"batch_size must be a number or 'auto', not {batch_size!r}")
         shape = getattr(self.generator, "features", None)
         width = shape[0] if isinstance(shape, tuple) and len(shape) == 1 else None
         rows: np.ndarray = data.check(real_data, width, batch_size).astype(np.float32)

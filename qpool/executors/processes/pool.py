@@ -306,6 +306,9 @@ class Pool(BatchComputer):
         )
         self._counters.tiles += len(step.done_by)
         self._counters.recomputed_tiles += sum(reply.recomputed for reply in replies)
+        shards = [sum(reply.tile_seconds) for reply in replies]
+        self._counters.slowest_shard_seconds += max(shards, default=0.0)
+        self._counters.mean_shard_seconds += sum(shards) / max(len(shards), 1)
         done: Homes = {}
         for tile, worker in sorted(step.done_by.items()):
             done[worker] = (*done.get(worker, ()), tile)

@@ -1,24 +1,18 @@
 """``auto``: the strategy that was fastest when the model's own training step was measured.
 
-Owns the candidates, the measurement and what is remembered of it: for as long as the executor
-lives, and on disk for the next run of the same model, size of batch and machine. A choice is never
-changed within a run: strategies agree to rounding, not to the bit.
+Owns which candidates are worth a try, and keeps to a choice for as long as the executor lives:
+strategies agree to rounding, not to the bit. ``contest`` measures; ``choices`` remembers, on disk,
+for the next run of the same model, size of batch and machine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import hashlib
-import json
 import logging
-import os
 import random
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,68 +21,22 @@ import tensorflow as tf
 from qpool import tiles
 from qpool.arguments import is_eager
 from qpool.executors import executor_class, topology
+from qpool.executors.auto.choices import Candidate, Choice, Memory, remembered
+from qpool.executors.auto.contest import BUDGET, Contest
 from qpool.executors.base import Executor, Options
 from qpool.shipping import pack
-from workers import compile_cache, recipes
+from workers import recipes
+
+__all__ = ["AutoExecutor", "Candidate", "Choice", "choose", "remembered"]
 
 log = logging.getLogger("qpool")
-
-#: Seconds that measuring one size of batch may take; no further candidate is begun after that.
-BUDGET = 60.0
-
-#: A candidate is measured in so many turns with the others, at least, each of so many seconds.
-_TURNS, _TURN_SECONDS = 5, 0.2
 
 #: What a pool costs a step at best, in seconds. Where a step in this process takes little more,
 #: none is started to be measured.
 _POOL_SECONDS = 1e-3
 
-#: Another tile has to be so many times faster to be worth its other bits, and the ones after it.
-_WORTH = 1.05
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A way to compute. ``workers`` and ``tile`` are None where the strategy has none, or chooses
-    it itself; ``threads`` are the cores of each worker."""
-
-    strategy: str
-    workers: int | None = None
-    threads: int = 1
-    tile: int | None = None
-
-    def __str__(self) -> str:
-        parts = [self.strategy]
-        if self.workers is not None:
-            parts.append(f"workers={self.workers}")
-        if self.threads != 1:
-            parts.append(f"threads={self.threads}")
-        if self.tile is not None:
-            parts.append(f"tile={self.tile}")
-        return " ".join(parts)
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What was chosen for a size of batch, and why: milliseconds of a training step by candidate.
-
-    ``measured`` is when (ISO 8601); ``remembered`` whether that was in another process.
-    """
-
-    candidate: Candidate
-    batch: int
-    milliseconds: dict[str, float]
-    not_measured: dict[str, str]
-    seconds: float
-    measured: str
-    remembered: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            **dataclasses.asdict(self.candidate),
-            "chosen": str(self.candidate),
-            **{n: v for n, v in dataclasses.asdict(self).items() if n != "candidate"},
-        }
+#: Rows of the largest tile that is tried: XLA compiles one program for it.
+_LARGEST_WHOLE = 1024
 
 
 class AutoExecutor(Executor):
@@ -163,7 +111,7 @@ class AutoExecutor(Executor):
     def _choose(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int, in_graph: bool
     ) -> Choice:
-        memory = _Memory(self._fingerprint(method, batch, in_graph))
+        memory = Memory(self._fingerprint(method, batch, in_graph))
         known = memory.read()
         if known is not None:
             log.info("auto: %s, as was measured on %s", known.candidate, known.measured)
@@ -171,7 +119,7 @@ class AutoExecutor(Executor):
         log.info("auto: measuring strategies for batches of %d; up to %.0f s", batch, BUDGET)
         args, kwargs = (_stand_ins(part, batch) for part in (args, kwargs))
         with _left_as_it_was(self.model):
-            contest = _Contest(self, method, args, kwargs, in_graph)
+            contest = Contest(self.model, self._executor, method, args, kwargs, in_graph)
             for candidate in self._candidates(batch, contest):
                 contest.enter(candidate)
             choice = contest.decide(batch)
@@ -185,7 +133,7 @@ class AutoExecutor(Executor):
         )
         return choice
 
-    def _candidates(self, batch: int, contest: _Contest) -> Iterator[Candidate]:
+    def _candidates(self, batch: int, contest: Contest) -> Iterator[Candidate]:
         """What is worth a try, in turn; ``contest`` knows how the ones before did."""
         cores = topology.budget()
         tile = self.options.tile
@@ -214,7 +162,7 @@ class AutoExecutor(Executor):
         if tile is None and not self._rows:
             yield from self._other_tiles(batch, contest)
 
-    def _other_tiles(self, batch: int, contest: _Contest) -> Iterator[Candidate]:
+    def _other_tiles(self, batch: int, contest: Contest) -> Iterator[Candidate]:
         """Tiles twice and half as large, and on in that direction, while it pays."""
         for factor in (2.0, 0.5):
             while True:
@@ -302,119 +250,6 @@ def choose(model: Any, z: Any, options: Options | None = None, *, in_graph: bool
         auto.close()
 
 
-#: Rows of the largest tile that is tried: XLA compiles one program for it.
-_LARGEST_WHOLE = 1024
-
-
-class _Contest:
-    """Candidates that compute the same training step, timed in turns."""
-
-    def __init__(
-        self,
-        auto: AutoExecutor,
-        method: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        in_graph: bool,
-    ) -> None:
-        self._auto = auto
-        self._step = lambda executor: _step(auto.model, executor, method, args, kwargs, in_graph)
-        self._began = time.perf_counter()
-        self._steps: dict[Candidate, Callable[[], Any]] = {}
-        self._seconds: dict[Candidate, list[float]] = {}
-        self._errors: list[Exception] = []
-        self.skipped: dict[str, str] = {}
-
-    @property
-    def best(self) -> float:
-        """Seconds of a step of the fastest so far."""
-        return self._of(self.leader) if self._seconds else float("inf")
-
-    @property
-    def leader(self) -> Candidate:
-        return min(self._seconds, key=self._of)
-
-    def tile_of(self, candidate: Candidate, batch: int) -> int | None:
-        """The rows of a tile that the candidate computes; None without tiles."""
-        sizes = self._auto._executor(candidate).stats().get("tiles_by_batch", {})
-        return candidate.tile or sizes.get(batch)
-
-    def enter(self, candidate: Candidate) -> None:
-        """Compile and time it, unless the budget is spent."""
-        elapsed = time.perf_counter() - self._began
-        if self._seconds and elapsed > BUDGET:
-            self.skipped[str(candidate)] = f"the budget of {BUDGET:.0f} s was spent"
-            return
-        try:
-            step = self._step(self._auto._executor(candidate))
-            step()
-            step()
-        except Exception as error:  # the model's own, perhaps: another strategy may take it
-            self._errors.append(error)
-            self.skipped[str(candidate)] = f"{type(error).__name__}: {error}"
-            return
-        self._steps[candidate] = step
-        self._seconds[candidate] = []
-        for other in self._steps:  # in turns: a machine is not equally quick all the time
-            self._turn(other)
-
-    def _turn(self, candidate: Candidate) -> None:
-        step, done, began = self._steps[candidate], 0, time.perf_counter()
-        while not done or time.perf_counter() - began < _TURN_SECONDS:
-            step()
-            done += 1
-        self._seconds[candidate].append((time.perf_counter() - began) / done)
-
-    def _of(self, candidate: Candidate) -> float:
-        return statistics.median(self._seconds[candidate])
-
-    def decide(self, batch: int) -> Choice:
-        if not self._seconds:
-            raise self._errors[0]
-        close = [c for c in self._seconds if self._of(c) < 1.5 * self.best]
-        while len(close) > 1 and min(len(self._seconds[c]) for c in close) < _TURNS:
-            if time.perf_counter() - self._began > 2 * BUDGET:
-                break
-            for candidate in close:
-                self._turn(candidate)
-        best = self.leader
-        for candidate in self._seconds:  # the earlier of two that are as good: the simpler one
-            if self._of(candidate) < _WORTH * self._of(best):
-                best = candidate
-                break
-        return Choice(
-            best,
-            batch,
-            {str(c): 1e3 * self._of(c) for c in self._seconds},
-            self.skipped,
-            time.perf_counter() - self._began,
-            datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        )
-
-
-def _step(
-    model: Any,
-    executor: Executor,
-    method: str,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    in_graph: bool,
-) -> Callable[[], Any]:
-    """A forward call and the gradient of a sum of it, for the model's variables."""
-    variables = recipes.trainable_variables(model)
-
-    def step() -> Any:
-        with tf.GradientTape() as tape:
-            outputs = [
-                x
-                for x in tf.nest.flatten(executor.call(method, args, kwargs))
-                if tf.is_tensor(x) and (x.dtype.is_floating or x.dtype.is_complex)
-            ]
-        return tape.gradient(outputs, variables) if outputs else outputs
-
-    return tf.function(step, autograph=False) if in_graph else step
-
-
 def _rows(values: list[Any]) -> int:
     """The batch of a call; 64 where a graph does not know it, or nothing says it."""
     shape = values[0].shape if values and hasattr(values[0], "shape") else np.shape(values[:1])[1:]
@@ -464,42 +299,3 @@ def _plain_attributes(model: Any) -> Iterator[str]:
         for name, value in found.items():
             if isinstance(value, bool | int | float | str):
                 yield f"{name}={value!r}"
-
-
-def remembered() -> list[Choice]:
-    """What was measured on this machine before, the newest first."""
-    place = compile_cache.place_of(0)
-    files = [] if place is None else (place.parent / "choices").glob(f"{place.name}-*.json")
-    choices = [_read(file) for file in files]
-    known = [choice for choice in choices if choice is not None]
-    return sorted(known, key=lambda choice: choice.measured, reverse=True)
-
-
-def _read(file: Path) -> Choice | None:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(file.read_text())
-        found["candidate"] = Candidate(**found["candidate"])
-        return dataclasses.replace(Choice(**found), remembered=True)
-    return None
-
-
-class _Memory:
-    """A choice on disk, beside the compiled code; nothing where that is turned off."""
-
-    def __init__(self, fingerprint: str) -> None:
-        place = compile_cache.place_of(0)  # which tells versions and processors apart
-        self._file: Path | None = None
-        if place is not None:
-            self._file = place.parent / "choices" / f"{place.name}-{fingerprint}.json"
-
-    def read(self) -> Choice | None:
-        return None if self._file is None else _read(self._file)
-
-    def write(self, choice: Choice) -> None:
-        if self._file is None:
-            return
-        with contextlib.suppress(OSError):
-            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            beside = self._file.with_suffix(f".{os.getpid()}")
-            beside.write_text(json.dumps(dataclasses.asdict(choice), indent=2))
-            os.replace(beside, self._file)

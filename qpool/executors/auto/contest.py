@@ -1,0 +1,136 @@
+"""Candidates that compute the same training step, timed in turns.
+
+Owns the clock: what a step is, how often it is repeated, and when the budget is spent.
+"""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from qpool.executors.auto.choices import Candidate, Choice
+from qpool.executors.base import Executor
+from workers import recipes
+
+#: Seconds that measuring one size of batch may take; no further candidate is begun after that.
+BUDGET = 60.0
+
+#: A candidate is measured in so many turns with the others, at least, each of so many seconds.
+_TURNS, _TURN_SECONDS = 5, 0.2
+
+#: Another tile has to be so many times faster to be worth its other bits, and the ones after it.
+_WORTH = 1.05
+
+
+class Contest:
+    """Candidates that compute the same training step, timed in turns."""
+
+    def __init__(
+        self,
+        model: Any,
+        executor: Callable[[Candidate], Executor],
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        in_graph: bool,
+    ) -> None:
+        self._executor = executor
+        self._step = lambda executor: _step(model, executor, method, args, kwargs, in_graph)
+        self._began = time.perf_counter()
+        self._steps: dict[Candidate, Callable[[], Any]] = {}
+        self._seconds: dict[Candidate, list[float]] = {}
+        self._errors: list[Exception] = []
+        self.skipped: dict[str, str] = {}
+
+    @property
+    def best(self) -> float:
+        """Seconds of a step of the fastest so far."""
+        return self._of(self.leader) if self._seconds else float("inf")
+
+    @property
+    def leader(self) -> Candidate:
+        return min(self._seconds, key=self._of)
+
+    def tile_of(self, candidate: Candidate, batch: int) -> int | None:
+        """The rows of a tile that the candidate computes; None without tiles."""
+        sizes = self._executor(candidate).stats().get("tiles_by_batch", {})
+        return candidate.tile or sizes.get(batch)
+
+    def enter(self, candidate: Candidate) -> None:
+        """Compile and time it, unless the budget is spent."""
+        elapsed = time.perf_counter() - self._began
+        if self._seconds and elapsed > BUDGET:
+            self.skipped[str(candidate)] = f"the budget of {BUDGET:.0f} s was spent"
+            return
+        try:
+            step = self._step(self._executor(candidate))
+            step()  # compiles
+        except Exception as error:  # the model's own, perhaps: another strategy may take it
+            self._errors.append(error)
+            self.skipped[str(candidate)] = f"{type(error).__name__}: {error}"
+            return
+        self._steps[candidate] = step
+        self._seconds[candidate] = []
+        for other in self._steps:  # in turns: a machine is not equally quick all the time
+            self._turn(other)
+
+    def _turn(self, candidate: Candidate) -> None:
+        step, done, began = self._steps[candidate], 0, time.perf_counter()
+        while not done or time.perf_counter() - began < _TURN_SECONDS:
+            step()
+            done += 1
+        self._seconds[candidate].append((time.perf_counter() - began) / done)
+
+    def _of(self, candidate: Candidate) -> float:
+        return statistics.median(self._seconds[candidate])
+
+    def decide(self, batch: int) -> Choice:
+        if not self._seconds:
+            raise self._errors[0]
+        close = [c for c in self._seconds if self._of(c) < 1.5 * self.best]
+        while len(close) > 1 and min(len(self._seconds[c]) for c in close) < _TURNS:
+            if time.perf_counter() - self._began > 2 * BUDGET:
+                break
+            for candidate in close:
+                self._turn(candidate)
+        best = self.leader
+        for candidate in self._seconds:  # the earlier of two that are as good: the simpler one
+            if self._of(candidate) < _WORTH * self._of(best):
+                best = candidate
+                break
+        return Choice(
+            best,
+            batch,
+            {str(c): 1e3 * self._of(c) for c in self._seconds},
+            self.skipped,
+            time.perf_counter() - self._began,
+            datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        )
+
+
+def _step(
+    model: Any,
+    executor: Executor,
+    method: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    in_graph: bool,
+) -> Callable[[], Any]:
+    """A forward call and the gradient of a sum of it, for the model's variables."""
+    variables = recipes.trainable_variables(model)
+
+    def step() -> Any:
+        with tf.GradientTape() as tape:
+            outputs = [
+                x
+                for x in tf.nest.flatten(executor.call(method, args, kwargs))
+                if tf.is_tensor(x) and (x.dtype.is_floating or x.dtype.is_complex)
+            ]
+        return tape.gradient(outputs, variables) if outputs else outputs
+
+    return tf.function(step, autograph=False) if in_graph else step
