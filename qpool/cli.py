@@ -174,6 +174,60 @@ def bench(cases: tuple[str, ...], as_json: bool) -> None:
         _echo(found, "  ")
 
 
+class _List(click.ParamType):
+    """``1,2,4``: values of one kind, separated by commas."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+        self.name = f"{kind.__name__},..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self._kind(part) for part in value.split(",") if part)
+        except ValueError:
+            self.fail(f"{value!r} is no list of {self._kind.__name__} separated by commas")
+
+
+def _grid(name: str, default: str, words: str, kind: type = int) -> Any:
+    return click.option(f"--{name}", type=_List(kind), default=default, help=words)
+
+
+@cli.command()
+@_grid("workers", "1,2", "Counts of worker processes (or threads).")
+@_grid("threads", "1", "Cores of each worker.")
+@_grid("batch", "64", "Samples in a step.")
+@_grid("tile", "0", "Rows computed at once; 0: from the model.")
+@_grid("modes", "2", "Modes of the circuit.")
+@_grid("layers", "2", "Its layers.")
+@_grid("cutoff", "8", "Fock states kept per mode.")
+@_grid("strategy", "processes", "processes, threads, cpu_batch, sequential.", str)
+@_grid("engine", "traced", "traced, or stock Strawberry Fields.", str)
+@click.option("--seconds", default=2.0, help="For which a cell is timed.")
+@click.option("--turns", default=3, help="In so many turns.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory.")
+@click.option("--json", "as_json", is_flag=True, help="Print all cells as JSON lines.")
+def sweep(out: Path, as_json: bool, **grid: Any) -> None:
+    """Measure a training step over a grid, and write a report with plots.
+
+    All combinations of the lists are measured, each line in OUT/cells.csv as soon as it is known.
+    The same command goes on with a sweep that was stopped. OUT/report.html can be read alone; it
+    has what was measured, and what a scaling model predicts for more workers.
+    """
+    from qpool.measure import report
+    from qpool.measure import sweep as sweeps
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    rows = sweeps.sweep(sweeps.Grid(**grid), out, lambda line: click.echo(line, err=True))
+    page = report.write(out)
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row))
+        return
+    click.echo(f"{len(rows)} cells are in {out / 'cells.csv'}; read {page}")
+
+
 @cli.command()
 @click.option("--workers", type=int, help="Of the parallel step.  [default: at most two]")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON lines.")

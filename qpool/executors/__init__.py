@@ -10,6 +10,8 @@ auto         the fastest of these, measured
 from __future__ import annotations
 
 import importlib
+import inspect
+from importlib import metadata
 
 from qpool.executors.base import Executor, Options
 from workers.errors import ConfigurationError, nearest
@@ -32,7 +34,11 @@ def strategies() -> tuple[str, ...]:
 
 
 def register_strategy(name: str, executor_class: type[Executor]) -> None:
-    """Make ``strategy=name`` use ``executor_class``, a concrete subclass of Executor."""
+    """Make ``strategy=name`` use ``executor_class``, a concrete subclass of Executor.
+
+    A package can do the same without being imported, by an entry point of the group
+    ``qpool.strategies``.
+    """
     if not (isinstance(executor_class, type) and issubclass(executor_class, Executor)):
         raise ConfigurationError(
             f"a strategy is a subclass of qpool.executors.Executor; came {executor_class!r}"
@@ -42,12 +48,28 @@ def register_strategy(name: str, executor_class: type[Executor]) -> None:
         raise ConfigurationError(
             f"{executor_class.__name__} cannot be a strategy: it lacks {', '.join(missing)}"
         )
+    for method, wanted in (
+        (executor_class.__init__, "(model, options)"),
+        (executor_class.call, "(method, args, kwargs)"),
+        (executor_class.per_sample_gradients, "(z, cotangent)"),
+    ):
+        try:
+            inspect.signature(method).bind(None, *wanted.split(","))
+        except TypeError as error:
+            raise ConfigurationError(
+                f"{executor_class.__name__} cannot be a strategy: its {method.__name__} must take "
+                f"{wanted} ({error})"
+            ) from None
     _STRATEGIES[name] = executor_class
 
 
 def executor_class(name: str) -> type[Executor]:
     """The class behind a strategy's name; ConfigurationError names the nearest known one."""
     try:
+        if name not in _STRATEGIES:
+            for point in metadata.entry_points(group="qpool.strategies"):
+                if point.name == name:
+                    register_strategy(name, point.load())
         found = _STRATEGIES[name]
     except (KeyError, TypeError):
         raise ConfigurationError(

@@ -23,32 +23,40 @@ DATA = ("breast-cancer", "iris", "wine", "ring", "four-gaussians")
 
 #: The same for all of them, by the names of ``qpool train``'s options.
 SETTINGS = {
-    "encoding": "classical_neural",
     "cutoff": 10,
     "layers": 2,
-    "generator-rate": 0.003,
-    "critic-rate": 0.003,
     "schedule": "cosine",
     "evaluate-every": 500,
     "checkpoint-every": 1000,
 }
 
+#: For data of one heap, and for data that have several, or a hole.
+_ONE = {"encoding": "coherent_state", "steps": 2000, "generator-rate": 0.005, "critic-rate": 0.005}
+_SEVERAL = {
+    "encoding": "classical_neural",
+    "steps": 4000,
+    "generator-rate": 0.003,
+    "critic-rate": 0.003,
+}
+OF_DATA = {name: _ONE if name in ("breast-cancer", "wine") else _SEVERAL for name in DATA}
 
-def command(data: str, seed: int, steps: int, out: Path) -> list[str]:
+
+def command(data: str, seed: int, steps: int | None, out: Path) -> list[str]:
     """The run of one cell, as a command line after ``qpool``."""
-    options = [f"--{name}={value}" for name, value in SETTINGS.items()]
-    what = [f"--data={data}", f"--seed={seed}", f"--steps={steps}"]
-    return ["train", *what, *options, "--out", str(out)]
+    settings = {**SETTINGS, **OF_DATA.get(data, _SEVERAL)}
+    settings |= {} if steps is None else {"steps": steps}
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    return ["train", f"--data={data}", f"--seed={seed}", *options, "--out", str(out)]
 
 
 def learn(
-    data: Iterable[str], seeds: int, steps: int, folder: Path, say: Callable[[str], None]
+    data: Iterable[str], seeds: int, steps: int | None, folder: Path, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """A row for each data set and seed: distances, coverage, ket norm, seconds."""
     rows = []
     for name in data:
         for seed in range(1, seeds + 1):
-            out = folder / f"{name}-{steps}-{seed}"
+            out = folder / f"{name}-{steps or 'default'}-{seed}"
             if not (out / "summary.json").exists():
                 verb = ["resume", str(out)] if (out / "run.json").exists() else None
                 _run(verb or command(name, seed, steps, out))
@@ -106,7 +114,7 @@ def _cell(value: Any) -> str:
 @click.command(context_settings={"show_default": True})
 @click.option("--data", multiple=True, default=DATA, help="A data set; may be given again.")
 @click.option("--seeds", default=3, help="Runs of each, with seeds 1, 2, ...")
-@click.option("--steps", default=4000, help="Training steps of a run.")
+@click.option("--steps", type=int, help="Training steps of a run.  [default: of the data set]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -20,12 +20,12 @@ from typing import Any
 
 import joblib
 import numpy as np
-import psutil
 import tensorflow as tf
 
 import qpool
 from qpool.executors import topology
 from qpool.measure.engine_bench import Case
+from qpool.measure.processes import cpu_seconds
 from qpool.measure.timing import ratio, turns_of
 
 #: Seconds a way is timed for in each of three turns, at least one step.
@@ -134,23 +134,13 @@ def _timed(
     way: Callable[[], np.ndarray], batch: int, cores: int
 ) -> tuple[float, float, np.ndarray]:
     """Samples a second, CPU use, and the last gradient."""
-    before, began = _cpu_seconds(), time.perf_counter()
+    before, began = cpu_seconds(), time.perf_counter()
     done = 0
     while not done or time.perf_counter() - began < _SECONDS:
         gradient = way()
         done += 1
     seconds = time.perf_counter() - began
-    return done * batch / seconds, (_cpu_seconds() - before) / (seconds * cores), gradient
-
-
-def _cpu_seconds() -> float:
-    """Of this process and all its descendants."""
-    total, this = 0.0, psutil.Process()
-    for process in [this, *this.children(recursive=True)]:
-        with contextlib.suppress(psutil.Error):
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total
+    return done * batch / seconds, (cpu_seconds() - before) / (seconds * cores), gradient
 
 
 #: Modes, layers and cutoff of the circuits over which ``auto`` is tried.

@@ -59,7 +59,7 @@ def train(config: Config, out: Path, console: Any = None) -> dict[str, Any]:
         "format": FORMAT,
         "config": dataclasses.asdict(config),
         "data": rows.fingerprint,
-        "host": _host(),
+        "host": host(),
     }
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
@@ -87,7 +87,7 @@ def resume(
     config.check()
     rows = _rows(config, asked["data"])
     with _alone(out):
-        now = _host()
+        now = host()
         changed = {
             name: (was, now[name]) for name, was in asked["host"].items() if now[name] != was
         }
@@ -399,7 +399,8 @@ def _alone(out: Path) -> Iterator[None]:
         mark.unlink(missing_ok=True)
 
 
-def _host() -> dict[str, Any]:
+def host() -> dict[str, Any]:
+    """Platform and versions, as they are written down with a run."""
     import platform
     import sys
 

@@ -33,7 +33,7 @@ log = logging.getLogger("qpool")
 
 #: What a pool costs a step at best, in seconds. Where a step in this process takes little more,
 #: none is started to be measured.
-_POOL_SECONDS = 1e-3
+_POOL_SECONDS = 2e-3
 
 #: Rows of the largest tile that is tried: XLA compiles one program for it.
 _LARGEST_WHOLE = 1024
@@ -146,6 +146,8 @@ class AutoExecutor(Executor):
                 yield Candidate("threads", 1, tile=tile or min(whole, _LARGEST_WHOLE))
                 if batch > 1 and cores.workers > 1:
                     yield Candidate("threads", cores.workers, tile=tile)
+        if contest.empty and not self._rows:
+            return  # the model's own error: a pool would only repeat it
         workers = min(cores.workers, batch)
         if workers == 1 or contest.best * (1 - 1 / workers) < _POOL_SECONDS:
             contest.skipped["processes"] = (
@@ -159,7 +161,7 @@ class AutoExecutor(Executor):
         while self.options.threads == 1 and cores.workers // threads >= 2:
             yield Candidate("processes", cores.workers // threads, threads, tile)
             threads *= 2
-        if tile is None and not self._rows:
+        if tile is None and not self._rows and not contest.empty:
             yield from self._other_tiles(batch, contest)
 
     def _other_tiles(self, batch: int, contest: Contest) -> Iterator[Candidate]:

@@ -53,6 +53,11 @@ class Contest:
         return self._of(self.leader) if self._seconds else float("inf")
 
     @property
+    def empty(self) -> bool:
+        """Whether none has come through so far."""
+        return not self._seconds
+
+    @property
     def leader(self) -> Candidate:
         return min(self._seconds, key=self._of)
 

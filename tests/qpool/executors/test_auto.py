@@ -1,0 +1,206 @@
+"""``auto``: what it measures, what it keeps to, what it remembers and what it leaves alone."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import qpool
+from qpool.executors import auto
+from qpool.executors.auto import Candidate, contest
+from qpool.executors.base import Executor
+from workers.errors import ConfigurationError
+
+
+class Scaled(tf.Module):
+    """A model without Strawberry Fields, so that compiling it is quick."""
+
+    def __init__(self, width: int = 2) -> None:
+        super().__init__()
+        self.w = tf.Variable(tf.ones(width))
+        self.trainable = width
+
+    def __call__(self, z):
+        return tf.sin(self.w * z)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    """No pool is started, turns are short, and nothing is remembered from another test."""
+    monkeypatch.setattr(auto, "_POOL_SECONDS", 1e9)
+    monkeypatch.setattr(contest, "_TURN_SECONDS", 0.001)
+    monkeypatch.setenv("QPOOL_CACHE", str(tmp_path / "cache"))
+
+
+def test_it_measures_once_says_what_it_chose_and_keeps_to_it() -> None:
+    model = Scaled()
+    z = tf.random.stateless_normal((8, 2), (1, 2))
+    with qpool.parallelize(model) as generator:
+        assert generator.stats()["auto"]["choices"] == []
+        np.testing.assert_allclose(generator(z), model(z), atol=1e-6)
+        (choice,) = generator.stats()["auto"]["choices"]
+        assert choice["batch"] == 8
+        assert choice["chosen"] in choice["milliseconds"]
+        assert set(choice["milliseconds"]) > {"cpu_batch", "threads workers=1 tile=8"}
+        assert "less than a pool's messages" in choice["not_measured"]["processes"]
+        bits = generator(z).numpy().tobytes()
+        for rows in (8, 7, 5):  # the same size, in powers of two
+            generator(z[:rows])
+        assert generator(z).numpy().tobytes() == bits
+        assert len(generator.stats()["auto"]["choices"]) == 1
+        generator(z[:2])
+        assert [c["batch"] for c in generator.stats()["auto"]["choices"]] == [8, 2]
+
+
+def test_it_remembers_the_same_model_and_no_other(caplog) -> None:
+    z = tf.ones((4, 2))
+    with qpool.parallelize(Scaled()) as generator:
+        generator(z)
+        first = generator.stats()["auto"]["choices"][0]
+    assert not first["remembered"]
+    with qpool.parallelize(Scaled()) as generator, caplog.at_level(logging.INFO, "qpool"):
+        generator(z)
+        again = generator.stats()["auto"]["choices"][0]
+    assert again == {**first, "remembered": True}
+    assert "as was measured on" in caplog.text
+    assert [choice.batch for choice in auto.remembered()] == [4]
+    with qpool.parallelize(Scaled(width=3)) as generator:
+        generator(tf.ones((4, 3)))
+        assert not generator.stats()["auto"]["choices"][0]["remembered"]
+
+
+def test_within_a_graph_it_measures_within_a_graph() -> None:
+    model = Scaled()
+    with qpool.parallelize(model) as generator:
+
+        @tf.function
+        def gradient(z):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(generator(z))
+            return tape.gradient(loss, model.w)
+
+        z = tf.random.stateless_normal((6, 2), (3, 4))
+        expected = tf.reduce_sum(z * tf.cos(z), 0)
+        np.testing.assert_allclose(gradient(z), expected, atol=1e-5)
+        assert len(generator.stats()["auto"]["choices"]) == 1
+        generator(z)  # and eagerly: another thing to measure
+        assert len(generator.stats()["auto"]["choices"]) == 2
+
+
+class Counting(Scaled):
+    """Its call changes a variable, which only the model in place may do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = tf.Variable(0.0, trainable=False)
+
+    def __call__(self, z):
+        self.calls.assign_add(1.0)
+        return super().__call__(z) + np.random.normal()
+
+
+def test_measuring_leaves_the_model_and_the_users_draws_as_they_were() -> None:
+    model = Counting()
+    np.random.seed(3)
+    expected = np.random.normal()
+    np.random.seed(3)
+    with qpool.parallelize(model) as generator:
+        assert float(tf.reduce_mean(generator(tf.zeros((4, 2))))) == pytest.approx(expected)
+        assert float(model.calls) == 1.0
+        (choice,) = generator.stats()["auto"]["choices"]
+        assert choice["strategy"] == "cpu_batch"
+        assert "StatefulCallError" in choice["not_measured"]["threads workers=1 tile=4"]
+
+
+def test_workers_that_were_asked_for_are_had(pool) -> None:
+    with qpool.parallelize(Scaled(), pool=pool) as generator:
+        generator(tf.ones((4, 2)))
+        stats = generator.stats()
+    assert stats["strategy"] == "processes"
+    assert "was given" in stats["auto"]["why"]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Slow(Executor):
+    """Takes as many seconds as its candidate has workers."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def call(self, method, args, kwargs):
+        self.clock.now += self.seconds
+        return args[0]
+
+    def per_sample_gradients(self, z, cotangent):
+        raise NotImplementedError
+
+
+def race(monkeypatch, seconds: dict[Candidate, float]) -> contest.Contest:
+    clock = Clock()
+    monkeypatch.setattr(contest.time, "perf_counter", clock)
+    made = contest.Contest(
+        Scaled(), lambda c: Slow(clock, seconds[c]), "__call__", (tf.ones((4, 2)),), {}, False
+    )
+    for candidate in seconds:
+        made.enter(candidate)
+    return made
+
+
+def test_the_fastest_wins_and_the_simpler_of_two_that_are_as_good(monkeypatch) -> None:
+    slow, quick_one, as_quick = (Candidate("threads", n) for n in (3, 2, 1))
+    choice = race(monkeypatch, {slow: 0.3, quick_one: 0.101, as_quick: 0.1}).decide(4)
+    assert choice.candidate == quick_one  # within a twentieth, and earlier
+    assert choice.milliseconds[str(slow)] == pytest.approx(300)
+    choice = race(monkeypatch, {slow: 0.3, quick_one: 0.11, as_quick: 0.1}).decide(4)
+    assert choice.candidate == as_quick
+
+
+def test_a_spent_budget_ends_the_measuring(monkeypatch) -> None:
+    first, second = Candidate("sequential"), Candidate("threads", 2)
+    made = race(monkeypatch, {first: contest.BUDGET, second: 1.0})
+    choice = made.decide(4)
+    assert choice.candidate == first
+    assert "was spent" in choice.not_measured[str(second)]
+
+
+def test_what_no_strategy_can_take_is_the_models_own_error() -> None:
+    class Broken(Scaled):
+        def __call__(self, z):
+            raise LookupError("no such sample")
+
+    with qpool.parallelize(Broken()) as generator, pytest.raises(LookupError, match="no such"):
+        generator(tf.ones((2, 2)))
+
+
+def test_custom_strategies_are_checked_when_they_are_registered() -> None:
+    class NoModel(Executor):
+        def __init__(self) -> None:
+            pass
+
+        def call(self, method, args, kwargs):
+            return args[0]
+
+        def per_sample_gradients(self, z, cotangent):
+            return []
+
+    class FewArguments(Executor):
+        def call(self, z):
+            return z
+
+        def per_sample_gradients(self, z, cotangent):
+            return []
+
+    with pytest.raises(ConfigurationError, match=r"\(model, options\)"):
+        qpool.register_strategy("mine", NoModel)
+    with pytest.raises(ConfigurationError, match=r"\(method, args, kwargs\)"):
+        qpool.register_strategy("mine", FewArguments)
