@@ -69,7 +69,7 @@ class RemoteModel:
         self.differentiable = shipment.differentiable
         self._closed = False
         self._rows = shipment.rows
-        self._tile = self._check_tile(tile)
+        self._tile = check_tile(tile, self._rows)
         self._plans: dict[Any, Plan] = {}
         self._tiles: dict[tuple[int, int], int] = {}
         self._samples = 0
@@ -79,20 +79,6 @@ class RemoteModel:
         values = [np.asarray(variable) for variable in self.variables]
         self._number = pool.add(shipment.payload, values, engine)
         weakref.finalize(self, pool.abandon, self._number).atexit = False
-
-    def _check_tile(self, tile: int | None) -> int | None:
-        if tile is None:
-            return self._rows or None
-        if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1:
-            raise ConfigurationError(f"tile must be a whole number of at least 1, not {tile!r}")
-        if self._rows and tile != self._rows:
-            raise ConfigurationError(
-                f"tile={tile}, but the model's engine was built with batch_size={self._rows}, "
-                "which fixes the tile; leave tile= out"
-            )
-        if not self._rows and tile & (tile - 1):
-            raise ConfigurationError(f"tile must be a power of two, not {tile}")
-        return tile
 
     def plan(
         self,
@@ -249,6 +235,22 @@ class RemoteModel:
     def _check_open(self) -> None:
         if self._closed:
             raise PoolClosedError("this generator was closed; parallelize the model again")
+
+
+def check_tile(tile: int | None, rows: int) -> int | None:
+    """The rows of a tile that are fixed; ``rows`` are those of the model's own engines, or 0."""
+    if tile is None:
+        return rows or None
+    if isinstance(tile, bool) or not isinstance(tile, int) or tile < 1:
+        raise ConfigurationError(f"tile must be a whole number of at least 1, not {tile!r}")
+    if rows and tile != rows:
+        raise ConfigurationError(
+            f"tile={tile}, but the model's engine was built with batch_size={rows}, which fixes "
+            "the tile; leave tile= out"
+        )
+    if not rows and tile & (tile - 1):
+        raise ConfigurationError(f"tile must be a power of two, not {tile}")
+    return tile
 
 
 def _say(method: str, plan: Plan) -> None:

@@ -60,8 +60,8 @@ def curves(rows: Sequence[dict[str, Any]], cores: int) -> list[Curve]:
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         cell = Cell(**{field.name: row[field.name] for field in dataclasses.fields(Cell)})
-        cores = f", {cell.threads} cores each" if cell.threads > 1 else ""
-        found.setdefault(f"{cell.circuit}, {cell.strategy}{cores}", []).append(row)
+        each = f", {cell.threads} cores each" if cell.threads > 1 else ""
+        found.setdefault(f"{cell.circuit}, {cell.strategy}{each}", []).append(row)
     return [
         Curve(name, tuple(sorted(rows, key=lambda row: row["workers"])), cores)
         for name, rows in found.items()

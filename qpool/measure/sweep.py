@@ -177,6 +177,9 @@ def sweep(grid: Grid, out: Path, say: Callable[[str], None]) -> list[dict[str, A
     table = out / "cells.csv"
     rows = read(table)
     done = {_cell_of(row) for row in rows}
+    table.unlink(missing_ok=True)
+    for row in rows:  # all but a torn line
+        _append(table, row)
     with _Pools() as pools:
         for number, cell in enumerate(cells, 1):
             if cell in done:
@@ -203,8 +206,11 @@ def read(table: Path) -> list[dict[str, Any]]:
         for cls in (Cell, Measurement)
         for field in dataclasses.fields(cls)
     }
-    whole = [line for line in lines if None not in line.values()]  # the last may be torn
-    return [{name: types[name](value) for name, value in line.items()} for line in whole]
+    rows = []
+    for line in lines:
+        with contextlib.suppress(TypeError, ValueError):  # the last one may be torn
+            rows.append({name: types[name](value) for name, value in line.items()})
+    return rows
 
 
 def measure(cell: Cell, pools: _Pools, seconds: float, turns: int) -> Measurement:

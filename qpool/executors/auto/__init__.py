@@ -20,10 +20,11 @@ import tensorflow as tf
 
 from qpool import tiles
 from qpool.arguments import is_eager
-from qpool.executors import executor_class, topology
+from qpool.executors import executor_class, remote, topology
 from qpool.executors.auto.choices import Candidate, Choice, Memory, remembered
 from qpool.executors.auto.contest import BUDGET, Contest
 from qpool.executors.base import Executor, Options
+from qpool.executors.processes import pool
 from qpool.shipping import pack
 from workers import recipes
 
@@ -54,7 +55,10 @@ class AutoExecutor(Executor):
         if options.workers is not None or options.pool is not None:
             self._asked = executor_class("processes")(model, options)
         else:
-            self._rows = pack(model, options.factory).rows  # says now what no strategy could take
+            # What no strategy could take is said now, not at the first call.
+            pool.check(1, options.threads, options.start_method, options.timeout)
+            self._rows = pack(model, options.factory).rows
+            remote.check_tile(options.tile, self._rows)
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._asked is not None:
@@ -88,8 +92,8 @@ class AutoExecutor(Executor):
     def close(self) -> None:
         for executor in self._all():
             executor.close()
-        for pool in self._pools.values():
-            pool.close()
+        for made in self._pools.values():
+            made.close()
 
     def _all(self) -> list[Executor]:
         return [*filter(None, [self._asked]), *self._executors.values()]
@@ -198,11 +202,9 @@ class AutoExecutor(Executor):
         return self._executors[candidate]
 
     def _pool(self, candidate: Candidate) -> Any:
-        from qpool.executors.processes import Pool
-
         key = candidate.workers or 1, candidate.threads
         if key not in self._pools:
-            self._pools[key] = Pool(
+            self._pools[key] = pool.Pool(
                 key[0],
                 threads=key[1],
                 start_method=self.options.start_method,

@@ -25,7 +25,7 @@ from qpool.executors.processes.claims import Claims
 from qpool.executors.processes.crew import Crew
 from qpool.executors.processes.patience import Patience
 from qpool.executors.processes.perform import Performer
-from qpool.executors.processes.process import make_launcher
+from qpool.executors.processes.process import Launcher, make_launcher
 from qpool.executors.store import Store
 from workers import protocol
 from workers.errors import ConfigurationError, PoolClosedError
@@ -68,13 +68,7 @@ class Pool(BatchComputer):
     ) -> None:
         budget = topology.budget()
         count = budget.workers if workers is None else workers
-        for name, value in (("workers", count), ("threads", threads)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(
-                    f"{name} must be a whole number of at least 1, not {value!r}"
-                )
-        if timeout is not None and not timeout > 0:
-            raise ConfigurationError(f"timeout must be more than 0 seconds, not {timeout!r}")
+        launcher = check(count, threads, start_method, timeout)
         if not max_growth > 1:
             raise ConfigurationError(f"max_growth must be more than 1, not {max_growth!r}")
         if count * threads > len(budget.cpus):
@@ -95,7 +89,6 @@ class Pool(BatchComputer):
                     "other pools of this machine are pinned to cores that this one needs: its "
                     "workers are not pinned (pin=True pins them in any case)"
                 )
-        launcher = make_launcher(start_method, threads)
         launcher.prepare()
         self._crew = Crew(launcher, cores, threads, Patience(timeout), max_growth)
         self._performer: Performer | None = None
@@ -313,6 +306,20 @@ class Pool(BatchComputer):
         for tile, worker in sorted(step.done_by.items()):
             done[worker] = (*done.get(worker, ()), tile)
         return done
+
+
+def check(workers: int, threads: int, start_method: str | None, timeout: float | None) -> Launcher:
+    """The launcher for a pool of these options, which has started nothing yet.
+
+    Raises:
+        ConfigurationError: an option that no pool could have.
+    """
+    for name, value in (("workers", workers), ("threads", threads)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
+    if timeout is not None and not timeout > 0:
+        raise ConfigurationError(f"timeout must be more than 0 seconds, not {timeout!r}")
+    return make_launcher(start_method, threads)
 
 
 def _let_go(crew: Crew, claims: Claims) -> None:
