@@ -72,10 +72,12 @@ class Quadratures(Readout):
         return (2 * modes,)
 
     def __call__(self, state: Any, uniforms: Any = None) -> Any:
+        # A plain number would be rounded to single precision: p would be a little of x.
+        angles = [tf.constant(phi, state.dtype.real_dtype) for phi in (0.0, math.pi / 2)]
         return _columns(
             state.quad_expectation(mode, phi)[0]
             for mode in range(state.num_modes)
-            for phi in (0.0, math.pi / 2)
+            for phi in angles
         )
 
 

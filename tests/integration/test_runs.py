@@ -15,6 +15,8 @@ import pytest
 from rich.console import Console
 
 from qpool.errors import CheckpointError, ConfigurationError, DataError
+from qpool.executors import auto
+from qpool.executors.auto import Candidate, Choice
 from qpool.training import checkpoints, run
 from qpool.training.config import Config
 from qpool.training.journal import Journal, read_table
@@ -161,6 +163,29 @@ def test_a_run_that_could_not_be_begun_can_be_begun_again(tmp_path) -> None:
         run.train(broken, out, QUIET)
     summary = run.train(dataclasses.replace(broken, readout="positions"), out, QUIET)
     assert summary["steps"] == 9
+
+
+def test_a_strategy_that_was_measured_is_the_runs_own(tmp_path, monkeypatch) -> None:
+    """It is written down with the run, and one that is gone on with measures nothing."""
+    choice = Choice(Candidate("threads", 2, tile=4), 16, {"threads": 1.0}, {}, 1.0, "today")
+    asked = []
+
+    def choose(model, z, options, *, in_graph):
+        asked.append((z.shape, in_graph))
+        return choice
+
+    monkeypatch.setattr(auto, "choose", choose)
+    config = dataclasses.replace(CONFIG, strategy="auto", workers=None, steps=9)
+    out = tmp_path / "run"
+    run.train(config, out, QUIET)
+    assert asked == [((CONFIG.batch_size, 4), True)]
+    chosen = json.loads((out / "run.json").read_text())["chosen"]
+    assert (chosen["strategy"], chosen["workers"], chosen["tile"]) == ("threads", 2, 4)
+    first = (out / "metrics.csv").read_bytes()
+    max((out / "checkpoints").glob("step-*.npz")).unlink()
+    run.resume(out, workers=1, console=QUIET)
+    assert (out / "metrics.csv").read_bytes() == first
+    assert len(asked) == 1
 
 
 def test_data_that_changed_are_refused(tmp_path, monkeypatch) -> None:

@@ -12,7 +12,9 @@ from qpool import errors
 
 
 def critic_of(seed: int = 4):
-    return qpool.models.QuantumSFDiscriminator(layers=1, cutoff_dim=4, seed=seed, dtype="float64")
+    return qpool.models.QuantumSFDiscriminator(
+        n_modes=1, layers=1, cutoff_dim=4, seed=seed, dtype="float64"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -490,3 +490,27 @@ def test_a_batch_that_comes_in_after_gates_of_weights(how: str, modes: int) -> N
         call(batch), total(LocalEngine, batch, batch_size=len(batch)), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_expectation_values_are_as_precise_in_a_graph() -> None:
+    """Strawberry Fields makes ladder operators of Python numbers: single precision in a graph."""
+    program = sf.Program(2)
+    r = program.params("r")
+    with program.context as q:
+        ops.Dgate(r, 0.4) | q[0]
+        ops.Sgate(0.3) | q[1]
+        ops.BSgate(0.5, 0.2) | (q[0], q[1])
+
+    def found(engine_class, r):
+        options = {"cutoff_dim": 6, "dtype": tf.complex128}
+        state = engine_class("tf", backend_options=options).run(program, args={"r": r}).state
+        angle = tf.constant(0.7, tf.float64)
+        pairs = [state.quad_expectation(mode, phi) for mode in (0, 1) for phi in (0.0, 0.9, angle)]
+        return tf.stack([value for pair in pairs for value in pair])
+
+    r = tf.constant(0.3, tf.float64)
+    expected = found(sf.Engine, r)
+    for call in (found, tf.function(found), tf.function(found, jit_compile=True)):
+        np.testing.assert_allclose(call(TracedEngine, r), expected, rtol=0, atol=1e-13)
+    batch = tf.constant([0.1, 0.3], tf.float64)
+    np.testing.assert_allclose(found(TracedEngine, batch)[:, 1], expected, rtol=0, atol=1e-13)
