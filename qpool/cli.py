@@ -156,11 +156,14 @@ def _end_of_run(summary: dict[str, Any], as_json: bool) -> None:
 @click.argument("cases", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON lines.")
 def bench(cases: tuple[str, ...], as_json: bool) -> None:
-    """Run benchmark CASES (default: all but natural).
+    """Run benchmark CASES (default: those of the pool and of the engine).
 
     Of the pool: speedup, roundtrip. Of the engine, each against stock Strawberry Fields in the
     same run: engine (with Piquasso, where it is installed), wide, pooled, loop, memory, accuracy.
-    Of training: natural (the natural gradient against plain ones; minutes).
+    Of strategies: strategies (every one, and threads and joblib with stock Strawberry Fields), auto
+    (what it chooses, against each fixed one), utilisation (how busy all cores are, for a minute),
+    scaling (the scaling model, on tiles of known cost). Of training: natural (the natural gradient
+    against plain ones). These take minutes each.
     """
     from qpool.measure import bench as benchmarks
 

@@ -111,11 +111,11 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {"speedup": speedup, "roundtri
 #: Cases of ``engine_bench``, which loads TensorFlow when it is imported.
 ENGINE_CASES = ("engine", "wide", "pooled", "loop", "memory", "accuracy")
 
-#: Of ``natural_bench``, which loads it too; by its name only, for it takes minutes.
-OTHER_CASES = ("natural",)
+#: Of modules of their own, which load it too; by their names only, for they take minutes.
+OTHER_CASES = ("natural", "scaling")
 
-#: Of ``strategies_bench``.
-STRATEGY_CASES = ("strategies", "auto")
+#: Of ``strategies_bench``; by their names only.
+STRATEGY_CASES = ("strategies", "auto", "utilisation")
 
 
 def run(name: str) -> dict[str, Any]:
@@ -131,8 +131,8 @@ def run(name: str) -> dict[str, Any]:
 
         return strategies_bench.CASES[name]()
     if name in OTHER_CASES:
-        from qpool.measure import natural_bench
+        from qpool.measure import natural_bench, scaling_bench
 
-        return natural_bench.natural()
+        return {"natural": natural_bench.natural, "scaling": scaling_bench.scaling_model}[name]()
     known = (*CASES, *ENGINE_CASES, *STRATEGY_CASES, *OTHER_CASES)
     raise ConfigurationError(f"unknown case {name!r}: {nearest(name, known)}")

@@ -20,6 +20,7 @@ from typing import Any
 
 import joblib
 import numpy as np
+import psutil
 import tensorflow as tf
 
 import qpool
@@ -196,6 +197,62 @@ def _auto_cell(case: Case, engine: str, batch: int, pool: Any, turns: int) -> di
     }
 
 
+def utilisation(seconds: float = 60.0, batch: int = 256, turns: int = 7) -> dict[str, Any]:
+    """The three-mode case (6 layers, cutoff 12, density) in a pool of all cores, for a minute: how
+    busy its workers and their cores are; and how much faster it is than one worker, in turns."""
+    cores = topology.budget().workers
+    case = Case(3, 6, 12, "density")
+    z = case.z(batch)
+
+    def step_of(generator: Any) -> Callable[[], Any]:
+        def step() -> Any:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(generator(z))
+            return tape.gradient(loss, case.weights)
+
+        return step
+
+    with qpool.parallelize(case, cores, pin=True) as all_of_them:
+        step = step_of(all_of_them)
+        step()
+        step()
+        pinned = [c for w in all_of_them.stats()["pool"]["workers"] for c in w["cores"]]
+        watch, busy = qpool.Monitor(all_of_them), _busy_seconds(pinned)
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            step()
+        elapsed = time.perf_counter() - began
+        busy = _busy_seconds(pinned) - busy
+        sample = watch.sample()
+        with qpool.parallelize(case, 1, pin=True) as one:
+            alone = step_of(one)
+            alone()
+            took = turns_of({"one": (alone, 3), "all": (step, 3)}, turns)
+    speed_up = ratio(took["one"], took["all"])
+    return {
+        "case": "utilisation",
+        "batch": batch,
+        "workers": cores,
+        "seconds": elapsed,
+        "samples_per_second": sample.samples_per_second,
+        "cpu_use_of_workers": sample.cpu_use,
+        "busy_share_of_their_cores": busy / (elapsed * len(pinned)),
+        "slowest_shard": sample.slowest_shard,
+        "coordinator": sample.coordinator,
+        "speed_up": speed_up,
+        "parallel_efficiency": {name: value / cores for name, value in speed_up.items()},
+    }
+
+
+def _busy_seconds(cores: list[int]) -> float:
+    """Seconds that these cores have spent on anything at all, as the system counts them."""
+    times = psutil.cpu_times(percpu=True)
+    idle = ("idle", "iowait")
+    return sum(
+        value for core in cores for name, value in times[core]._asdict().items() if name not in idle
+    )
+
+
 @contextlib.contextmanager
 def _environment(**values: str) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
@@ -210,4 +267,8 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-CASES: dict[str, Callable[[], dict[str, Any]]] = {"strategies": strategies, "auto": auto}
+CASES: dict[str, Callable[[], dict[str, Any]]] = {
+    "strategies": strategies,
+    "auto": auto,
+    "utilisation": utilisation,
+}
