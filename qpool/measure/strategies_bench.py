@@ -98,7 +98,10 @@ def _step(call: Any, z: tf.Tensor) -> Callable[[], np.ndarray]:
     def step() -> np.ndarray:
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(call(z) ** 2)
-        return tape.gradient(loss, call.weights).numpy()
+        # In threads one run can meet the parameters that another has bound: then nothing depends
+        # on these weights, which is part of the error that is reported.
+        zero = tf.UnconnectedGradients.ZERO
+        return tape.gradient(loss, call.weights, unconnected_gradients=zero).numpy()
 
     return step
 
