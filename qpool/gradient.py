@@ -40,6 +40,15 @@ except ImportError:  # pragma: no cover - a TensorFlow that has moved it
         return True
 
 
+try:
+    # Whether a tape is watching this tensor, or what it was made of.
+    from tensorflow.python.eager.record import should_record_backprop as _watched
+except ImportError:  # pragma: no cover - a TensorFlow that has moved it
+
+    def _watched(tensors: Sequence[Any]) -> bool:
+        return True
+
+
 #: Graph calls whose workers are remembered for their backward pass; older ones are recomputed.
 _REMEMBERED_CALLS = 64
 
@@ -184,6 +193,9 @@ class Bridge:
     def _build(self, plan: Plan, inputs: int) -> Callable[..., Any]:
         @tf.custom_gradient
         def pooled_call(*tensors: Any) -> tuple[list[Any], Callable[..., Any]]:
+            sources = _where(plan.connected)
+            if plan.level == "eager" and tf.executing_eagerly():  # a compiled vjp gives all anyway
+                sources = [n for n in sources if n >= inputs or _watched([tensors[n]])]
             if tf.executing_eagerly():
                 outputs, ticket = self._forward_eagerly(plan, inputs, tensors)
             else:
@@ -195,19 +207,19 @@ class Bridge:
                     for c, spec in zip(cotangents, plan.outputs, strict=True)
                     if _is_float(spec)
                 ]
-                found = pooled_vjp(ticket, *tensors, *given)
-                of_source = dict(zip(_where(plan.connected), found, strict=True))
+                found = pooled_vjp(ticket, sources, *tensors, *given)
+                of_source = dict(zip(sources, found, strict=True))
                 return [None if n is None else of_source.get(n) for n in self._sources(inputs)]
 
             return outputs, pull_back
 
-        def pooled_vjp(ticket: Any, *arguments: Any) -> list[Any]:
+        def pooled_vjp(ticket: Any, wanted: list[int], *arguments: Any) -> list[Any]:
             @tf.custom_gradient
             def vjp(*arguments: Any) -> tuple[list[Any], Callable[..., Any]]:
                 if tf.executing_eagerly():
-                    found = self._backward_eagerly(plan, inputs, ticket, arguments)
+                    found = self._backward_eagerly(plan, inputs, ticket, wanted, arguments)
                 else:
-                    found = self._backward_in_graph(plan, inputs, ticket, arguments)
+                    found = self._backward_in_graph(plan, inputs, ticket, wanted, arguments)
 
                 def pull_back_again(*tangents: Any) -> list[Any]:
                     if plan.level == "eager":
@@ -217,7 +229,7 @@ class Bridge:
 
                 return found, pull_back_again
 
-            if not any(plan.connected or ()):
+            if not wanted:
                 return []
             found = vjp(*arguments)
             return list(found) if isinstance(found, list | tuple) else [found]
@@ -243,10 +255,15 @@ class Bridge:
         return result.outputs, _Ticket(self._remote, result.call, result.homes)
 
     def _backward_eagerly(
-        self, plan: Plan, inputs: int, ticket: _Ticket, arguments: Sequence[Any]
+        self,
+        plan: Plan,
+        inputs: int,
+        ticket: _Ticket,
+        wanted: list[int],
+        arguments: Sequence[Any],
     ) -> list[Any]:
         arrays = [np.asarray(x) for x in arguments]
-        found = self._pull_back(plan, inputs, ticket.call, ticket.homes, arrays)
+        found = self._pull_back(plan, inputs, ticket.call, ticket.homes, arrays, wanted=wanted)
         return [tf.constant(gradient) for gradient in found]
 
     def _forward_in_graph(
@@ -273,7 +290,12 @@ class Bridge:
         return outputs, ticket
 
     def _backward_in_graph(
-        self, plan: Plan, inputs: int, ticket: Any, arguments: Sequence[Any]
+        self,
+        plan: Plan,
+        inputs: int,
+        ticket: Any,
+        wanted: list[int],
+        arguments: Sequence[Any],
     ) -> list[Any]:
         if isinstance(ticket, _Ticket):  # an eager call, pulled back within a graph
             self._homes[ticket.call] = ticket.homes
@@ -281,9 +303,8 @@ class Bridge:
 
         def run(call: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
             homes = self._homes.pop(int(call), None)
-            return self._pull_back(plan, inputs, int(call), homes, arrays)
+            return self._pull_back(plan, inputs, int(call), homes, arrays, wanted=wanted)
 
-        wanted = _where(plan.connected)
         sources = dict(zip(self._sources(inputs), arguments, strict=False))
         types = [sources[n].dtype for n in wanted]
         found = tf.numpy_function(run, [ticket, *arguments], types)
@@ -338,6 +359,7 @@ class Bridge:
         homes: dict[int, tuple[int, ...]] | None,
         arrays: Sequence[np.ndarray],
         tangents: Sequence[tuple[int, np.ndarray]] = (),
+        wanted: list[int] | None = None,
     ) -> list[np.ndarray]:
         end = inputs + len(self._remote.variables)
         given = iter(arrays[end:])
@@ -350,6 +372,7 @@ class Bridge:
             arrays[inputs:end],
             cotangents,
             tangents=tangents,
+            wanted=wanted,
         )
 
     @staticmethod

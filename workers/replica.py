@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -317,7 +317,8 @@ class Replica:
             kept = self._kept.get(call, {}).pop(index, None)
             if kept is None:
                 kept = self._recompute(method, frame, call, index, buffer)
-            gradients = self._gradients(kept, cotangents)
+            wanted = {source for source, _ in frame.input_gradients}
+            gradients = self._gradients(kept, cotangents, wanted)
         written = set()
         for source, placed in frame.input_gradients:
             written.add(source)
@@ -408,9 +409,8 @@ class Replica:
     ) -> list[Any]:
         """As ``_gradients``, by one compiled function that makes the forward pass again.
 
-        A tape over a compiled function costs more than that: what the forward pass made is many
-        tensors, which go through Python (2 ms for the 250 of a small circuit, whose forward pass
-        takes 0.4) and out of the cache (a costly circuit's step took 64 ms so, 60 this way).
+        A tape over a compiled function costs more: the forward pass's many tensors go through
+        Python (2 ms for a small circuit's 250) and out of the cache (64 ms a step, 60 this way).
         ``seeds`` are the cotangents of the real and complex outputs.
         """
         inputs = as_the_model_wants(method.plan, arrays)
@@ -461,21 +461,22 @@ class Replica:
         self.recomputed += 1
         return self._record(method, self._begin_tile(method, frame, call, index, buffer), buffer)
 
-    def _gradients(self, kept: _Kept, cotangents: list[np.ndarray | None] | None) -> list[Any]:
-        """Gradients for each input, then each variable; None where nothing depends."""
+    def _gradients(
+        self, kept: _Kept, cotangents: list[Any] | None, wanted: Collection[int] | None = None
+    ) -> list[Any]:
+        """Gradients for each input (that is ``wanted``; None: all), then each variable; None where
+        nothing depends."""
         targets, seeds = [], []
         for position, output in enumerate(kept.outputs):
             if not differentiable(output):
                 continue
-            if cotangents is None:
-                seed = tf.ones_like(output)
-            elif (cotangent := cotangents[position]) is not None:
-                seed = tf.constant(cotangent)
-            else:
+            given = output if cotangents is None else cotangents[position]
+            if given is None:
                 continue
             targets.append(output)
-            seeds.append(seed)
-        sources = [x for x in kept.inputs if differentiable(x)]
+            seeds.append(tf.ones_like(output) if cotangents is None else tf.constant(given))
+        asked = tile_arrays.asked(kept.inputs, wanted)
+        sources = [x for x in asked if differentiable(x)]
         if not targets:
             return [None] * (len(kept.inputs) + len(self._sources))
         found = kept.tape.gradient(targets, [*sources, *self._sources], output_gradients=seeds)

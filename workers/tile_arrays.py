@@ -6,7 +6,7 @@ gradient, since their cotangents are zeros.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,14 @@ def by_source(found: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
     dense = iter([None if g is None else tf.convert_to_tensor(g) for g in found])
     of_inputs = [next(dense) if differentiable(x) else None for x in inputs]
     return [*of_inputs, *dense]
+
+
+def asked(inputs: Sequence[Any], wanted: Collection[int] | None) -> list[Any]:
+    """The inputs; for those that no gradient is wanted for, zeros, which nothing depends on."""
+    return [
+        tf.zeros_like(x) if differentiable(x) and wanted is not None and n not in wanted else x
+        for n, x in enumerate(inputs)
+    ]
 
 
 def take(

@@ -176,11 +176,15 @@ class RemoteModel:
         *,
         per_sample: bool = False,
         tangents: Sequence[tuple[int, np.ndarray]] = (),
+        wanted: Sequence[int] | None = None,
     ) -> list[np.ndarray]:
-        """Gradients for the connected sources, in order; see :meth:`Pool.backward`."""
+        """Gradients for the ``wanted`` sources (default: all that are connected), in order; see
+        :meth:`BatchComputer.backward`."""
         self._check_open()
         began = time.perf_counter()
         assert plan.connected is not None
+        if wanted is None:
+            wanted = [n for n, there in enumerate(plan.connected) if there]
         tile = 1 if per_sample else self.tile(plan, len(inputs[0]))
         found = self.pool.backward(
             plan.number,
@@ -190,7 +194,7 @@ class RemoteModel:
             inputs,
             weights,
             cotangents,
-            [(n, self.source_spec(n, inputs)) for n, there in enumerate(plan.connected) if there],
+            [(n, self.source_spec(n, inputs)) for n in wanted],
             per_tile=per_sample,
             tangents=tangents,
         )

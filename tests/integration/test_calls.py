@@ -257,3 +257,30 @@ def test_two_models_share_a_pool_and_move_within_it(pool) -> None:
             np.testing.assert_allclose(one(Z), 2 * Z)
         with parallelize(models.Scale(3.0), pool=pool) as three:
             np.testing.assert_allclose(three(one(Z)), 6 * Z, rtol=1e-6)
+
+
+def test_gradients_of_inputs_are_computed_where_a_tape_watches_them(pool) -> None:
+    """A gradient that nobody asks for costs as much as one that somebody does."""
+    model = models.Displaced(tf.complex128, cutoff=4)
+    z = tf.constant(np.random.default_rng(0).normal(size=(5, 2)) * 0.4)
+    with parallelize(model, pool=pool) as generator:
+
+        def gradients(call, watch: bool, outer: bool = False):
+            with tf.GradientTape() as tape:
+                source = z
+                if watch:
+                    tape.watch(z)
+                    source = 2.0 * z  # what is watched may lie further back
+                loss = tf.reduce_sum(tf.sin(call(source)))
+            wanted = [*model.trainable_variables, *([z] if watch else [])]
+            if outer:  # an eager call, pulled back within a graph
+                return tf.function(lambda: tape.gradient(loss, wanted))()
+            return tape.gradient(loss, wanted)
+
+        for watch in (False, True):
+            for outer in (False, True):
+                found = gradients(generator, watch, outer)
+                for a, b in zip(found, gradients(model, watch), strict=True):
+                    np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
+        kinds = {key[-2] for key in pool._performing().store._frames if "BACKWARD" in str(key[0])}
+        assert len(kinds) >= 2  # with z's gradient, and without
