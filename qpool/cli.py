@@ -56,6 +56,7 @@ def cli() -> None:
 @click.option("--norm-penalty", default=_DEFAULT.norm_penalty, help="Weight on leaving the cutoff.")
 @click.option("--clip-norm", type=float, help="Largest norm of a gradient.  [default: none]")
 @click.option("--workers", type=int, help="Worker processes.  [default: physical cores]")
+@click.option("--threads", default=_DEFAULT.threads, help="Cores of each worker.")
 @click.option(
     "--strategy",
     default=_DEFAULT.strategy,

@@ -150,8 +150,10 @@ def parallelize(
             class, a tf.Module, a Keras layer or model; or a factory, called without arguments
             here and in every worker, that makes one.
         workers: processes; default: the physical cores this process may use.
-        strategy: ``"processes"``, ``"cpu_batch"`` (compiled, in this process, the whole batch at
-            once), ``"sequential"`` (the model in place) or ``"auto"`` (processes).
+        strategy: ``"processes"``, ``"threads"`` (the same tiles in this process), ``"cpu_batch"``
+            (compiled, in this process, the whole batch at once), ``"sequential"`` (the model in
+            place), or ``"auto"``: the fastest of these, measured at the first call; where
+            ``workers`` or ``pool`` is given, processes.
         tile: rows computed at once, a power of two; default: from the model and the batch.
         threads: threads and cores of each worker.
         start_method: ``"forkserver"`` or ``"spawn"``; default: the best of this system.

@@ -7,7 +7,10 @@ name (``qpool.register_strategy``) and made once per model.
 from __future__ import annotations
 
 import abc
+import contextlib
 import inspect
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +57,8 @@ class Executor(abc.ABC):
     """
 
     calls: int = 0
+    _samples: int = 0
+    _seconds: float = 0.0
 
     def __init__(self, model: Any, options: Options) -> None:
         self.model = model
@@ -77,6 +82,25 @@ class Executor(abc.ABC):
     def stats(self) -> dict[str, Any]:
         """What the strategy measured."""
         return {}
+
+    @contextlib.contextmanager
+    def _counted(self, args: tuple[Any, ...]) -> Iterator[None]:
+        """Count the samples and the seconds of a call that has values."""
+        began = time.perf_counter()
+        yield
+        shape = getattr(args[0], "shape", None) if args else None
+        if shape is not None and len(shape) and shape[0] is not None:
+            self._samples += int(shape[0])
+            self._seconds += time.perf_counter() - began
+
+    def _rate(self) -> dict[str, Any]:
+        """What has been counted."""
+        rate = self._samples / self._seconds if self._seconds else 0.0
+        return {
+            "samples": self._samples,
+            "call_seconds": self._seconds,
+            "samples_per_second": rate,
+        }
 
     def close(self) -> None:  # noqa: B027 - optional: most strategies hold nothing
         """Give back what the strategy holds."""

@@ -57,7 +57,8 @@ class CpuBatchExecutor(Executor):
             return way.method(*inputs)
         if way.choice is None:
             way.choice = self._choose(way, inputs)
-        return way.method.compiled(*inputs)
+        with self._counted(args):
+            return way.method.compiled(*inputs)
 
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         method = "__call__" if callable(self.model) else "generate"
@@ -82,6 +83,7 @@ class CpuBatchExecutor(Executor):
         choices = [way.choice for way in self._ways.values() if way.choice]
         return {
             "strategy": "cpu_batch",
+            **self._rate(),
             "compiled": [
                 {"level": c.level, "why_not_better": c.reason, "seconds": c.seconds}
                 for c in choices

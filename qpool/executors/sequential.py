@@ -13,15 +13,16 @@ class SequentialExecutor(Executor):
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self.model if method == "__call__" else getattr(self.model, method)
-        if self.options.engine != "stock":
-            return function(*args, **kwargs)
-        from workers.engine import traced_engines
+        with self._counted(args):
+            if self.options.engine != "stock":
+                return function(*args, **kwargs)
+            from workers.engine import traced_engines
 
-        with traced_engines(False):
-            return function(*args, **kwargs)
+            with traced_engines(False):
+                return function(*args, **kwargs)
 
     def stats(self) -> dict[str, Any]:
-        return {"strategy": "sequential"}
+        return {"strategy": "sequential", **self._rate()}
 
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         import tensorflow as tf

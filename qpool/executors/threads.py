@@ -51,7 +51,7 @@ class ThreadTeam(BatchComputer):
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="qpool")
         self._owner = os.getpid()
         self._closed = False
-        self._finalizer = weakref.finalize(self, self._threads.shutdown, cancel_futures=True)
+        self._finalizer = weakref.finalize(self, _let_go, self._threads, self._store)
 
     @property
     def workers(self) -> int:
@@ -99,7 +99,6 @@ class ThreadTeam(BatchComputer):
                 self._closed = True
                 self._finalizer()
                 self._replicas.clear()
-                self._store.arena.close()
 
     def _ready(self) -> Store:
         if self._closed:
@@ -199,11 +198,16 @@ class ThreadTeam(BatchComputer):
         return [future.result() for future in futures]
 
 
+def _let_go(threads: ThreadPoolExecutor, store: Store) -> None:
+    threads.shutdown(cancel_futures=True)
+    store.arena.close()
+
+
 class ThreadExecutor(TiledExecutor):
     """Computes a model's tiles in threads of this process."""
 
     def _make(self, options: Options) -> ThreadTeam:
-        self._owns = True
+        self._owns = True  # a pool that was given is for ``processes``
         return ThreadTeam(options.workers, seed=options.seed)
 
     def stats(self) -> dict[str, Any]:

@@ -31,6 +31,9 @@ _SHARE = 0.5
 #: Seconds that one size is measured for, at least one step.
 _SECONDS = 0.3
 
+#: The batch for which ``auto`` chooses how all sizes are computed.
+_MIDDLING = 64
+
 #: No batch is suggested beyond this, whatever it gains.
 _LARGEST = 1 << 14
 
@@ -92,14 +95,32 @@ def suggest_batch(
             f"largest and memory_bytes must be positive, not {largest} and {memory_bytes}"
         )
     row = _row(generator, sample)
+    call, executor = _call_of(generator, row)
+    calls = getattr(executor, "calls", 0)
     before = _held(generator)
 
     def measure(batch: int) -> Measured:
         z = tf.constant(np.repeat(row, batch, axis=0))
-        seconds = _seconds(lambda: _step(generator, z))
+        seconds = _seconds(lambda: _step(generator, call, z))
         return Measured(batch, seconds, max(0, _held(generator) - before))
 
-    return search(measure, int(budget), limit)
+    try:
+        return search(measure, int(budget), limit)
+    finally:
+        if executor is not None:
+            executor.calls = calls  # draws follow from a call's number
+
+
+def _call_of(generator: Any, row: np.ndarray) -> tuple[Callable[[Any], Any], Any]:
+    """How the generator is called, by one strategy for all sizes; and its executor, if pooled."""
+    room = getattr(generator, "_qpool", None)
+    if room is None:
+        return generator, None
+    executor = room.executor()
+    if hasattr(executor, "executor_for"):  # auto: what it takes for a middling batch
+        executor = executor.executor_for(tf.constant(np.repeat(row, _MIDDLING, axis=0)))
+    method = "__call__" if "__call__" in room.methods else room.methods[0]
+    return lambda z: executor.call(method, (z,), {}), executor
 
 
 def search(measure: Callable[[int], Measured], budget: int, limit: int) -> SuggestedBatch:
@@ -144,9 +165,9 @@ def _row(generator: Any, sample: Any) -> np.ndarray:
     return draws.astype(tf.as_dtype(dtype).real_dtype.as_numpy_dtype)
 
 
-def _step(generator: Any, z: tf.Tensor) -> None:
+def _step(generator: Any, call: Callable[[Any], Any], z: tf.Tensor) -> None:
     with tf.GradientTape() as tape:
-        outputs = tf.nest.flatten(generator(z))
+        outputs = tf.nest.flatten(call(z))
     tape.gradient(outputs, recipes.trainable_variables(generator))
 
 

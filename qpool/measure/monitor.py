@@ -88,14 +88,13 @@ class Monitor:
         """What happened since the last sample, or since the monitor was made."""
         before, now = self._last, self._read()
         self._last = now
-        seconds = now["time"] - before["time"]
+        seconds = max(now["time"] - before["time"], 1e-9)
         pool, former = now["pool"], before["pool"]
-        samples = now["samples"] - before["samples"]
+        samples = max(0, now["samples"] - before["samples"])
         workers = tuple(
             WorkerSample(
                 worker["worker"],
-                (worker["cpu_seconds"] - earlier["cpu_seconds"])
-                / (seconds * max(len(worker["cores"]), 1)),
+                (worker["cpu_seconds"] - earlier["cpu_seconds"]) / (seconds * _cores(worker)),
                 computing := (worker["compute_seconds"] - earlier["compute_seconds"]) / seconds,
                 max(0.0, 1.0 - computing),
                 worker["memory_bytes"] / 2**20,
@@ -111,7 +110,7 @@ class Monitor:
         return Sample(
             seconds,
             samples,
-            samples / seconds if seconds else 0.0,
+            samples / seconds,
             workers,
             {name: (s - earlier_phases.get(name, 0.0)) / seconds for name, s in phases.items()},
             _difference(pool, former, "slowest_shard_seconds") / mean if mean else 1.0,
@@ -124,7 +123,7 @@ class Monitor:
         stats = self._generator.stats()
         throttled, hot = throttling()
         return {
-            "time": time.monotonic(),
+            "time": time.perf_counter(),
             "pool": stats.get("pool", {}),
             "samples": stats.get("samples", 0),
             "throttled": throttled,
@@ -163,11 +162,11 @@ class MonitorCallback(keras.callbacks.Callback):
 
             self._writer = tf.summary.create_file_writer(str(self._tensorboard))
         self._monitor = Monitor(self._generator)
-        self._since = time.monotonic()
+        self._since = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._step += 1
-        if time.monotonic() - self._since >= self._every:
+        if time.perf_counter() - self._since >= self._every:
             self._take()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -177,7 +176,7 @@ class MonitorCallback(keras.callbacks.Callback):
 
     def _take(self) -> None:
         sample = self._monitor.sample()
-        self._since = time.monotonic()
+        self._since = time.perf_counter()
         self.samples.append(sample)
         if self._jsonl is not None:
             line = {"step": self._step, **dataclasses.asdict(sample)}
@@ -189,6 +188,13 @@ class MonitorCallback(keras.callbacks.Callback):
             with self._writer.as_default(self._step):
                 for name, value in sample.figures().items():
                     tf.summary.scalar(f"qpool/{name}", value)
+
+
+def _cores(worker: dict[str, Any]) -> int:
+    """How many cores a worker may keep busy: those it is pinned to, or its threads."""
+    if worker.get("pinned"):
+        return max(len(worker["cores"]), 1)
+    return max(worker.get("threads", {}).get("tensorflow_intra_op", 1), 1)
 
 
 def _difference(now: dict[str, Any], before: dict[str, Any], name: str) -> float:

@@ -15,6 +15,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import os
 import statistics
 import time
 import warnings
@@ -101,7 +102,9 @@ class Grid:
             self.tile,
         ):
             if strategy in _IN_PLACE:
-                workers, threads, tile = 1, 1, 0
+                workers, tile = 1, 0
+            if strategy != "processes":
+                threads = 1
             if engine == "stock" and strategy == "cpu_batch":
                 continue  # it is the compiled engine
             cell = Cell(engine, strategy, workers, threads, modes, layers, cutoff, batch, tile)
@@ -111,7 +114,7 @@ class Grid:
 
 
 #: Strategies that have no workers of their own.
-_IN_PLACE = ("sequential", "cpu_batch")
+_IN_PLACE = ("sequential", "cpu_batch", "auto")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +147,8 @@ class Measurement:
     """A cell's figures; medians of turns, with the slowest and the fastest turn.
 
     ``cpu_use`` is of the cores that the cell has, ``core_ms_per_sample`` the cost: cores times
-    seconds, by sample. ``tile_ms`` and ``tiles`` are 0 where a strategy has no tiles.
+    seconds, by sample. ``tile_ms`` is what a tile takes in a step, forward and back; it and
+    ``tiles`` are 0 where a strategy does not tell.
     """
 
     samples_per_second: float
@@ -177,9 +181,12 @@ def sweep(grid: Grid, out: Path, say: Callable[[str], None]) -> list[dict[str, A
     table = out / "cells.csv"
     rows = read(table)
     done = {_cell_of(row) for row in rows}
-    table.unlink(missing_ok=True)
-    for row in rows:  # all but a torn line
-        _append(table, row)
+    if rows:  # all but a torn line
+        beside = table.with_suffix(".part")
+        beside.unlink(missing_ok=True)
+        for row in rows:
+            _append(beside, row)
+        os.replace(beside, table)
     with _Pools() as pools:
         for number, cell in enumerate(cells, 1):
             if cell in done:
@@ -253,8 +260,7 @@ def measure(cell: Cell, pools: _Pools, seconds: float, turns: int) -> Measuremen
         after = _tiles(generator)
         held = memory_bytes()
     rate = statistics.median(rates)
-    tiles = after[0] - before[0]
-    steps = tiles / max(after[2] - before[2], 1)
+    tiles, tile = per_step(before, after)
     return Measurement(
         rate,
         min(rates),
@@ -262,8 +268,8 @@ def measure(cell: Cell, pools: _Pools, seconds: float, turns: int) -> Measuremen
         1e3 * cell.batch / rate,
         statistics.median(uses),
         1e3 * cores / rate,
-        round(steps),
-        1e3 * (after[1] - before[1]) / tiles if tiles else 0.0,
+        tiles,
+        1e3 * tile,
         held / 2**20,
         first,
     )
@@ -301,12 +307,22 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
 
 
-def _tiles(generator: Any) -> tuple[int, float, int]:
-    """Tiles computed so far, seconds spent on them by workers, calls made."""
+def _tiles(generator: Any) -> dict[str, float]:
+    """Tiles and calls so far, and the seconds that workers spent computing."""
     pool = generator.stats().get("pool", {})
+    found = {name: pool.get(name, 0) for name in ("tiles", "forward_calls", "backward_calls")}
     computing = sum(worker["compute_seconds"] for worker in pool.get("workers", ()))
-    calls = pool.get("forward_calls", 0) + pool.get("backward_calls", 0)
-    return pool.get("tiles", 0), computing, calls
+    return {**found, "computing": computing}
+
+
+def per_step(before: dict[str, float], after: dict[str, float]) -> tuple[int, float]:
+    """Tiles of a step, and seconds that one takes in it: forward, and then back."""
+    done = {name: after[name] - before[name] for name in after}
+    calls = done["forward_calls"] + done["backward_calls"]
+    if not done["tiles"]:
+        return 0, 0.0
+    tiles = done["tiles"] / calls
+    return round(tiles), done["computing"] / (done["forward_calls"] * tiles)
 
 
 def _cell_of(row: dict[str, Any]) -> Cell:
@@ -346,7 +362,8 @@ def _claim(grid: Grid, out: Path) -> None:
                 "to go on with it, or choose another --out"
             )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    left = [] if not out.is_dir() else [path for path in out.iterdir() if path.suffix != ".part"]
+    if out.exists() and (not out.is_dir() or left):
         raise ConfigurationError(
             f"{out} exists and is not an empty directory; choose another --out"
         )
@@ -355,4 +372,6 @@ def _claim(grid: Grid, out: Path) -> None:
     from qpool.measure.host import processor
 
     machine = {"processor": processor(), "cores": topology.budget().workers, **host()}
-    said.write_text(json.dumps({**asked, "host": machine}, indent=2) + "\n")
+    beside = said.with_suffix(".part")
+    beside.write_text(json.dumps({**asked, "host": machine}, indent=2) + "\n")
+    os.replace(beside, said)

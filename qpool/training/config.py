@@ -38,6 +38,7 @@ class Config:
     norm_penalty: float = 0.0
     clip_norm: float | None = None
     workers: int | None = None
+    threads: int = 1
     strategy: str = "processes"
     tile: int | None = None
     start_method: str | None = None
@@ -90,6 +91,7 @@ class Config:
             "modes",
             "layers",
             "critic_steps",
+            "threads",
             "checkpoint_every",
             "evaluate_every",
             "keep",

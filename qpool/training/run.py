@@ -80,7 +80,7 @@ def resume(
     asked = _asked(out)
     config = dataclasses.replace(Config.of(asked["config"]), workers=workers)
     if "chosen" in asked:  # by measurement, when the run was begun: it goes on as it began
-        fixed = {name: asked["chosen"][name] for name in ("strategy", "tile")}
+        fixed = {name: asked["chosen"][name] for name in ("strategy", "tile", "threads")}
         config = dataclasses.replace(config, workers=workers or asked["chosen"]["workers"], **fixed)
     if start_method is not None:
         config = dataclasses.replace(config, start_method=start_method)
@@ -264,7 +264,12 @@ def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
         pool = None
         if config.strategy in ("auto", "processes"):
             # First of all: the pool loads TensorFlow in the background while we load it here.
-            made = qpool.Pool(config.workers, start_method=config.start_method, seed=config.seed)
+            made = qpool.Pool(
+                config.workers,
+                threads=config.threads,
+                start_method=config.start_method,
+                seed=config.seed,
+            )
             pool = stack.enter_context(made)
         import keras
 
@@ -327,9 +332,14 @@ def _chosen(config: Config) -> tuple[Config, dict[str, Any]]:
 
     model = _model(config)
     z = tf.random.stateless_normal((config.batch_size, model.latent_dim), (1, 2))
-    options = Options(tile=config.tile, start_method=config.start_method, seed=config.seed)
+    options = Options(
+        threads=config.threads,
+        tile=config.tile,
+        start_method=config.start_method,
+        seed=config.seed,
+    )
     choice = auto.choose(model, z, options, in_graph=True).as_dict()
-    fixed = {name: choice[name] for name in ("strategy", "workers", "tile")}
+    fixed = {name: choice[name] for name in ("strategy", "workers", "threads", "tile")}
     return dataclasses.replace(config, **fixed), choice
 
 

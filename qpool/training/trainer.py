@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,13 +116,15 @@ class QuantumGANTrainer:
         (:func:`qpool.suggest_batch`), of at most all rows. Returns Keras's History.
         DataError for data that cannot be used, before any worker starts.
         """
-        if batch_size == "auto":
-            self.prepare(np.shape(real_data)[-1], strategy)
-            batch_size = suggest_batch(self.generator, largest=len(real_data))
-        if not isinstance(batch_size, int):
-            raise ConfigurationError(f"batch_size must be a number or 'auto', not {batch_size!r}")
         shape = getattr(self.generator, "features", None)
         width = shape[0] if isinstance(shape, tuple) and len(shape) == 1 else None
+        if batch_size == "auto":
+            found = data.check(real_data, width, 1)
+            self.prepare(found.shape[1], strategy)
+            batch_size = suggest_batch(self.generator, largest=len(found))
+        if not isinstance(batch_size, numbers.Integral):
+            raise ConfigurationError(f"batch_size must be a number or 'auto', not {batch_size!r}")
+        batch_size = int(batch_size)
         rows: np.ndarray = data.check(real_data, width, batch_size).astype(np.float32)
         if epochs < 1 or batch_size < 1:
             raise ConfigurationError(

@@ -8,10 +8,12 @@ for the next run of the same model, size of batch and machine.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import logging
 import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,17 +25,18 @@ from qpool.arguments import is_eager
 from qpool.executors import executor_class, remote, topology
 from qpool.executors.auto.choices import Candidate, Choice, Memory, remembered
 from qpool.executors.auto.contest import BUDGET, Contest
-from qpool.executors.base import Executor, Options
+from qpool.executors.base import Executor, Options, argument_names
 from qpool.executors.processes import pool
 from qpool.shipping import pack
 from workers import recipes
+from workers.errors import InputError
 
 __all__ = ["AutoExecutor", "Candidate", "Choice", "choose", "remembered"]
 
 log = logging.getLogger("qpool")
 
-#: What a pool costs a step at best, in seconds. Where a step in this process takes little more,
-#: none is started to be measured.
+#: What a pool costs a step at best, in seconds. Where a step in this process takes less, none is
+#: started to be measured.
 _POOL_SECONDS = 2e-3
 
 #: Rows of the largest tile that is tried: XLA compiles one program for it.
@@ -52,12 +55,15 @@ class AutoExecutor(Executor):
         self._choices: dict[Any, Choice] = {}
         self._executors: dict[Candidate, Executor] = {}
         self._pools: dict[tuple[int, int], Any] = {}
+        self._used: Executor | None = None
+        self._lock = threading.RLock()
         if options.workers is not None or options.pool is not None:
             self._asked = executor_class("processes")(model, options)
         else:
             # What no strategy could take is said now, not at the first call.
             pool.check(1, options.threads, options.start_method, options.timeout)
-            self._rows = pack(model, options.factory).rows
+            shipment = pack(model, options.factory)
+            self._rows = shipment.rows
             remote.check_tile(options.tile, self._rows)
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -83,9 +89,7 @@ class AutoExecutor(Executor):
         if self._asked is not None:
             why = "workers= or pool= was given: nothing was measured"
             return {**self._asked.stats(), "auto": {"why": why, "choices": []}}
-        used: dict[str, Any] = {"strategy": "auto"}
-        if self._executors:
-            used = list(self._executors.values())[-1].stats()
+        used = {"strategy": "auto"} if self._used is None else self._used.stats()
         choices = [choice.as_dict() for choice in self._choices.values()]
         return {**used, "auto": {"why": "the fastest of those measured", "choices": choices}}
 
@@ -102,32 +106,59 @@ class AutoExecutor(Executor):
 
     def _chosen(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Executor:
         values = [*args, *kwargs.values()]
-        in_graph = not tf.executing_eagerly() or not all(
-            is_eager(x) for x in values if tf.is_tensor(x)
-        )
+        tensors = [x for x in values if tf.is_tensor(x)]
+        in_graph = not tf.executing_eagerly() or not all(map(is_eager, tensors))
         batch = _rows(values)
-        key = method, (batch - 1).bit_length(), in_graph
-        if key not in self._choices:
-            with tf.init_scope():
+        with self._lock, tf.init_scope():  # executors are made out of the graph
+            key: Any = (method, (batch - 1).bit_length(), in_graph)
+            if self._symbolic_constant(method, args, kwargs):
+                in_place = "sequential" if self.options.engine == "stock" else "cpu_batch"
+                self._used = self._executor(Candidate(in_place))
+                return self._used  # nobody else could be given it
+            if key not in self._choices:
                 self._choices[key] = self._choose(method, args, kwargs, batch, in_graph)
-        return self._executor(self._choices[key].candidate)
+            self._used = self._executor(self._choices[key].candidate)
+            return self._used
+
+    def executor_for(self, z: Any) -> Executor:
+        """The executor of batches like ``z``, which has values."""
+        method = "__call__" if callable(self.model) else "generate"
+        return self._asked or self._chosen(method, (z,), {})
+
+    def _symbolic_constant(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether an argument that is not sharded is a tensor of a graph that is being traced."""
+        named = dict(zip(argument_names(self.model, method), args, strict=False)) | kwargs
+        first = next(iter(named), None)
+        return any(
+            tf.is_tensor(x) and not is_eager(x) and name not in (first, *self.options.sharded)
+            for name, x in named.items()
+        )
 
     def _choose(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int, in_graph: bool
     ) -> Choice:
-        memory = Memory(self._fingerprint(method, batch, in_graph))
+        memory = Memory(self._fingerprint(method, args, kwargs, batch, in_graph))
         known = memory.read()
         if known is not None:
             log.info("auto: %s, as was measured on %s", known.candidate, known.measured)
             return known
         log.info("auto: measuring strategies for batches of %d; up to %.0f s", batch, BUDGET)
         args, kwargs = (_stand_ins(part, batch) for part in (args, kwargs))
-        with _left_as_it_was(self.model):
-            contest = Contest(self.model, self._executor, method, args, kwargs, in_graph)
-            for candidate in self._candidates(batch, contest):
-                contest.enter(candidate)
-            choice = contest.decide(batch)
+        calls = {executor: executor.calls for executor in self._executors.values()}
+        contest = Contest(self.model, self._executor, method, args, kwargs, in_graph)
+        try:
+            with _left_as_it_was(self.model):
+                for candidate in self._candidates(batch, contest):
+                    contest.enter(candidate)
+                choice = contest.decide(batch, self._executors)
+        except BaseException:
+            self._keep_only(None)
+            raise
         self._keep_only(choice.candidate)
+        for executor in self._executors.values():  # draws follow from a call's number
+            executor.calls = calls.get(executor, 0)
         memory.write(choice)
         log.info(
             "auto: %s for batches of %d; milliseconds a training step: %s",
@@ -141,24 +172,25 @@ class AutoExecutor(Executor):
         """What is worth a try, in turn; ``contest`` knows how the ones before did."""
         cores = topology.budget()
         tile = self.options.tile
-        if self.options.engine == "stock":
+        if self._rows:
+            pass  # engines of a fixed batch size: only tiles can be filled up to it
+        elif self.options.engine == "stock":
             yield Candidate("sequential")
         else:
-            yield Candidate("cpu_batch")
-            if not self._rows:
-                whole = 1 << (batch - 1).bit_length()
-                yield Candidate("threads", 1, tile=tile or min(whole, _LARGEST_WHOLE))
-                if batch > 1 and cores.workers > 1:
-                    yield Candidate("threads", cores.workers, tile=tile)
-        if contest.empty and not self._rows:
-            return  # the model's own error: a pool would only repeat it
-        workers = min(cores.workers, batch)
-        if workers == 1 or contest.best * (1 - 1 / workers) < _POOL_SECONDS:
-            contest.skipped["processes"] = (
-                "one core, or one sample: nothing to share"
-                if workers == 1
-                else "a step takes less than a pool's messages"
-            )
+            if not recipes.inspect(self.model, {}).draws:  # in place, draws follow another order
+                yield Candidate("cpu_batch")
+            whole = 1 << (batch - 1).bit_length()
+            yield Candidate("threads", 1, tile=tile or min(whole, _LARGEST_WHOLE))
+            if batch > 1 and cores.workers > 1:
+                yield Candidate("threads", cores.workers, tile=tile)
+            if contest.empty:
+                return  # the model's own error: a pool would only repeat it
+        workers = max(1, min(cores.workers // self.options.threads, batch))
+        if contest.best < _POOL_SECONDS:
+            contest.skipped["processes"] = "a step takes less than a pool's messages"
+            return
+        if workers == 1 and self.options.engine == "stock" and not contest.empty:
+            contest.skipped["processes"] = "one core, or one sample: nothing to share"
             return
         yield Candidate("processes", workers, self.options.threads, tile)
         threads = 2 * self.options.threads
@@ -197,13 +229,14 @@ class AutoExecutor(Executor):
                 tile=candidate.tile,
             )
             if candidate.strategy == "processes":
-                options = dataclasses.replace(options, pool=self._pool(candidate))
+                options = dataclasses.replace(options, workers=None, pool=self._pool(candidate))
             self._executors[candidate] = executor_class(candidate.strategy)(self.model, options)
         return self._executors[candidate]
 
     def _pool(self, candidate: Candidate) -> Any:
         key = candidate.workers or 1, candidate.threads
         if key not in self._pools:
+            self._keep_only(None, pools_alone=True)  # two at once would share cores and memory
             self._pools[key] = pool.Pool(
                 key[0],
                 threads=key[1],
@@ -214,25 +247,35 @@ class AutoExecutor(Executor):
             )
         return self._pools[key]
 
-    def _keep_only(self, chosen: Candidate) -> None:
+    def _keep_only(self, chosen: Candidate | None, *, pools_alone: bool = False) -> None:
         """Close what no choice uses; what an earlier one does use stays."""
-        used = {chosen, *(choice.candidate for choice in self._choices.values())}
+        used = {*filter(None, [chosen]), *(choice.candidate for choice in self._choices.values())}
         for candidate in [c for c in self._executors if c not in used]:
-            self._executors.pop(candidate).close()
+            if candidate.strategy == "processes" or not pools_alone:
+                self._executors.pop(candidate).close()
         pools = {(c.workers, c.threads) for c in used if c.strategy == "processes"}
         for key in [key for key in self._pools if key not in pools]:
             self._pools.pop(key).close()
 
-    def _fingerprint(self, method: str, batch: int, in_graph: bool) -> str:
+    def _fingerprint(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        batch: int,
+        in_graph: bool,
+    ) -> str:
         """What a choice is remembered by: model, size of batch, machine, versions, options."""
         cores = topology.budget()
-        options = dataclasses.asdict(dataclasses.replace(self.options, factory=None, pool=None))
+        same = dataclasses.replace(self.options, factory=None, pool=None, seed=0)
+        options = dataclasses.asdict(same)
         cls = type(self.model)
         parts = [
             f"{cls.__module__}.{cls.__qualname__}",
             [(tuple(v.shape), v.dtype.name) for v in recipes.inspect(self.model, {}).variables],
             sorted(_plain_attributes(self.model)),
             method,
+            [_form(value) for value in (*args, *(kwargs[name] for name in sorted(kwargs)))],
             (batch - 1).bit_length(),
             in_graph,
             sorted(options.items(), key=lambda item: item[0]),
@@ -257,23 +300,42 @@ def choose(model: Any, z: Any, options: Options | None = None, *, in_graph: bool
 def _rows(values: list[Any]) -> int:
     """The batch of a call; 64 where a graph does not know it, or nothing says it."""
     shape = values[0].shape if values and hasattr(values[0], "shape") else np.shape(values[:1])[1:]
+    if isinstance(shape, tf.TensorShape) and (shape.rank is None or None in shape[1:]):
+        raise InputError(
+            f"an input of shape {shape} in a graph: expected (batch, ...), of which only the batch "
+            "may be unknown; set its shape"
+        )
     rows = shape[0] if len(shape) else None
-    return 64 if not rows else int(rows)
+    if rows == 0:
+        raise InputError("a batch of no rows: expected at least one")
+    return 64 if rows is None else int(rows)
+
+
+def _form(value: Any) -> str:
+    """What an argument is, but for its rows and its values."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{tuple(value.shape)[1:]}"
+    return repr(value) if isinstance(value, bool | int | float | str) else type(value).__name__
 
 
 @contextlib.contextmanager
 def _left_as_it_was(model: Any) -> Iterator[None]:
     """Put back what calls of the model change: its variables, and where NumPy's and Python's
     global sources of random numbers stand."""
-    variables = recipes.inspect(model, {}).variables
+    shipped = recipes.inspect(model, {})
+    variables = shipped.variables
     values = [variable.numpy() for variable in variables]
     states = np.random.get_state(), random.getstate()  # noqa: NPY002
+    own = [draw for draw in shipped.draws if isinstance(draw, np.random.Generator)]
+    places = [copy.deepcopy(draw.bit_generator.state) for draw in own]
     try:
         yield
     finally:
         for variable, value in zip(variables, values, strict=True):
             if variable.numpy().tobytes() != value.tobytes():
                 variable.assign(value)
+        for draw, place in zip(own, places, strict=True):
+            draw.bit_generator.state = place
         np.random.set_state(states[0])  # noqa: NPY002
         random.setstate(states[1])
 
@@ -300,6 +362,7 @@ def _plain_attributes(model: Any) -> Iterator[str]:
         found = dict(options) if isinstance(options, dict) else {}
         if part is model:
             found |= {name: v for name, v in vars(model).items() if not name.startswith("_")}
+            found = {name: v for name, v in found.items() if name not in ("seed", "name")}
         for name, value in found.items():
             if isinstance(value, bool | int | float | str):
                 yield f"{name}={value!r}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import tensorflow as tf
@@ -21,7 +21,7 @@ from workers import recipes
 BUDGET = 60.0
 
 #: A candidate is measured in so many turns with the others, at least, each of so many seconds.
-_TURNS, _TURN_SECONDS = 5, 0.2
+_FIRST_TURNS, _TURNS, _TURN_SECONDS = 2, 5, 0.2
 
 #: Another tile has to be so many times faster to be worth its other bits, and the ones after it.
 _WORTH = 1.05
@@ -81,28 +81,38 @@ class Contest:
             return
         self._steps[candidate] = step
         self._seconds[candidate] = []
-        for other in self._steps:  # in turns: a machine is not equally quick all the time
-            self._turn(other)
+        for _ in range(_FIRST_TURNS):
+            self._turn(candidate)
 
     def _turn(self, candidate: Candidate) -> None:
         step, done, began = self._steps[candidate], 0, time.perf_counter()
-        while not done or time.perf_counter() - began < _TURN_SECONDS:
-            step()
-            done += 1
+        try:
+            while not done or time.perf_counter() - began < _TURN_SECONDS:
+                step()
+                done += 1
+        except Exception as error:
+            self._errors.append(error)
+            self.skipped[str(candidate)] = f"{type(error).__name__}: {error}"
+            del self._steps[candidate], self._seconds[candidate]
+            return
         self._seconds[candidate].append((time.perf_counter() - began) / done)
 
     def _of(self, candidate: Candidate) -> float:
         return statistics.median(self._seconds[candidate])
 
-    def decide(self, batch: int) -> Choice:
+    def decide(self, batch: int, alive: Container[Candidate]) -> Choice:
+        """The fastest, after further turns of those that are close and still ``alive``."""
         if not self._seconds:
             raise self._errors[0]
-        close = [c for c in self._seconds if self._of(c) < 1.5 * self.best]
+        close = [c for c in self._steps if c in alive and self._of(c) < 1.5 * self.best]
         while len(close) > 1 and min(len(self._seconds[c]) for c in close) < _TURNS:
             if time.perf_counter() - self._began > 2 * BUDGET:
                 break
-            for candidate in close:
+            for candidate in close:  # in turns: a machine is not equally quick all the time
                 self._turn(candidate)
+            close = [candidate for candidate in close if candidate in self._steps]
+        if not self._seconds:
+            raise self._errors[-1]
         best = self.leader
         for candidate in self._seconds:  # the earlier of two that are as good: the simpler one
             if self._of(candidate) < _WORTH * self._of(best):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import qpool
 from qpool.executors import auto
 from qpool.executors.auto import Candidate, contest
 from qpool.executors.base import Executor
-from workers.errors import ConfigurationError
+from qpool.executors.topology import Budget
+from workers.errors import ConfigurationError, InputError
 
 
 class Scaled(tf.Module):
@@ -70,6 +72,72 @@ def test_it_remembers_the_same_model_and_no_other(caplog) -> None:
     with qpool.parallelize(Scaled(width=3)) as generator:
         generator(tf.ones((4, 3)))
         assert not generator.stats()["auto"]["choices"][0]["remembered"]
+
+
+def test_a_remembered_choice_is_made_in_a_graph_too(monkeypatch) -> None:
+    """Executors pickle variables, which have no values in a graph."""
+    chosen = auto.Candidate("threads", 2)
+    known = auto.Choice(chosen, 4, {str(chosen): 1.0}, {}, 1.0, "today", True)
+    monkeypatch.setattr(auto.Memory, "read", lambda self: known)
+    model = Scaled()
+    with qpool.parallelize(model) as generator:
+        z = tf.ones((4, 2))
+        np.testing.assert_allclose(tf.function(lambda z: generator(z))(z), model(z), atol=1e-6)
+        assert generator.stats()["strategy"] == "threads"
+
+
+class Gridded(Scaled):
+    def __call__(self, z, shift):
+        return super().__call__(z) + shift
+
+
+def test_a_tensor_of_the_graph_beside_the_batch_is_for_the_model_in_place() -> None:
+    model = Gridded()
+    z = tf.ones((4, 2))
+    with qpool.parallelize(model) as generator:
+        found = tf.function(lambda z, shift: generator(z, shift))(z, tf.constant(2.0))
+        np.testing.assert_allclose(found, model(z, 2.0), atol=1e-6)
+        assert generator.stats()["strategy"] == "cpu_batch"
+
+
+def test_inputs_that_nothing_can_be_measured_for() -> None:
+    with qpool.parallelize(Scaled()) as generator:
+        with pytest.raises(InputError, match="no rows"):
+            generator(tf.ones((0, 2)))
+        shapeless = tf.function(
+            lambda z: generator(z), input_signature=[tf.TensorSpec(None, tf.float32)]
+        )
+        with pytest.raises(InputError, match="set its shape"):
+            shapeless(tf.ones((2, 2)))
+
+
+class Drawing(Scaled):
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = np.random.default_rng(4)
+
+    def __call__(self, z):
+        return super().__call__(z) + self.source.normal()
+
+
+def test_what_a_model_draws_does_not_depend_on_how_long_was_measured() -> None:
+    z = tf.zeros((4, 2))
+    found = []
+    for _ in range(2):
+        with qpool.parallelize(Drawing(), seed=9) as generator:
+            found.append(generator(z).numpy().tobytes())
+            (choice,) = generator.stats()["auto"]["choices"]
+            assert "cpu_batch" not in choice["milliseconds"]
+    assert found[0] == found[1]
+
+
+def test_the_samples_are_counted_whoever_computes_them() -> None:
+    with qpool.parallelize(Scaled()) as generator:
+        for _ in range(3):
+            generator(tf.ones((4, 2)))
+        stats = generator.stats()
+        assert stats["samples"] >= 12
+        assert stats["samples_per_second"] > 0
 
 
 def test_within_a_graph_it_measures_within_a_graph() -> None:
@@ -158,17 +226,19 @@ def race(monkeypatch, seconds: dict[Candidate, float]) -> contest.Contest:
 
 def test_the_fastest_wins_and_the_simpler_of_two_that_are_as_good(monkeypatch) -> None:
     slow, quick_one, as_quick = (Candidate("threads", n) for n in (3, 2, 1))
-    choice = race(monkeypatch, {slow: 0.3, quick_one: 0.101, as_quick: 0.1}).decide(4)
+    seconds = {slow: 0.3, quick_one: 0.101, as_quick: 0.1}
+    choice = race(monkeypatch, seconds).decide(4, seconds)
     assert choice.candidate == quick_one  # within a twentieth, and earlier
     assert choice.milliseconds[str(slow)] == pytest.approx(300)
-    choice = race(monkeypatch, {slow: 0.3, quick_one: 0.11, as_quick: 0.1}).decide(4)
+    seconds[quick_one] = 0.11
+    choice = race(monkeypatch, seconds).decide(4, seconds)
     assert choice.candidate == as_quick
 
 
 def test_a_spent_budget_ends_the_measuring(monkeypatch) -> None:
     first, second = Candidate("sequential"), Candidate("threads", 2)
-    made = race(monkeypatch, {first: contest.BUDGET, second: 1.0})
-    choice = made.decide(4)
+    seconds = {first: contest.BUDGET, second: 1.0}
+    choice = race(monkeypatch, seconds).decide(4, seconds)
     assert choice.candidate == first
     assert "was spent" in choice.not_measured[str(second)]
 
@@ -204,3 +274,27 @@ def test_custom_strategies_are_checked_when_they_are_registered() -> None:
         qpool.register_strategy("mine", NoModel)
     with pytest.raises(ConfigurationError, match=r"\(method, args, kwargs\)"):
         qpool.register_strategy("mine", FewArguments)
+
+
+class Laborious(Scaled):
+    """Takes a known time for each row, whoever computes it."""
+
+    def __call__(self, z):
+        time.sleep(0.004 * len(z))
+        return super().__call__(z)
+
+
+def test_a_pool_is_measured_and_kept_where_it_wins(monkeypatch) -> None:
+    monkeypatch.setattr(auto, "_POOL_SECONDS", 0.0)
+    monkeypatch.setattr(auto.topology, "budget", lambda: Budget((0, 1), 2, None, ((0, 1),)))
+    model = Laborious()
+    with qpool.parallelize(model, engine="stock", pin=False) as generator:
+        z = tf.ones((8, 2))
+        np.testing.assert_allclose(generator(z), tf.sin(z), atol=1e-6)
+        (choice,) = generator.stats()["auto"]["choices"]
+        assert (choice["strategy"], choice["workers"]) == ("processes", 2)
+        assert choice["milliseconds"]["sequential"] > choice["milliseconds"][choice["chosen"]]
+        assert len(choice["milliseconds"]) >= 3  # another tile was tried too
+        assert len(generator.stats()["pool"]["workers"]) == 2
+        bits = generator(z).numpy().tobytes()
+        assert generator(z).numpy().tobytes() == bits

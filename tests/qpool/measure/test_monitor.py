@@ -30,6 +30,7 @@ def reading(samples, pid, cpu, compute, wait, slowest, mean):
         "worker": 0,
         "pid": pid,
         "cores": (3, 4),
+        "pinned": True,
         "cpu_seconds": cpu,
         "compute_seconds": compute,
         "memory_bytes": 2**20,
@@ -46,7 +47,7 @@ def reading(samples, pid, cpu, compute, wait, slowest, mean):
 
 def test_figures_are_differences(monkeypatch) -> None:
     clock = iter([100.0, 102.0, 103.0])
-    monkeypatch.setattr(monitor.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: next(clock))
     generator = Scripted(
         reading(10, 7, 1.0, 0.5, 0.1, 1.0, 1.0),
         reading(50, 7, 4.0, 2.0, 0.5, 2.2, 2.0),

@@ -128,6 +128,14 @@ def test_workers_without_a_core_each_are_left_out_of_the_fit() -> None:
     assert report.curves([row(1, 700.0)], 2)[0].constants() is None
 
 
+def test_a_tiles_time_is_that_of_a_whole_step() -> None:
+    """Ten steps of four tiles, each a second forward and two back."""
+    none = dict.fromkeys(("tiles", "forward_calls", "backward_calls", "computing"), 0)
+    after = {"tiles": 80, "forward_calls": 10, "backward_calls": 10, "computing": 120.0}
+    assert sweep.per_step(none, after) == (4, 3.0)
+    assert sweep.per_step(none, none) == (0, 0.0)
+
+
 def test_nothing_measured_yet(tmp_path) -> None:
     with pytest.raises(DataError, match="no measurements yet"):
         report.write(tmp_path)
