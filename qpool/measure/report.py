@@ -332,7 +332,8 @@ def _bars(path: Path, found: list[Curve]) -> None:
     """Samples a second of everything, each at its best number of workers."""
     best = [max(curve.rows, key=lambda row: row["samples_per_second"]) for curve in found]
     labels = [
-        f"{curve.name}, {row['workers']} workers" for curve, row in zip(found, best, strict=True)
+        f"{curve.name}, {row['workers']} workers" if len(curve.rows) > 1 else curve.name
+        for curve, row in zip(found, best, strict=True)
     ]
     figure = _figure(11, 0.9 + 0.4 * len(found))
     axis = figure.subplots()

@@ -248,7 +248,8 @@ def measure(cell: Cell, pools: _Pools, seconds: float, turns: int) -> Measuremen
         step()
         rates, uses = [], []
         before = _tiles(generator)
-        cores = cell.workers * cell.threads if cell.strategy not in _IN_PLACE else pools.cores
+        # TensorFlow's own threads take all cores in this process, whatever is asked of it.
+        cores = cell.workers * cell.threads if cell.strategy == "processes" else pools.cores
         for _ in range(turns):
             done, began, cpu = 0, time.perf_counter(), cpu_seconds()
             while not done or time.perf_counter() - began < seconds / turns:
