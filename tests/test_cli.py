@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from qpool import cli
+from qpool.measure import doctor, host
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -56,6 +60,9 @@ def test_help_loads_nothing_heavy() -> None:
         (("train", "--workers", "0", "--out", "x"), "workers must be a whole number"),
         (("train", "--strategy", "procesess", "--out", "x"), "did you mean 'processes'"),
         (("bench", "speedupp"), "did you mean 'speedup'"),
+        (("bench", "strategy"), "did you mean 'strategies'"),
+        (("sweep", "--strategy", "procesess", "--out", "x"), "did you mean 'processes'"),
+        (("sweep", "--batch", "", "--out", "x"), "nothing to run"),
         (("resume", "."), "not a run of qpool"),
         (("sample", "."), "not a run of qpool"),
         (("train", "--config", "missing.toml"), "cannot be read"),
@@ -122,3 +129,15 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(tmp_path: Pat
     assert "stopped by SIGINT after step" in out
     assert f"qpool resume {tmp_path / 'run'}" in out
     assert list((tmp_path / "run" / "checkpoints").glob("step-*.npz"))
+
+
+@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("advice", 0), ("wrong", 1)])
+def test_doctor_fails_where_something_is_wrong(monkeypatch, status: str, code: int) -> None:
+    finding = host.Finding("parallel step", "2 workers", status, "do this" * (status != "ok"))
+    monkeypatch.setattr(doctor, "examine", lambda workers: iter([finding]))
+    done = CliRunner().invoke(cli.cli, ["doctor"])
+    assert done.exit_code == code
+    assert "parallel step" in done.stdout
+    assert ("do this" in done.stdout) == (status != "ok")
+    line = json.loads(CliRunner().invoke(cli.cli, ["doctor", "--json"]).stdout)
+    assert line["status"] == status
