@@ -38,14 +38,7 @@ _SEVERAL = {
     "generator-rate": 0.003,
     "critic-rate": 0.003,
 }
-_DENSITY = {**_SEVERAL, "steps": 3000, "batch-size": 100}
-OF_DATA = {
-    "breast-cancer": _ONE,
-    "wine": _ONE,
-    "iris": _SEVERAL,
-    "ring": _DENSITY,
-    "four-gaussians": _DENSITY,
-}
+OF_DATA = {name: _ONE if name in ("breast-cancer", "wine") else _SEVERAL for name in DATA}
 
 
 def command(data: str, seed: int, steps: int | None, out: Path) -> list[str]:

@@ -175,7 +175,8 @@ def _auto_cell(case: Case, engine: str, batch: int, pool: Any, turns: int) -> di
     if engine == "traced":
         names = ("cpu_batch", "threads", "processes")
     with contextlib.ExitStack() as stack:
-        measured = stack.enter_context(qpool.parallelize(case, engine=engine))
+        # Pinned as the others are, whose turn it is not: this one's pool would find no core free.
+        measured = stack.enter_context(qpool.parallelize(case, engine=engine, pin=True))
         steps = {"auto": _step(measured, z)}
         for name in names:
             given = pool if name == "processes" else None

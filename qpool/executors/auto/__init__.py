@@ -37,7 +37,7 @@ log = logging.getLogger("qpool")
 
 #: What a pool costs a step at best, in seconds. Where a step in this process takes less, none is
 #: started to be measured.
-_POOL_SECONDS = 2e-3
+_POOL_SECONDS = 1e-3
 
 #: Rows of the largest tile that is tried: XLA compiles one program for it.
 _LARGEST_WHOLE = 1024
