@@ -58,8 +58,10 @@ def learn(
         for seed in range(1, seeds + 1):
             out = folder / f"{name}-{steps or 'default'}-{seed}"
             if not (out / "summary.json").exists():
-                verb = ["resume", str(out)] if (out / "run.json").exists() else None
-                _run(verb or command(name, seed, steps, out))
+                begun = (out / "run.json").exists()
+                arguments = ["resume", str(out)] if begun else command(name, seed, steps, out)
+                say(f"qpool {' '.join(arguments)}")
+                _run(arguments)
             row = {"data": name, "seed": seed, **_figures(out)}
             say("  ".join(_cell(value) for value in row.values()))
             rows.append(row)
