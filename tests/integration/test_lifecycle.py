@@ -165,8 +165,9 @@ def test_spawn_gives_the_same_bits() -> None:
     for method in (None, "spawn"):
         with parallelize(model, workers=1, start_method=method, tile=2) as generator:
             found.append(generator(Z[:3]).numpy().tobytes())
-            processes = [psutil.Process(pid) for pid in pids(generator._qpool.executor()._pool)]
-            assert generator.stats()["pool"]["start_method"] == (method or "forkserver")
+            pool = generator.stats()["pool"]
+            processes = [psutil.Process(worker["pid"]) for worker in pool["workers"]]
+            assert pool["start_method"] == (method or "forkserver")
         assert not gone(processes)
     assert found[0] == found[1]
 
