@@ -15,6 +15,7 @@ import logging
 import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class AutoExecutor(Executor):
         self._pools: dict[tuple[int, int], Any] = {}
         self._used: Executor | None = None
         self._lock = threading.RLock()
+        self._stop = threading.Event()
         if options.workers is not None or options.pool is not None:
             self._asked = executor_class("processes")(model, options)
         else:
@@ -109,16 +111,31 @@ class AutoExecutor(Executor):
         tensors = [x for x in values if tf.is_tensor(x)]
         in_graph = not tf.executing_eagerly() or not all(map(is_eager, tensors))
         batch = _rows(values)
-        with self._lock, tf.init_scope():  # executors are made out of the graph
-            key: Any = (method, (batch - 1).bit_length(), in_graph)
-            if self._symbolic_constant(method, args, kwargs):
-                in_place = "sequential" if self.options.engine == "stock" else "cpu_batch"
-                self._used = self._executor(Candidate(in_place))
-                return self._used  # nobody else could be given it
-            if key not in self._choices:
-                self._choices[key] = self._choose(method, args, kwargs, batch, in_graph)
-            self._used = self._executor(self._choices[key].candidate)
+        key: Any = (method, (batch - 1).bit_length(), in_graph)
+        with self._lock:
+            if self._symbolic_constant(method, args, kwargs):  # nobody else could be given it
+                candidate = Candidate(
+                    "sequential" if self.options.engine == "stock" else "cpu_batch"
+                )
+            else:
+                if key not in self._choices:
+                    self._choices[key] = self._apart(method, args, kwargs, batch, in_graph)
+                candidate = self._choices[key].candidate
+            with tf.init_scope():  # executors are made out of the graph
+                self._used = self._executor(candidate)
             return self._used
+
+    def _apart(self, method: str, *rest: Any) -> Choice:
+        """Choose in a thread of its own, which has no graph around it and no tapes: those of the
+        caller would be paused, or see all that is measured."""
+        self._stop.clear()
+        with ThreadPoolExecutor(1, thread_name_prefix="qpool-auto") as thread:
+            future = thread.submit(self._choose, method, *rest)
+            try:
+                return future.result()
+            except BaseException:  # Ctrl-C: the thread ends after the step under way
+                self._stop.set()
+                raise
 
     def executor_for(self, z: Any) -> Executor:
         """The executor of batches like ``z``, which has values."""
@@ -147,7 +164,9 @@ class AutoExecutor(Executor):
         log.info("auto: measuring strategies for batches of %d; up to %.0f s", batch, BUDGET)
         args, kwargs = (_stand_ins(part, batch) for part in (args, kwargs))
         calls = {executor: executor.calls for executor in self._executors.values()}
-        contest = Contest(self.model, self._executor, method, args, kwargs, in_graph)
+        contest = Contest(
+            self.model, self._executor, method, args, kwargs, in_graph, self._stop.is_set
+        )
         try:
             with _left_as_it_was(self.model):
                 for candidate in self._candidates(batch, contest):

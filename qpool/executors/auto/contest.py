@@ -38,7 +38,9 @@ class Contest:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         in_graph: bool,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._stopped = stopped
         self._executor = executor
         self._step = lambda executor: _step(model, executor, method, args, kwargs, in_graph)
         self._began = time.perf_counter()
@@ -68,6 +70,8 @@ class Contest:
 
     def enter(self, candidate: Candidate) -> None:
         """Compile and time it, unless the budget is spent."""
+        if self._stopped():
+            raise KeyboardInterrupt
         elapsed = time.perf_counter() - self._began
         if self._seconds and elapsed > BUDGET:
             self.skipped[str(candidate)] = f"the budget of {BUDGET:.0f} s was spent"
@@ -88,6 +92,8 @@ class Contest:
         step, done, began = self._steps[candidate], 0, time.perf_counter()
         try:
             while not done or time.perf_counter() - began < _TURN_SECONDS:
+                if self._stopped():
+                    raise KeyboardInterrupt
                 step()
                 done += 1
         except Exception as error:

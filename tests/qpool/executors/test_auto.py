@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 
@@ -84,6 +85,40 @@ def test_a_remembered_choice_is_made_in_a_graph_too(monkeypatch) -> None:
         z = tf.ones((4, 2))
         np.testing.assert_allclose(tf.function(lambda z: generator(z))(z), model(z), atol=1e-6)
         assert generator.stats()["strategy"] == "threads"
+
+
+class Watched(Scaled):
+    """Notes whether a tape of the contest's own sees its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradients = 0
+
+    def __call__(self, z):
+        @tf.custom_gradient
+        def call(z):
+            def pull_back(cotangent):
+                self.gradients += 1
+                return cotangent
+
+            return tf.sin(z), pull_back
+
+        return call(self.w * z) + np.random.normal(0.0, 0.0)
+
+
+@pytest.mark.parametrize("recording", [False, True])
+def test_what_is_measured_has_a_gradient(recording: bool) -> None:
+    """Also where the caller records on a tape of its own, which sees its own call alone."""
+    model = Watched()
+    z = tf.ones((4, 2))
+    with qpool.parallelize(model, engine="stock") as generator, tf.GradientTape() as tape:
+        with contextlib.nullcontext() if recording else tape.stop_recording():
+            loss = tf.reduce_sum(generator(z))
+        measured = model.gradients
+        assert measured > 2
+        if recording:
+            assert tape.gradient(loss, model.w) is not None
+            assert model.gradients == measured + 1
 
 
 class Gridded(Scaled):
