@@ -57,6 +57,8 @@ class BatchComputer(abc.ABC):
         self.calls = 0
         self._plans: dict[int, protocol.Plan] = {}
         self._counters = Counters()
+        self._abandoned: list[int] = []
+        self._forgotten: list[int] = []
 
     @property
     @abc.abstractmethod
@@ -75,13 +77,20 @@ class BatchComputer(abc.ABC):
     def discard(self, number: int) -> None:
         """Forget a model everywhere."""
 
-    @abc.abstractmethod
     def abandon(self, number: int) -> None:
         """Discard a model before the next call. Cheap, and safe from a finalizer."""
+        self._abandoned.append(number)
 
-    @abc.abstractmethod
     def forget(self, call: int) -> None:
         """Free what is kept for a call's backward pass. Cheap, and safe from a finalizer."""
+        self._forgotten.append(call)
+
+    def _let_go_of_models_and_calls(self) -> tuple[int, ...]:
+        """Discard what was abandoned; the calls that may be forgotten now."""
+        while self._abandoned:
+            self.discard(self._abandoned.pop())
+        forgotten, self._forgotten = tuple(self._forgotten), []
+        return forgotten
 
     @abc.abstractmethod
     def stats(self) -> dict[str, Any]:

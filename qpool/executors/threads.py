@@ -9,7 +9,6 @@ are computed one after another.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -43,9 +42,6 @@ class ThreadTeam(BatchComputer):
         self._replicas: dict[int, Replica] = {}
         #: Where each replica was last told that its weights lie.
         self._told: dict[int, Any] = {}
-        self._forgotten: list[int] = []
-        self._abandoned: list[int] = []
-        self._numbers = itertools.count(1)
         #: What has been compiled: it is done by one thread, once.
         self._seen: set[Any] = set()
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="qpool")
@@ -81,12 +77,6 @@ class ThreadTeam(BatchComputer):
             self._told.pop(number, None)
             self._plans = {n: p for n, p in self._plans.items() if p.model != number}
 
-    def abandon(self, number: int) -> None:
-        self._abandoned.append(number)
-
-    def forget(self, call: int) -> None:
-        self._forgotten.append(call)
-
     def stats(self) -> dict[str, Any]:
         """Counts of calls and tiles, and the coordinator's seconds of copying."""
         with self._lock:
@@ -108,10 +98,7 @@ class ThreadTeam(BatchComputer):
                 "these threads belong to the process that started them; parallelize the model in "
                 "this process"
             )
-        while self._abandoned:
-            self.discard(self._abandoned.pop())
-        if self._forgotten:
-            forgotten, self._forgotten = self._forgotten, []
+        if forgotten := self._let_go_of_models_and_calls():
             for replica in self._replicas.values():
                 replica.forget(forgotten)
         return self._store

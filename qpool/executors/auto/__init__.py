@@ -113,7 +113,9 @@ class AutoExecutor(Executor):
         batch = _rows(values)
         key: Any = (method, (batch - 1).bit_length(), in_graph)
         with self._lock:
-            if self._symbolic_constant(method, args, kwargs):  # nobody else could be given it
+            if in_graph and self._symbolic_constant(
+                method, args, kwargs
+            ):  # nobody else could be given it
                 candidate = Candidate(
                     "sequential" if self.options.engine == "stock" else "cpu_batch"
                 )
@@ -121,8 +123,10 @@ class AutoExecutor(Executor):
                 if key not in self._choices:
                     self._choices[key] = self._apart(method, args, kwargs, batch, in_graph)
                 candidate = self._choices[key].candidate
-            with tf.init_scope():  # executors are made out of the graph
-                self._used = self._executor(candidate)
+            if candidate not in self._executors:
+                with tf.init_scope():  # executors are made out of the graph
+                    self._executor(candidate)
+            self._used = self._executors[candidate]
             return self._used
 
     def _apart(self, method: str, *rest: Any) -> Choice:

@@ -23,7 +23,7 @@ BUDGET = 60.0
 #: A candidate is measured in so many turns with the others, at least, each of so many seconds.
 _FIRST_TURNS, _TURNS, _TURN_SECONDS = 2, 5, 0.2
 
-#: Another tile has to be so many times faster to be worth its other bits, and the ones after it.
+#: A candidate has to be so many times faster to be taken in the place of an earlier, simpler one.
 _WORTH = 1.05
 
 

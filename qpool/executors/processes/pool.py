@@ -92,8 +92,6 @@ class Pool(BatchComputer):
         launcher.prepare()
         self._crew = Crew(launcher, cores, threads, Patience(timeout), max_growth)
         self._performer: Performer | None = None
-        self._forgotten: list[int] = []
-        self._abandoned: list[int] = []
         self._started: float | None = None
         self._closed = False
         self._owner = os.getpid()
@@ -180,14 +178,6 @@ class Pool(BatchComputer):
                 with contextlib.suppress(OSError):
                     worker.send(protocol.Discard(number))
 
-    def abandon(self, number: int) -> None:
-        """Discard a model before the next call. Cheap, and safe from a finalizer."""
-        self._abandoned.append(number)
-
-    def forget(self, call: int) -> None:
-        """Free what is kept for a call's backward pass. Cheap, and safe from a finalizer."""
-        self._forgotten.append(call)
-
     def inject(self, worker: int, *faults: Fault) -> None:
         """Have a worker fail on purpose, at its next work. For tests and ``scripts/soak``."""
         with self._lock, contextlib.suppress(OSError, KeyError):
@@ -240,10 +230,7 @@ class Pool(BatchComputer):
         """The store, when the workers are up and none still writes for an interrupted call."""
         self.start()
         self._crew.settle()
-        while self._abandoned:
-            self.discard(self._abandoned.pop())
-        if self._forgotten:
-            forgotten, self._forgotten = tuple(self._forgotten), []
+        if forgotten := self._let_go_of_models_and_calls():
             for worker in self._crew.ready.values():
                 with contextlib.suppress(OSError):
                     worker.send(protocol.Forget(forgotten))
