@@ -142,6 +142,7 @@ def parallelize(
     pool: Any = None,
     timeout: float | None = None,
     seed: int = 0,
+    address: str | None = None,
 ) -> Any:
     """Put a pool of processes behind a model's call.
 
@@ -149,10 +150,12 @@ def parallelize(
         model: callable on z (or with ``.generate(z)``) with ``.trainable_variables``: a plain
             class, a tf.Module, a Keras layer or model; or a factory, called without arguments
             here and in every worker, that makes one.
-        workers: processes; default: the physical cores this process may use.
+        workers: processes; default: the physical cores this process may use. With ``"ray"``: of
+            each node, at most.
         strategy: ``"processes"``, ``"threads"`` (the same tiles in this process), ``"cpu_batch"``
             (compiled, in this process, the whole batch at once), ``"sequential"`` (the model in
-            place), or ``"auto"``: the fastest of these, measured at the first call; where
+            place), ``"ray"`` (a pool on each node of a Ray cluster), or ``"auto"``: the fastest of
+            those on this machine, measured at the first call; where
             ``workers`` or ``pool`` is given, processes.
         tile: rows computed at once, a power of two; default: from the model and the batch.
         threads: threads and cores of each worker.
@@ -171,6 +174,8 @@ def parallelize(
         timeout: seconds a worker may go without finishing a tile before it is replaced; None:
             from how long its tiles have taken (see :class:`qpool.Pool`).
         seed: start of the random draws of a model that draws.
+        address: the address of a Ray cluster, as Ray takes it, for ``strategy="ray"``; default:
+            what RAY_ADDRESS says, or a cluster of this machine alone.
 
     Returns:
         An object that is the model (same attributes, variables and type) with its call and its
@@ -202,6 +207,7 @@ def parallelize(
         timeout=timeout,
         seed=seed,
         factory=factory,
+        address=address,
     )
     room = _Room(model, pooled_methods, strategy, options)
     pooled = _share(model, room)

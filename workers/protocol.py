@@ -114,6 +114,9 @@ class Frame:
 
     For ``Kind.SECOND``, ``tangents`` are the cotangents of gradients, by source (of a variable's,
     the whole array), and ``cotangent_gradients`` belong to ``cotangents``.
+
+    ``first`` is the number of the first tile within the call, where the frame is a part of its
+    batch: draws, and what is kept, go by a tile's number within the call.
     """
 
     frame: int
@@ -126,6 +129,7 @@ class Frame:
     weight_gradients: tuple[tuple[int, Placed], ...] = ()
     tangents: tuple[tuple[int, Placed], ...] = ()
     cotangent_gradients: tuple[Placed | None, ...] = ()
+    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,7 @@ class Replica:
         if keep and method.plan.level == "eager":
             kept = self._record(method, arrays, buffer)
             outputs = kept.outputs
-            self._kept.setdefault(call, {})[index] = kept
+            self._kept.setdefault(call, {})[frame.first + index] = kept
             while len(self._kept) > KEPT_CALLS:
                 self._kept.popitem(last=False)
         else:
@@ -314,7 +314,7 @@ class Replica:
             else:
                 gradients = self._vjp(method, arrays, seeds, buffer)
         else:
-            kept = self._kept.get(call, {}).pop(index, None)
+            kept = self._kept.get(call, {}).pop(frame.first + index, None)
             if kept is None:
                 kept = self._recompute(method, frame, call, index, buffer)
             wanted = {source for source, _ in frame.input_gradients}
@@ -377,7 +377,8 @@ class Replica:
     ) -> list[np.ndarray]:
         """Seed the tile's draws, and take its rows: the same for a forward pass and its repeat."""
         if method.plan.draws:
-            self._draws.seed(call, index, everywhere=method.plan.level == "eager")
+            everywhere = method.plan.level == "eager"
+            self._draws.seed(call, frame.first + index, everywhere=everywhere)
         start, stop = tile_rows(index, frame.tile, frame.batch)
         rows = self._rows(method.plan, frame.tile, start, stop)
         return tile_arrays.take(frame.inputs, start, stop, rows, buffer)
@@ -444,12 +445,7 @@ class Replica:
         return tile_arrays.by_source(found[: len(sources)], inputs), of_cotangents
 
     def _recompute(
-        self,
-        method: Method,
-        frame: Frame,
-        call: int,
-        index: int,
-        buffer: memoryview,
+        self, method: Method, frame: Frame, call: int, index: int, buffer: memoryview
     ) -> _Kept:
         if method.plan.draws and not method.plan.reproducible:
             raise GradientError(

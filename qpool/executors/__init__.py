@@ -4,6 +4,7 @@ sequential   the model in place
 cpu_batch    the compiled engine in this process, whole batch at once
 threads      the pool's tiles, in threads of this process
 processes    a pool of worker processes with shared memory
+ray          a pool on each node of a Ray cluster
 auto         the fastest of these, measured
 """
 
@@ -24,6 +25,7 @@ _STRATEGIES: dict[str, type[Executor] | str] = {
     "cpu_batch": "qpool.executors.cpu_batch:CpuBatchExecutor",
     "threads": "qpool.executors.threads:ThreadExecutor",
     "processes": "qpool.executors.processes:ProcessExecutor",
+    "ray": "qpool.executors.cluster:RayExecutor",
     "auto": "qpool.executors.auto:AutoExecutor",
 }
 

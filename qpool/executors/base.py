@@ -35,6 +35,7 @@ class Options:
     timeout: float | None = None
     seed: int = 0
     factory: Callable[[], Any] | None = None
+    address: str | None = None
 
 
 def argument_names(model: Any, method: str) -> tuple[str, ...]:

@@ -3,17 +3,14 @@
     caller's arrays --copy--> arena: inputs -----------> whoever computes the tiles
     caller's arrays <--copy-- arena: outputs, gradients <-------'
 
-Owns the order of things (what is written, computed, read), the plans and the numbers of calls.
-Who computes the tiles is a subclass's business: ``processes.pool`` or ``threads``. One batch at a
-time: callers from several threads take turns.
+Owns the order of things (what is written, computed, read) on one machine. Who computes the tiles
+is a subclass's business: ``processes.pool`` or ``threads``.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-import itertools
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from qpool import tiles
+from qpool.executors.computer import Computer
 from qpool.executors.store import Store
 from workers import protocol
 from workers.layout import ArraySpec
@@ -46,59 +44,12 @@ class Counters:
     copy_out: float = 0.0
 
 
-class BatchComputer(abc.ABC):
-    """Computes batches of any number of models, tile by tile. ``seed`` starts their draws."""
+class BatchComputer(Computer):
+    """A computer whose tiles lie in an arena of this machine."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self._lock = threading.RLock()
-        self._numbers = itertools.count(1)
-        #: How many calls there have been. A run that is resumed sets it to where it was.
-        self.calls = 0
-        self._plans: dict[int, protocol.Plan] = {}
+        super().__init__(seed)
         self._counters = Counters()
-        self._abandoned: list[int] = []
-        self._forgotten: list[int] = []
-
-    @property
-    @abc.abstractmethod
-    def workers(self) -> int:
-        """How many tiles may be computed at the same time."""
-
-    @abc.abstractmethod
-    def add(self, shipment: bytes, weights: Sequence[np.ndarray], engine: str) -> int:
-        """Take a model in and return its number.
-
-        ``shipment`` unpickles to a ``workers.recipes.Shipped``; ``weights`` are the values of all
-        its variables, in its order; ``engine`` is what its Strawberry Fields engines are.
-        """
-
-    @abc.abstractmethod
-    def discard(self, number: int) -> None:
-        """Forget a model everywhere."""
-
-    def abandon(self, number: int) -> None:
-        """Discard a model before the next call. Cheap, and safe from a finalizer."""
-        self._abandoned.append(number)
-
-    def forget(self, call: int) -> None:
-        """Free what is kept for a call's backward pass. Cheap, and safe from a finalizer."""
-        self._forgotten.append(call)
-
-    def _let_go_of_models_and_calls(self) -> tuple[int, ...]:
-        """Discard what was abandoned; the calls that may be forgotten now."""
-        while self._abandoned:
-            self.discard(self._abandoned.pop())
-        forgotten, self._forgotten = tuple(self._forgotten), []
-        return forgotten
-
-    @abc.abstractmethod
-    def stats(self) -> dict[str, Any]:
-        """What was measured; ``seconds`` are of the coordinator, by phase."""
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Give everything back. Calling it again does nothing."""
 
     @abc.abstractmethod
     def _ready(self) -> Store:
@@ -128,15 +79,6 @@ class BatchComputer(abc.ABC):
     ) -> Homes:
         """Have every tile of the frame computed; return who computed which."""
 
-    def add_plan(
-        self, model: int, method: str, arguments: bytes, as_tensor: tuple[bool, ...], rows: int
-    ) -> int:
-        """Register one way of calling a model's method."""
-        with self._lock:
-            number = next(self._numbers)
-            self._plans[number] = protocol.Plan(number, model, method, arguments, as_tensor, rows)
-            return number
-
     def survey(
         self,
         plan: int,
@@ -146,7 +88,6 @@ class BatchComputer(abc.ABC):
         gradient: bool,
         largest_tile: int,
     ) -> protocol.Surveyed:
-        """Run the plan on the first rows, to learn what comes out, and compile it."""
         with self._lock:
             store = self._ready()
             few = [array[: max(8, largest_tile, self._plans[plan].rows)] for array in inputs]
@@ -155,14 +96,7 @@ class BatchComputer(abc.ABC):
             surveyed = self._survey(
                 self._plans[plan], frame, version, gradient=gradient, largest_tile=largest_tile
             )
-            self._plans[plan] = dataclasses.replace(
-                self._plans[plan],
-                least_rows=surveyed.least_rows,
-                draws=surveyed.draws,
-                reproducible=surveyed.reproducible,
-                level=surveyed.level,
-                outputs=surveyed.outputs,
-            )
+            self._learn(plan, surveyed)
             return surveyed
 
     def forward(
@@ -175,17 +109,17 @@ class BatchComputer(abc.ABC):
         *,
         keep: bool,
         copy: Callable[[np.ndarray], Any] = np.array,
+        call: int | None = None,
+        first: int = 0,
     ) -> tuple[int, list[Any], Homes]:
-        """Compute a batch.
-
-        Returns the call's number, the outputs (one row per sample, taken out of the arena by
-        ``copy``) and who computed, and with ``keep`` holds for the backward pass, which tiles.
-        """
+        """See :meth:`Computer.forward`. What is computed may be a part of a larger batch: its
+        ``call``, and the number of the part's ``first`` tile in it."""
         with self._lock:
             store = self._ready()
-            frame = store.frame(("forward", plan, len(inputs[0]), tile), inputs, tile, outputs)
+            key = ("forward", plan, len(inputs[0]), tile, first)
+            frame = store.frame(key, inputs, tile, outputs, first=first)
             version = self._write(store, plan, frame, inputs, weights)
-            call = self.new_call()
+            call = self.new_call() if call is None else call
             kind = Kind.FORWARD_KEEPING if keep else Kind.FORWARD
             homes = self._compute(self._plans[plan], frame, call, kind, version, None)
             began = time.perf_counter()
@@ -207,25 +141,15 @@ class BatchComputer(abc.ABC):
         *,
         per_tile: bool = False,
         tangents: Sequence[tuple[int, np.ndarray]] = (),
+        first: int = 0,
     ) -> list[np.ndarray]:
-        """Pull a batch's cotangents back to ``sources``.
-
-        ``sources`` are numbered as in the plan (inputs first, then variables) and come with the
-        spec of one input row, or of the variable. Gradients of inputs have one row per sample;
-        those of variables are summed over tiles in tile order, or with ``per_tile`` left as one
-        row per tile. ``inputs`` and ``weights`` are those of the forward call: tiles that
-        are no longer kept are computed again from them.
-
-        With ``tangents``, cotangents of the gradients by source, that whole computation is pulled
-        back: returned are the gradients of its result for the sources, then for the cotangents
-        that are not None.
-        """
+        """See :meth:`Computer.backward`; ``first`` as in :meth:`forward`."""
         with self._lock:
             store = self._ready()
             kind = Kind.SECOND if tangents else Kind.BACKWARD
             wanted = tuple(n for n, _ in sources), tuple(n for n, _ in tangents)
             frame = store.frame(
-                (kind, plan, len(inputs[0]), tile, *wanted),
+                (kind, plan, len(inputs[0]), tile, first, *wanted),
                 inputs,
                 tile,
                 (),
@@ -233,6 +157,7 @@ class BatchComputer(abc.ABC):
                 [(n, spec) for n, spec in sources if n < len(inputs)],
                 [(n, spec) for n, spec in sources if n >= len(inputs)],
                 tangents,
+                first=first,
             )
             version = self._write(store, plan, frame, inputs, weights)
             store.write(frame.cotangents, cotangents)
@@ -247,11 +172,6 @@ class BatchComputer(abc.ABC):
             self._counters.copy_out += time.perf_counter() - began
             self._counters.backward_calls += 1
             return [*(found[n] for n, _ in sources), *of_cotangents]
-
-    def new_call(self) -> int:
-        """A number for a call of a model; the random draws within the call follow from it."""
-        self.calls += 1
-        return self.calls
 
     def _counters_by_name(self) -> dict[str, Any]:
         counters = dataclasses.asdict(self._counters)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from qpool import tiles
-from qpool.executors.batches import BatchComputer
+from qpool.executors.computer import Computer
 from qpool.shipping import Shipment
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.layout import ArraySpec
@@ -61,9 +61,7 @@ class Result:
 class RemoteModel:
     """A model's replicas, called with arrays."""
 
-    def __init__(
-        self, pool: BatchComputer, shipment: Shipment, tile: int | None, engine: str
-    ) -> None:
+    def __init__(self, pool: Computer, shipment: Shipment, tile: int | None, engine: str) -> None:
         self.pool = pool
         self.variables = shipment.variables
         self.differentiable = shipment.differentiable
@@ -179,7 +177,7 @@ class RemoteModel:
         wanted: Sequence[int] | None = None,
     ) -> list[np.ndarray]:
         """Gradients for the ``wanted`` sources (default: all that are connected), in order; see
-        :meth:`BatchComputer.backward`."""
+        :meth:`Computer.backward`."""
         self._check_open()
         began = time.perf_counter()
         assert plan.connected is not None

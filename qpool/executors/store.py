@@ -127,11 +127,14 @@ class Store:
         of_inputs: Sequence[tuple[int, ArraySpec]] = (),
         of_weights: Sequence[tuple[int, ArraySpec]] = (),
         tangents: Sequence[tuple[int, np.ndarray]] = (),
+        *,
+        first: int = 0,
     ) -> protocol.Frame:
         """The frame of this key; ``outputs`` and ``of_inputs`` are specs of one row.
 
         ``key`` names what the other arguments follow from; the frame is laid out once for it.
-        With ``tangents`` there is room for the gradients of the cotangents too.
+        With ``tangents`` there is room for the gradients of the cotangents too. ``first`` is the
+        number of the first tile, of a part of a larger batch.
         """
         frame = self._frames.get(key)
         if frame is not None:
@@ -172,6 +175,7 @@ class Store:
             tuple((n, next(remaining)) for n, _ in of_weights),
             tuple((n, next(remaining)) for n, _ in tangents),
             tuple(None if spec is None else next(remaining) for spec in seeds if tangents),
+            first,
         )
         self._frames[key] = frame
         return frame

@@ -75,7 +75,7 @@ class ThreadTeam(BatchComputer):
             self._store.remove(number)
             self._replicas.pop(number, None)
             self._told.pop(number, None)
-            self._plans = {n: p for n, p in self._plans.items() if p.model != number}
+            self._drop_plans(number)
 
     def stats(self) -> dict[str, Any]:
         """Counts of calls and tiles, and the coordinator's seconds of copying."""

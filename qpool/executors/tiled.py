@@ -10,7 +10,7 @@ import abc
 from typing import Any
 
 from qpool.executors.base import Executor, Options
-from qpool.executors.batches import BatchComputer
+from qpool.executors.computer import Computer
 from qpool.executors.remote import RemoteModel
 from qpool.gradient import Bridge
 from qpool.shipping import pack
@@ -23,7 +23,7 @@ class TiledExecutor(Executor):
         super().__init__(model, options)
         shipment = pack(model, options.factory)
         self._owns = options.pool is None
-        self.computer: BatchComputer = self._make(options)
+        self.computer: Computer = self._make(options)
         try:
             self._remote = RemoteModel(self.computer, shipment, options.tile, options.engine)
         except BaseException:
@@ -33,7 +33,7 @@ class TiledExecutor(Executor):
         self._bridge = Bridge(model, self._remote, options.sharded)
 
     @abc.abstractmethod
-    def _make(self, options: Options) -> BatchComputer:
+    def _make(self, options: Options) -> Computer:
         """What computes the tiles; closed with the executor unless it was given."""
 
     @property

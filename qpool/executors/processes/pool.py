@@ -171,7 +171,7 @@ class Pool(BatchComputer):
             performer = self._performer
             if self._closed or performer is None or not performer.store.remove(number):
                 return
-            self._plans = {n: p for n, p in self._plans.items() if p.model != number}
+            self._drop_plans(number)
             performer.forget_rehearsals(number)
             for worker in self._crew.ready.values():
                 worker.told.pop(("model", number), None)

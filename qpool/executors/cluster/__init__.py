@@ -1,0 +1,37 @@
+"""``ray``: the pool's tiles, computed by the nodes of a Ray cluster.
+
+gradient.py (TensorFlow) -> remote.py (one model, arrays) -> team.py (nodes) -> node.py: a Pool
+                                                               |-- shares.py    who gets what
+                                                               `-- connect.py   Ray itself
+
+A node is one Ray actor that owns a local pool over that node's cores. Starting, placing, watching
+and moving data are Ray's; what is here is which tiles go where.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qpool.executors.base import Options
+from qpool.executors.cluster.team import Team
+from qpool.executors.tiled import TiledExecutor
+
+__all__ = ["RayExecutor", "Team"]
+
+
+class RayExecutor(TiledExecutor):
+    """Computes a model's tiles on the nodes of a cluster."""
+
+    def _make(self, options: Options) -> Team:
+        self._owns = True  # a pool that was given is for ``processes``
+        return Team(
+            options.address,
+            workers=options.workers,
+            threads=options.threads,
+            start_method=options.start_method,
+            timeout=options.timeout,
+            seed=options.seed,
+        )
+
+    def stats(self) -> dict[str, Any]:
+        return {"strategy": "ray", **super().stats()}

@@ -1,0 +1,186 @@
+"""What runs on a node: a pool over its cores, told and asked by the coordinator.
+
+Owns the node's pool and the way from the coordinator's numbers of models and plans to the pool's.
+A node holds no state that matters: all it knows it was told, and can be told again to another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qpool.executors import topology
+from qpool.executors.cluster import connect
+from qpool.executors.processes.pool import Pool
+from workers import protocol
+from workers.layout import ArraySpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """A model; ``shipment`` and ``weights`` are references into Ray's object store."""
+
+    model: int
+    shipment: Any
+    weights: Any
+    engine: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A model's weights, once per change."""
+
+    model: int
+    version: int
+    weights: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a batch: the number of its call, and of its first tile in it."""
+
+    call: int
+    first: int
+
+
+News = Build | Weights | protocol.Plan
+
+
+class Node:
+    """The actor."""
+
+    def __init__(self, cpus: int, options: dict[str, Any], path: Sequence[str]) -> None:
+        """``cpus`` is what Ray gave to it, ``options`` a pool's; ``path`` is looked at last when
+        something is imported: directories of the coordinator's, where this machine has them too.
+        """
+        sys.path += [entry for entry in path if entry not in sys.path]
+        room = max(1, cpus // options["threads"])
+        workers = min(room, options.pop("workers") or topology.budget().workers)
+        self._pool = Pool(workers, **options)
+        self._models: dict[int, int] = {}
+        self._weights: dict[int, list[np.ndarray]] = {}
+        self._plans: dict[int, int] = {}
+        self._known: dict[int, protocol.Plan] = {}
+
+    def hello(self) -> dict[str, Any]:
+        """Who this is; answers before the workers are up."""
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "versions": connect.versions(),
+            "workers": self._pool.workers,
+        }
+
+    def start(self) -> None:
+        self._pool.start()
+
+    def survey(
+        self, news: Sequence[News], plan: int, inputs: Sequence[np.ndarray], options: dict[str, Any]
+    ) -> protocol.Surveyed:
+        self._take(news)
+        number = self._plans[plan]
+        weights = self._weights[self._known[plan].model]
+        return self._pool.survey(number, inputs, weights, **options)
+
+    def forward(
+        self,
+        news: Sequence[News],
+        plan: int,
+        tile: int,
+        part: Part,
+        inputs: Sequence[np.ndarray],
+        outputs: Sequence[ArraySpec],
+        keep: bool,
+    ) -> tuple[list[np.ndarray], Any, float]:
+        """Outputs, the homes of tiles within this node, and seconds."""
+        began = time.perf_counter()
+        self._take(news)
+        _, found, homes = self._pool.forward(
+            self._plans[plan],
+            tile,
+            inputs,
+            self._weights[self._known[plan].model],
+            outputs,
+            keep=keep,
+            call=part.call,
+            first=part.first,
+        )
+        return found, homes, time.perf_counter() - began
+
+    def backward(
+        self,
+        news: Sequence[News],
+        plan: int,
+        tile: int,
+        part: Part,
+        homes: Any,
+        inputs: Sequence[np.ndarray],
+        cotangents: Sequence[np.ndarray | None],
+        sources: Sequence[tuple[int, ArraySpec]],
+        tangents: Sequence[tuple[int, np.ndarray]],
+    ) -> tuple[list[np.ndarray], None, float]:
+        """Gradients, one row per tile where they are a variable's, and seconds."""
+        began = time.perf_counter()
+        self._take(news)
+        found = self._pool.backward(
+            self._plans[plan],
+            tile,
+            part.call,
+            homes,
+            inputs,
+            self._weights[self._known[plan].model],
+            cotangents,
+            sources,
+            per_tile=True,
+            tangents=tangents,
+            first=part.first,
+        )
+        return found, None, time.perf_counter() - began
+
+    def tell(self, news: Sequence[News]) -> None:
+        self._take(news)
+
+    def forget(self, calls: Sequence[int]) -> None:
+        for call in calls:
+            self._pool.forget(call)
+
+    def discard(self, model: int) -> None:
+        self._weights.pop(model, None)
+        self._pool.discard(self._models.pop(model, -1))
+        gone = [number for number, plan in self._known.items() if plan.model == model]
+        for number in gone:
+            del self._known[number], self._plans[number]
+
+    def stats(self) -> dict[str, Any]:
+        return self._pool.stats()
+
+    def close(self) -> None:
+        self._pool.close()
+
+    # -- within ----------------------------------------------------------------------------
+
+    def _take(self, news: Sequence[News]) -> None:
+        for item in news:
+            if isinstance(item, Build):
+                self.discard(item.model)
+                weights = _fetch(item.weights)
+                shipment = _fetch(item.shipment)
+                self._models[item.model] = self._pool.add(shipment, weights, item.engine)
+                self._weights[item.model] = weights
+            elif isinstance(item, Weights):
+                self._weights[item.model] = _fetch(item.weights)
+            else:
+                here = dataclasses.replace(item, model=self._models[item.model])
+                self._plans[item.plan] = self._pool.adopt(here, self._plans.get(item.plan))
+                self._known[item.plan] = item
+
+
+def _fetch(reference: Any) -> Any:
+    return connect.ray().get(reference)
