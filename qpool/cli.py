@@ -60,8 +60,9 @@ def cli() -> None:
 @click.option(
     "--strategy",
     default=_DEFAULT.strategy,
-    help="processes, threads, cpu_batch, sequential; auto: the fastest, measured first.",
+    help="processes, threads, cpu_batch, sequential, ray; auto: the fastest here, measured first.",
 )
+@click.option("--address", help="Of a Ray cluster, for --strategy ray.  [default: RAY_ADDRESS]")
 @click.option("--tile", type=int, help="Rows computed at once.  [default: from the model]")
 @click.option("--start-method", help="forkserver or spawn.  [default: the system's best]")
 @click.option("--checkpoint-every", default=_DEFAULT.checkpoint_every, help="Steps between them.")
@@ -95,17 +96,19 @@ def train(
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--workers", type=int, help="Worker processes.  [default: physical cores]")
 @click.option("--start-method", help="forkserver or spawn.  [default: as before]")
+@click.option("--strategy", help="processes or ray.  [default: as before]")
+@click.option("--address", help="Of a Ray cluster to go on with.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def resume(directory: Path, workers: int | None, start_method: str | None, as_json: bool) -> None:
+def resume(directory: Path, as_json: bool, **options: Any) -> None:
     """Go on with the run in DIRECTORY from its newest checkpoint.
 
     It ends with the same bits as a run that was never interrupted, also with another number of
-    workers.
+    workers, and on a Ray cluster in place of this machine or the other way round.
     """
     from qpool.training import run
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    _end_of_run(run.resume(directory, workers=workers, start_method=start_method), as_json)
+    _end_of_run(run.resume(directory, **options), as_json)
 
 
 @cli.command()

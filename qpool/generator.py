@@ -187,6 +187,8 @@ def parallelize(
         ModelError, ShippingError, ConfigurationError, StartupError: before any call.
     """
     sf_compat.install()
+    if address is not None:
+        strategy = _of_cluster(strategy)
     executor_class(strategy)
     if engine not in _ENGINES:
         raise ConfigurationError(f"unknown engine {engine!r}: {nearest(str(engine), _ENGINES)}")
@@ -235,6 +237,15 @@ def create_parallel_generator(
     sf_compat.install()
     generator = generator_class(*args, **kwargs)
     return parallelize(generator, workers, strategy, **options)
+
+
+def _of_cluster(strategy: str) -> str:
+    """The strategy where an address was given."""
+    if strategy not in ("auto", "ray"):
+        raise ConfigurationError(
+            f"address= is of a Ray cluster, and strategy={strategy!r} has none: expected 'ray'"
+        )
+    return "ray"
 
 
 def _unpooled(model: Any) -> Any:

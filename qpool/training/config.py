@@ -42,6 +42,7 @@ class Config:
     strategy: str = "processes"
     tile: int | None = None
     start_method: str | None = None
+    address: str | None = None
     checkpoint_every: int = 50
     evaluate_every: int = 50
     keep: int = 3
@@ -121,6 +122,11 @@ class Config:
             )
         if self.tile is not None and (self.tile < 1 or self.tile & (self.tile - 1)):
             raise ConfigurationError(f"tile must be a power of two, not {self.tile}")
+        if self.address is not None and self.strategy != "ray":
+            raise ConfigurationError(
+                f"address is of a Ray cluster, and strategy={self.strategy!r} has none: expected "
+                "strategy ray"
+            )
         encodings.find(self.encoding)
 
 

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 #: Counts up when a run directory comes to mean something else.
 FORMAT = 1
 
+#: Strategies that compute the same tiles in the same way.
+_SAME_BITS = {"processes", "ray"}
+
 #: Says which process is training in a directory.
 _MARK = "running.json"
 
@@ -71,11 +74,14 @@ def resume(
     *,
     workers: int | None = None,
     start_method: str | None = None,
+    strategy: str | None = None,
+    address: str | None = None,
     console: Any = None,
 ) -> dict[str, Any]:
     """Go on with the run in ``out`` from its newest checkpoint, with other workers if need be.
 
-    It ends with the same bits as a run that was never interrupted.
+    It ends with the same bits as a run that was never interrupted. With ``strategy`` it changes
+    from a pool of this machine (processes) to a Ray cluster (ray), or back.
     """
     asked = _asked(out)
     config = dataclasses.replace(Config.of(asked["config"]), workers=workers)
@@ -84,6 +90,17 @@ def resume(
         config = dataclasses.replace(config, workers=workers or asked["chosen"]["workers"], **fixed)
     if start_method is not None:
         config = dataclasses.replace(config, start_method=start_method)
+    if address is not None:
+        strategy = strategy or "ray"
+    if strategy not in (None, config.strategy):
+        if not {strategy, config.strategy} <= _SAME_BITS:
+            raise ConfigurationError(
+                f"this run is of strategy {config.strategy}, and {strategy} would not give its "
+                f"bits: only {' and '.join(sorted(_SAME_BITS))} can take each other's place"
+            )
+        config = dataclasses.replace(config, strategy=strategy, address=None)
+    if address is not None:
+        config = dataclasses.replace(config, address=address)
     config.check()
     rows = _rows(config, asked["data"])
     with _alone(out):
@@ -282,7 +299,9 @@ def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
             config.strategy,
             pool=pool,
             tile=config.tile,
+            threads=config.threads,
             seed=config.seed,
+            address=config.address,
         )
 
         per_epoch = len(rows.rows) // config.batch_size
