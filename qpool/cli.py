@@ -209,13 +209,15 @@ def _grid(name: str, default: str, words: str, kind: type = int) -> Any:
 @_grid("modes", "2", "Modes of the circuit.")
 @_grid("layers", "2", "Its layers.")
 @_grid("cutoff", "8", "Fock states kept per mode.")
-@_grid("strategy", "processes", "processes, threads, cpu_batch, sequential.", str)
+@_grid("strategy", "processes", "processes, threads, cpu_batch, sequential, ray.", str)
 @_grid("engine", "traced", "traced, or stock Strawberry Fields.", str)
+@_grid("nodes", "1", "Nodes of a Ray cluster, for strategy ray.")
+@click.option("--address", help="Of that cluster.  [default: RAY_ADDRESS, or this machine]")
 @click.option("--seconds", default=2.0, help="For which a cell is timed.")
 @click.option("--turns", default=3, help="In so many turns.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print all cells as JSON lines.")
-def sweep(out: Path, as_json: bool, **grid: Any) -> None:
+def sweep(out: Path, as_json: bool, address: str | None, **grid: Any) -> None:
     """Measure a training step over a grid, and write a report with plots.
 
     All combinations of the lists are measured, each line in OUT/cells.csv as soon as it is known.
@@ -226,7 +228,7 @@ def sweep(out: Path, as_json: bool, **grid: Any) -> None:
     from qpool.measure import sweep as sweeps
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    rows = sweeps.sweep(sweeps.Grid(**grid), out, lambda line: click.echo(line, err=True))
+    rows = sweeps.sweep(sweeps.Grid(**grid), out, lambda line: click.echo(line, err=True), address)
     page = report.write(out)
     if as_json:
         for row in rows:
@@ -237,8 +239,9 @@ def sweep(out: Path, as_json: bool, **grid: Any) -> None:
 
 @cli.command()
 @click.option("--workers", type=int, help="Of the parallel step.  [default: at most two]")
+@click.option("--address", help="Of a Ray cluster to look at too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON lines.")
-def doctor(workers: int | None, as_json: bool) -> None:
+def doctor(workers: int | None, address: str | None, as_json: bool) -> None:
     """Look at this machine, and try whether qpool works on it.
 
     Prints what matters to a pool (cores, quota, NUMA, frequency, memory), with advice, and checks
@@ -252,7 +255,7 @@ def doctor(workers: int | None, as_json: bool) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     marks = {"ok": ("ok", "green"), "advice": ("slow", "yellow"), "wrong": ("WRONG", "red")}
     wrong = False
-    for finding in examine(workers):
+    for finding in examine(workers, address):
         wrong |= finding.status == "wrong"
         if as_json:
             click.echo(json.dumps(dataclasses.asdict(finding)))

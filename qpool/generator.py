@@ -143,6 +143,7 @@ def parallelize(
     timeout: float | None = None,
     seed: int = 0,
     address: str | None = None,
+    nodes: int | None = None,
 ) -> Any:
     """Put a pool of processes behind a model's call.
 
@@ -176,6 +177,7 @@ def parallelize(
         seed: start of the random draws of a model that draws.
         address: the address of a Ray cluster, as Ray takes it, for ``strategy="ray"``; default:
             what RAY_ADDRESS says, or a cluster of this machine alone.
+        nodes: how many of the cluster's nodes to use at most.
 
     Returns:
         An object that is the model (same attributes, variables and type) with its call and its
@@ -210,6 +212,7 @@ def parallelize(
         seed=seed,
         factory=factory,
         address=address,
+        nodes=nodes,
     )
     room = _Room(model, pooled_methods, strategy, options)
     pooled = _share(model, room)

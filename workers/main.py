@@ -15,6 +15,7 @@ import functools
 import logging
 import os
 import pickle
+import platform
 import select
 import signal
 import sys
@@ -30,7 +31,7 @@ import numpy as np
 
 from workers import affinity, protocol, sf_compat
 from workers.arena import Arena, Segment
-from workers.errors import ArenaError, QPoolError, RemoteError
+from workers.errors import ArenaError, QPoolError, RemoteError, ShippingError
 from workers.faults import Faults
 from workers.memory import Memory
 from workers.waiting import Waiter
@@ -161,7 +162,13 @@ class _Worker:
 
         self._faults.reach("build")
         in_force = next((r.settings for r in self._replicas.values()), None)
-        self._replicas[message.model] = Replica(message, in_force, self._arena.buffer)
+        try:
+            self._replicas[message.model] = Replica(message, in_force, self._arena.buffer)
+        except ModuleNotFoundError as error:
+            raise ShippingError(
+                f"a worker on {platform.node()} cannot import {error.name!r}, which the model "
+                "needs: install it there, or put the code in the main script, which travels along"
+            ) from error
 
     def _confirm(self, message: protocol.Confirm) -> protocol.Confirmed:
         if message.model is not None:

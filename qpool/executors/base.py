@@ -36,6 +36,7 @@ class Options:
     seed: int = 0
     factory: Callable[[], Any] | None = None
     address: str | None = None
+    nodes: int | None = None
 
 
 def argument_names(model: Any, method: str) -> tuple[str, ...]:

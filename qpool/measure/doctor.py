@@ -19,8 +19,11 @@ from qpool.measure.host import Finding, findings
 _CLOSE = 1e-4
 
 
-def examine(workers: int | None = None) -> Iterator[Finding]:
-    """All findings, as they come: those that are read at once, then those that compute."""
+def examine(workers: int | None = None, address: str | None = None) -> Iterator[Finding]:
+    """All findings, as they come: those that are read at once, then those that compute.
+
+    With ``address``, those of the Ray cluster there too.
+    """
     yield from findings()
     yield _versions()
     for name, check in (
@@ -31,6 +34,8 @@ def examine(workers: int | None = None) -> Iterator[Finding]:
         ("auto", _auto),
     ):
         yield _checked(name, check)
+    if address is not None:
+        yield _checked("Ray cluster", lambda: _cluster(address))
 
 
 def _checked(name: str, check: Callable[[], Finding]) -> Finding:
@@ -96,30 +101,11 @@ def _cache() -> Finding:
 
 def _parallel(workers: int | None) -> Finding:
     """A training step through a pool, beside the same in place."""
-    import tensorflow as tf
-
-    import qpool
     from qpool.executors import topology
 
     count = workers or min(2, topology.budget().workers)
-    model = qpool.models.QuantumSFGenerator(latent_dim=4, layers=1, cutoff_dim=4, seed=1)
-    z = tf.random.stateless_normal((8, 4), (1, 2))
-
-    def step(call: Any) -> list[Any]:
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(call(z) ** 2)
-        return [loss, *tape.gradient(loss, model.trainable_variables)]
-
-    expected = step(model)
-    began = time.perf_counter()
-    with qpool.parallelize(model, count, "processes") as generator:
-        found = step(generator)
-        first = time.perf_counter() - began
-        began = time.perf_counter()
-        step(generator)
-        again = time.perf_counter() - began
-        pool = generator.stats()["pool"]
-    apart = max(float(tf.reduce_max(tf.abs(a - b))) for a, b in zip(found, expected, strict=True))
+    apart, first, again, stats = _step_apart({"workers": count, "strategy": "processes"})
+    pool = stats["pool"]
     pinned = sum(bool(worker["pinned"]) for worker in pool["workers"])
     value = (
         f"{count} workers ({pool['start_method']}, {pinned} pinned): {apart:.0e} from in place; "
@@ -131,6 +117,44 @@ def _parallel(workers: int | None) -> Finding:
         advice = "workers are not pinned: another pool has the cores, or there are too few"
         return Finding("parallel step", value, "advice", advice)
     return Finding("parallel step", value)
+
+
+def _cluster(address: str) -> Finding:
+    """The same over the nodes of a cluster."""
+    apart, first, again, stats = _step_apart({"strategy": "ray", "address": address})
+    nodes = ", ".join(f"{n['host']} with {n['workers']} workers" for n in stats["pool"]["nodes"])
+    value = f"{nodes}: {apart:.0e} from in place; first {first:.1f} s, then {1e3 * again:.1f} ms"
+    if not apart < _CLOSE:
+        return Finding("Ray cluster", value, "wrong", "please report this, with the versions")
+    return Finding("Ray cluster", value)
+
+
+def _step_apart(options: dict[str, Any]) -> tuple[float, float, float, dict[str, Any]]:
+    """How far a pooled training step is from the same in place; seconds of the first, and of
+    another; stats."""
+    import tensorflow as tf
+
+    import qpool
+
+    model = qpool.models.QuantumSFGenerator(latent_dim=4, layers=1, cutoff_dim=4, seed=1)
+    z = tf.random.stateless_normal((8, 4), (1, 2))
+
+    def step(call: Any) -> list[Any]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(call(z) ** 2)
+        return [loss, *tape.gradient(loss, model.trainable_variables)]
+
+    expected = step(model)
+    began = time.perf_counter()
+    with qpool.parallelize(model, **options) as generator:
+        found = step(generator)
+        first = time.perf_counter() - began
+        began = time.perf_counter()
+        step(generator)
+        again = time.perf_counter() - began
+        stats = generator.stats()
+    apart = max(float(tf.reduce_max(tf.abs(a - b))) for a, b in zip(found, expected, strict=True))
+    return apart, first, again, stats
 
 
 def _auto() -> Finding:

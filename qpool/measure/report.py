@@ -56,12 +56,15 @@ class Curve:
 
 
 def curves(rows: Sequence[dict[str, Any]], cores: int) -> list[Curve]:
-    """The rows by what is computed and how, all but the number of workers."""
+    """The rows by what is computed and how, all but the number of workers (of all nodes)."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         cell = Cell(**{field.name: row[field.name] for field in dataclasses.fields(Cell)})
         each = f", {cell.threads} cores each" if cell.threads > 1 else ""
-        found.setdefault(f"{cell.circuit}, {cell.strategy}{each}", []).append(row)
+        if cell.strategy == "ray":
+            each = f", {cell.workers} a node{each}"
+        together = {**row, "workers": cell.workers * cell.nodes}
+        found.setdefault(f"{cell.circuit}, {cell.strategy}{each}", []).append(together)
     return [
         Curve(name, tuple(sorted(rows, key=lambda row: row["workers"])), cores)
         for name, rows in found.items()

@@ -27,7 +27,7 @@ from qpool.executors import executor_class
 from workers.errors import CheckpointError, ConfigurationError
 
 #: Counts up when a sweep directory comes to mean something else.
-FORMAT = 1
+FORMAT = 2
 
 #: Engines that a cell may have.
 _ENGINES = ("traced", "stock")
@@ -35,7 +35,8 @@ _ENGINES = ("traced", "stock")
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """All combinations of these are measured. A ``tile`` of 0 leaves it to the model."""
+    """All combinations of these are measured. A ``tile`` of 0 leaves it to the model; ``nodes``
+    are of a Ray cluster, each with so many workers."""
 
     workers: tuple[int, ...] = (1, 2)
     threads: tuple[int, ...] = (1,)
@@ -46,6 +47,7 @@ class Grid:
     cutoff: tuple[int, ...] = (8,)
     strategy: tuple[str, ...] = ("processes",)
     engine: tuple[str, ...] = ("traced",)
+    nodes: tuple[int, ...] = (1,)
     seconds: float = 2.0
     turns: int = 3
 
@@ -60,7 +62,7 @@ class Grid:
                 raise ConfigurationError(
                     f"the grid has nothing to run: no value of {field.name} was given"
                 )
-        for name in ("workers", "threads", "batch", "modes", "layers"):
+        for name in ("workers", "threads", "batch", "modes", "layers", "nodes"):
             if min(getattr(self, name)) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}")
         if min(self.cutoff) < 2:
@@ -90,6 +92,7 @@ class Grid:
             cutoff,
             batch,
             tile,
+            nodes,
         ) in itertools.product(
             self.engine,
             self.strategy,
@@ -100,14 +103,19 @@ class Grid:
             self.cutoff,
             self.batch,
             self.tile,
+            self.nodes,
         ):
             if strategy in _IN_PLACE:
                 workers, tile = 1, 0
-            if strategy != "processes":
+            if strategy not in ("processes", "ray"):
                 threads = 1
+            if strategy != "ray":
+                nodes = 1
             if engine == "stock" and strategy == "cpu_batch":
                 continue  # it is the compiled engine
-            cell = Cell(engine, strategy, workers, threads, modes, layers, cutoff, batch, tile)
+            cell = Cell(
+                engine, strategy, workers, threads, modes, layers, cutoff, batch, tile, nodes
+            )
             if cell not in seen:
                 seen.add(cell)
                 yield cell
@@ -130,6 +138,7 @@ class Cell:
     cutoff: int
     batch: int
     tile: int
+    nodes: int = 1
 
     @property
     def circuit(self) -> str:
@@ -139,7 +148,8 @@ class Cell:
         return f"{modes}, {layers}, cutoff {self.cutoff}, batch {self.batch}{tile}, {self.engine}"
 
     def __str__(self) -> str:
-        return f"{self.circuit}, {self.strategy}, {self.workers} x {self.threads} cores"
+        nodes = f"{_count(self.nodes, 'node')} of " if self.strategy == "ray" else ""
+        return f"{self.circuit}, {self.strategy}, {nodes}{self.workers} x {self.threads} cores"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +173,12 @@ class Measurement:
     first_call_seconds: float
 
 
-def sweep(grid: Grid, out: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def sweep(
+    grid: Grid, out: Path, say: Callable[[str], None], address: str | None = None
+) -> list[dict[str, Any]]:
     """Measure every cell of the grid that is not done, and return the rows of all.
+
+    ``address`` is of the Ray cluster that cells of strategy ray are measured on.
 
     Raises:
         ConfigurationError: a bad grid, or a directory with another one.
@@ -191,7 +205,7 @@ def sweep(grid: Grid, out: Path, say: Callable[[str], None]) -> list[dict[str, A
         for number, cell in enumerate(cells, 1):
             if cell in done:
                 continue
-            measurement = measure(cell, pools, grid.seconds, grid.turns)
+            measurement = measure(cell, pools, grid.seconds, grid.turns, address)
             row = {**dataclasses.asdict(cell), **dataclasses.asdict(measurement)}
             _append(table, row)
             say(
@@ -220,7 +234,9 @@ def read(table: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(cell: Cell, pools: _Pools, seconds: float, turns: int) -> Measurement:
+def measure(
+    cell: Cell, pools: _Pools, seconds: float, turns: int, address: str | None = None
+) -> Measurement:
     """Time a cell's training step."""
     import tensorflow as tf
 
@@ -235,6 +251,8 @@ def measure(cell: Cell, pools: _Pools, seconds: float, turns: int) -> Measuremen
         options["pool"] = pools.of(cell.workers, cell.threads)
     elif cell.strategy not in _IN_PLACE:
         options["workers"] = cell.workers
+    if cell.strategy == "ray":
+        options |= {"threads": cell.threads, "nodes": cell.nodes, "address": address}
     with qpool.parallelize(case, strategy=cell.strategy, **options) as generator:
 
         def step() -> None:
@@ -249,17 +267,20 @@ def measure(cell: Cell, pools: _Pools, seconds: float, turns: int) -> Measuremen
         rates, uses = [], []
         before = _tiles(generator)
         # TensorFlow's own threads take all cores in this process, whatever is asked of it.
-        cores = cell.workers * cell.threads if cell.strategy == "processes" else pools.cores
+        own = cell.nodes * cell.workers * cell.threads
+        cores = own if cell.strategy in ("processes", "ray") else pools.cores
+        there = cores if cell.strategy == "ray" else pools.cores
+        used = (lambda: _of_nodes(generator)[0]) if cell.strategy == "ray" else cpu_seconds
         for _ in range(turns):
-            done, began, cpu = 0, time.perf_counter(), cpu_seconds()
+            done, began, cpu = 0, time.perf_counter(), used()
             while not done or time.perf_counter() - began < seconds / turns:
                 step()
                 done += 1
             elapsed = time.perf_counter() - began
             rates.append(done * cell.batch / elapsed)
-            uses.append((cpu_seconds() - cpu) / (elapsed * min(cores, pools.cores)))
+            uses.append((used() - cpu) / (elapsed * min(cores, there)))
         after = _tiles(generator)
-        held = memory_bytes()
+        held = _of_nodes(generator)[1] if cell.strategy == "ray" else memory_bytes()
     rate = statistics.median(rates)
     tiles, tile = per_step(before, after)
     return Measurement(
@@ -306,6 +327,12 @@ class _Pools:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def _of_nodes(generator: Any) -> tuple[float, int]:
+    """CPU seconds so far, and bytes held, of the workers on all nodes."""
+    workers = generator.stats()["pool"]["workers"]
+    return sum(w["cpu_seconds"] for w in workers), sum(w["memory_bytes"] for w in workers)
 
 
 def _tiles(generator: Any) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """``ray``: the pool's tiles, computed by the nodes of a Ray cluster.
 
 gradient.py (TensorFlow) -> remote.py (one model, arrays) -> team.py (nodes) -> node.py: a Pool
-                                                               |-- shares.py    who gets what
+                                                               |-- ../shares.py who gets what
                                                                `-- connect.py   Ray itself
 
 A node is one Ray actor that owns a local pool over that node's cores. Starting, placing, watching
@@ -28,6 +28,7 @@ class RayExecutor(TiledExecutor):
             options.address,
             workers=options.workers,
             threads=options.threads,
+            nodes=options.nodes,
             start_method=options.start_method,
             timeout=options.timeout,
             seed=options.seed,

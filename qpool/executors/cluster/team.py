@@ -22,11 +22,12 @@ from qpool import tiles
 from qpool.executors.cluster import connect
 from qpool.executors.cluster.connect import Place
 from qpool.executors.cluster.node import Build, Node, Part, Weights
-from qpool.executors.cluster.shares import Run, apportion, learn
 from qpool.executors.computer import Computer
 from qpool.executors.processes.dispatch import MAX_ATTEMPTS
+from qpool.executors.shares import Run, apportion, learn
 from workers import protocol
 from workers.errors import (
+    ConfigurationError,
     PoolClosedError,
     QPoolError,
     RemoteError,
@@ -101,8 +102,9 @@ class Team(Computer):
 
     ``address`` is the cluster's, as Ray takes it (None: see :func:`connect.connect`). ``workers``
     is how many each node has at most; default: one for each of its physical cores. Ray is asked for
-    ``workers * threads`` CPUs of each node, or all that it has. Nodes that come later are used;
-    those whose versions differ are an error at first, and later left out, with a warning.
+    ``workers * threads`` CPUs of each node, or all that it has. Nodes that come later are used, up
+    to ``nodes`` at a time; those whose versions differ are an error at first, and later left out,
+    with a warning.
     """
 
     def __init__(
@@ -111,14 +113,18 @@ class Team(Computer):
         *,
         workers: int | None = None,
         threads: int = 1,
+        nodes: int | None = None,
         start_method: str | None = None,
         timeout: float | None = None,
         seed: int = 0,
     ) -> None:
         from qpool.executors.processes.pool import check
 
-        check(workers or 1, threads, start_method, timeout)
+        check(1 if workers is None else workers, threads, start_method, timeout)
+        if nodes is not None and nodes < 1:
+            raise ConfigurationError(f"nodes must be at least 1, not {nodes!r}")
         super().__init__(seed)
+        self._most = nodes
         self._workers, self._threads = workers, threads
         self._options = {
             "workers": workers,
@@ -360,7 +366,8 @@ class Team(Computer):
         places = connect.places()
         here = {m.place.name for m in self._members} | set(self._coming)
         for name, place in places.items():
-            if name not in here and name not in self._refused:
+            full = len(self._members) + len(self._coming) >= (self._most or len(places))
+            if name not in here and name not in self._refused and not full:
                 self._coming[name] = self._invite(place)
         for name, member in list(self._coming.items()):
             ready, _ = self._ray.wait([member.awaits], timeout=0)

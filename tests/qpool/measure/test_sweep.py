@@ -33,7 +33,7 @@ def test_stopped_and_gone_on_with(tmp_path, monkeypatch) -> None:
     """Cells that are done are not measured again, and a torn line is."""
     measured = []
 
-    def measure(cell, pools, seconds, turns):
+    def measure(cell, pools, seconds, turns, address):
         if len(measured) == 2:
             raise KeyboardInterrupt
         measured.append(cell)

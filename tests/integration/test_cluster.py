@@ -1,0 +1,291 @@
+"""Ray: real clusters of several nodes on this machine; the same bits, whatever happens to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import signal
+import socket
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from models import Drawing, Raising
+from rich.console import Console
+
+import qpool
+from qpool.errors import ConfigurationError, PoolClosedError, ShippingError, StartupError
+from qpool.executors.cluster import Team, connect
+from qpool.models import QuantumSFGenerator
+from qpool.training import checkpoints, run
+from qpool.training.config import Config
+from qpool.training.journal import Journal
+
+ray = pytest.importorskip("ray")
+
+pytestmark = [
+    # What Ray says of itself while it starts and ends its processes.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray.*"),
+]
+
+Z = tf.random.stateless_normal((37, 4), (1, 2))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes of four CPUs each, as processes of this machine: four pools find room at a time."""
+    from ray.cluster_utils import Cluster
+
+    former = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # nodes import what we import
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = Cluster()
+        made.add_node(num_cpus=4)
+        made.add_node(num_cpus=4)
+        ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+    if former is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = former
+
+
+@pytest.fixture(scope="module")
+def model() -> QuantumSFGenerator:
+    return QuantumSFGenerator(cutoff_dim=4, layers=1, seed=1)
+
+
+@pytest.fixture(scope="module")
+def pooled(cluster: Any, model: QuantumSFGenerator) -> Iterator[Any]:
+    with qpool.parallelize(model, strategy="ray", workers=1, tile=4, engine="stock") as generator:
+        yield generator
+
+
+@pytest.fixture(scope="module")
+def expected(model: QuantumSFGenerator, pool: qpool.Pool) -> list[np.ndarray]:
+    """A step on the local pool."""
+    with qpool.parallelize(model, pool=pool, tile=4, engine="stock") as generator:
+        return step(generator)
+
+
+def step(generator: Any) -> list[np.ndarray]:
+    """Samples, and the gradients of z and of all weights."""
+    with tf.GradientTape() as tape:
+        tape.watch(Z)
+        samples = generator(Z)
+        loss = tf.reduce_sum(samples**2)
+    return [x.numpy() for x in (samples, *tape.gradient(loss, [Z, *generator.trainable_variables]))]
+
+
+def same(found: list[np.ndarray], expected: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def team(generator: Any) -> Any:
+    return generator._qpool.executor().computer
+
+
+def test_the_bits_of_the_local_pool(pooled, expected) -> None:
+    assert same(step(pooled), expected)
+    found = pooled.stats()["pool"]
+    assert len(found["nodes"]) == len(found["workers"]) == 2
+    assert all(node["tiles"] > 0 for node in found["nodes"])
+    assert all(worker["cpu_seconds"] > 0 for worker in found["workers"])
+
+
+def test_weights_travel_once_per_change(pooled, model, expected) -> None:
+    step(pooled)
+    before = pooled.stats()["pool"]["weight_updates"]
+    step(pooled)
+    assert pooled.stats()["pool"]["weight_updates"] == before
+    weights = model.trainable_variables[0]
+    weights.assign_add(tf.ones_like(weights))
+    changed = pooled(Z).numpy()
+    weights.assign_sub(tf.ones_like(weights))
+    assert pooled.stats()["pool"]["weight_updates"] == before + 1
+    assert np.abs(changed - expected[0]).max() > 1e-3
+    np.testing.assert_allclose(pooled(Z), expected[0], atol=1e-5)
+
+
+def test_draws_follow_the_tile_and_not_the_node(cluster, pool) -> None:
+    """A node's tiles are numbered within the whole batch."""
+    z = tf.zeros((23, 2))
+    found = []
+    for options in ({"strategy": "ray", "workers": 1}, {"pool": pool}):
+        with qpool.parallelize(Drawing(), tile=2, **options) as generator:
+            found.append([generator(z).numpy() for _ in range(2)])
+    assert np.abs(found[0][0] - found[0][1]).max() > 1e-3
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_errors_of_the_model_are_those_of_the_pool(cluster) -> None:
+    with qpool.parallelize(Raising(), strategy="ray", workers=1, nodes=1) as generator:
+        for _ in range(2):
+            with pytest.raises(qpool.errors.RemoteError, match="ArithmeticError") as caught:
+                generator(tf.constant([[1.0], [-1.0]] * 4))
+            assert isinstance(caught.value.__cause__, ArithmeticError)
+    with pytest.raises(PoolClosedError):
+        generator(Z)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_actors_and_nodes_that_die_in_mid_step_change_nothing(cluster, pooled, expected) -> None:
+    """A node comes and goes, and an actor is killed while its answer is awaited."""
+    members = team(pooled)._members
+    kill = itertools.count()
+    original = team(pooled)._answer
+
+    def answer(member: Any, reference: Any) -> Any:
+        if next(kill) == 0:
+            victim = next(m for m in members if m is not member)
+            os.kill(ray.get(victim.actor.hello.remote())["pid"], signal.SIGKILL)
+        return original(member, reference)
+
+    team(pooled)._answer = answer
+    assert same(step(pooled), expected)
+    team(pooled)._answer = original
+    # The first step may have had its answers already; the next call finds out.
+    assert same(step(pooled), expected)
+    assert pooled.stats()["pool"]["lost_nodes"] == 1
+
+    third = cluster.add_node(num_cpus=4)
+    until(
+        lambda: team(pooled).nodes == 3, pooled, expected
+    )  # and the killed one's node has another
+    cluster.remove_node(third, allow_graceful=False)
+    until(lambda: pooled.stats()["pool"]["lost_nodes"] == 2, pooled, expected)
+    assert same(step(pooled), expected)
+
+    for member in list(members):  # all at once: the step waits for others to come
+        ray.kill(member.actor)
+    assert same(step(pooled), expected)
+
+
+def until(true: Callable[[], bool], pooled: Any, expected: list[np.ndarray]) -> None:
+    """Go on with steps until it is true, each with the same bits."""
+    for _ in range(10_000):
+        if true():
+            return
+        assert same(step(pooled), expected)
+    pytest.fail("it did not come true in 10,000 steps")
+
+
+CONFIG = Config(
+    data="iris",
+    steps=9,
+    batch_size=16,
+    layers=1,
+    cutoff=3,
+    critic_steps=1,
+    workers=1,
+    tile=4,
+    checkpoint_every=2,
+    evaluate_every=9,
+)
+QUIET = Console(quiet=True)
+
+
+def test_a_run_goes_from_here_to_a_cluster_and_back(cluster, tmp_path, monkeypatch) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    run.train(CONFIG, whole, QUIET)
+    original = Journal.on_train_batch_end
+
+    def stop(self, batch, logs=None):
+        if (self.step + 1) % 3 == 0 and self.step < 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, batch, logs)
+
+    monkeypatch.setattr(Journal, "on_train_batch_end", stop)
+    assert run.train(CONFIG, out, QUIET)["steps"] == 3
+    assert run.resume(out, address=cluster.address, workers=1, console=QUIET)["steps"] == 6
+    assert run.resume(out, workers=1, console=QUIET)["steps"] == 9
+    for name in ("metrics.csv", "evaluations.csv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    found, expected = (
+        checkpoints.read(checkpoints.Folder(d / "checkpoints").steps()[9]) for d in (out, whole)
+    )
+    assert all(np.array_equal(found.arrays[n], a) for n, a in expected.arrays.items())
+    with pytest.raises(ConfigurationError, match="would not give its bits"):
+        run.resume(out, strategy="cpu_batch")
+
+
+def test_a_cluster_without_room(cluster, model, monkeypatch) -> None:
+    from qpool.executors.cluster import team as module
+
+    monkeypatch.setattr(module, "_ROOM", 1.0)
+    taken = ray.remote(num_cpus=3)(dict)
+    with Holding([taken.remote() for _ in range(2)]), pytest.raises(StartupError, match="room"):
+        Team(workers=2)
+
+
+class Holding:
+    """Actors, ended at the end."""
+
+    def __init__(self, actors: list[Any]) -> None:
+        self._actors = actors
+
+    def __enter__(self) -> None:
+        ray.get([actor.__ray_ready__.remote() for actor in self._actors])
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+def test_a_model_that_nodes_cannot_import(cluster, monkeypatch) -> None:
+    module = types.ModuleType("only_here")
+
+    class Model(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = tf.Variable(1.0)
+
+        def __call__(self, z: Any) -> Any:
+            return self.w * z
+
+    Model.__module__, Model.__qualname__ = "only_here", "Model"
+    module.Model = Model  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    with pytest.raises(ShippingError, match="cannot import 'only_here'"):
+        qpool.parallelize(Model(), strategy="ray", workers=1, nodes=1)
+
+
+def test_versions_that_differ(cluster, monkeypatch) -> None:
+    real = connect.versions()
+    monkeypatch.setattr(connect, "versions", lambda: {**real, "numpy": "9.9"})
+    with pytest.raises(StartupError, match=r"numpy .* \(here 9.9\)"):
+        Team(workers=1, nodes=1)
+
+
+def test_addresses_that_are_none(cluster, model) -> None:
+    with pytest.raises(ConfigurationError, match="is connected to the Ray cluster"):
+        Team("127.0.0.1:1")
+    with pytest.raises(ConfigurationError, match="strategy='threads' has none"):
+        qpool.parallelize(model, strategy="threads", address=cluster.address)
+    with pytest.raises(ConfigurationError, match="nodes must be at least 1"):
+        Team(nodes=0)
+    with pytest.raises(ConfigurationError, match="expected strategy ray"):
+        dataclasses.replace(CONFIG, address="here:1").check()
+
+
+def test_an_address_that_does_not_answer(monkeypatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(StartupError, match="no Ray cluster answers"):
+        connect._check_answers(f"127.0.0.1:{port}")
+    with pytest.raises(ConfigurationError, match="expected host:port"):
+        connect._check_answers("nonsense")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigurationError, match=r"qpool-sf\[ray\]"):
+        connect.connect(None)
