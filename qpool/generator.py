@@ -13,7 +13,7 @@ import copy
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from qpool.executors import Executor, Options, executor_class
@@ -144,6 +144,7 @@ def parallelize(
     seed: int = 0,
     address: str | None = None,
     nodes: int | None = None,
+    devices: Sequence[str] | None = None,
 ) -> Any:
     """Put a pool of processes behind a model's call.
 
@@ -178,6 +179,9 @@ def parallelize(
         address: the address of a Ray cluster, as Ray takes it, for ``strategy="ray"``; default:
             what RAY_ADDRESS says, or a cluster of this machine alone.
         nodes: how many of the cluster's nodes to use at most.
+        devices: what each worker computes on, in place of ``workers``: ``["cpu:0-13", "gpu:0"]``
+            is a worker on each of fourteen cores and one on a GPU. Shards follow measured speed;
+            with devices of several kinds the same bits are not promised.
 
     Returns:
         An object that is the model (same attributes, variables and type) with its call and its
@@ -213,6 +217,7 @@ def parallelize(
         factory=factory,
         address=address,
         nodes=nodes,
+        devices=None if devices is None else _names(devices),
     )
     room = _Room(model, pooled_methods, strategy, options)
     pooled = _share(model, room)

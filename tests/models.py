@@ -215,3 +215,18 @@ class LooksAtNumbers:
     def __call__(self, z: Any) -> Any:
         rows = [self.w * row if float(row[0]) > 0 else row for row in z]
         return tf.stack(rows)
+
+
+class Placed(tf.Module):
+    """Tells which virtual CPU device it lies on; on the first one it computes for longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = tf.Variable(1.0)
+
+    def __call__(self, z: Any) -> Any:
+        number = int(self.w.device.rpartition(":")[2])
+        if number == 0:
+            for _ in range(20):
+                tf.linalg.matmul(tf.ones((200, 200)), tf.ones((200, 200)))
+        return self.w * z + float(number)

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from workers import affinity, protocol, sf_compat
+from workers import affinity, device, protocol, sf_compat
 from workers.arena import Arena, Segment
 from workers.errors import ArenaError, QPoolError, RemoteError, ShippingError
 from workers.faults import Faults
@@ -89,6 +89,7 @@ class _Worker:
         affinity.pin(start.cores)
         affinity.yield_to_coordinator()
         affinity.keep_memory()
+        device.reveal(start.device)
         sf_compat.install()
         import strawberryfields
         import tensorflow as tf
@@ -96,6 +97,7 @@ class _Worker:
         sf_compat.one_parameter_per_name()
         affinity.bound_tensorflow(start.threads)
         tf.get_logger().addFilter(_OnceFrom(first=start.worker == 0))
+        self._scope = device.scope(start.device)
         tf.constant(0.0)  # TensorFlow's runtime starts here, within its bounds
         cores = affinity.pin(start.cores)  # again: a library may have reset it while loading
         self._replicas: dict[int, Any] = {}
@@ -143,7 +145,8 @@ class _Worker:
                 return
             ticket = getattr(message, "ticket", 0)
             try:
-                reply = self._handlers[type(message)](message)
+                with self._scope:
+                    reply = self._handlers[type(message)](message)
             except Exception as error:
                 if _out_of_memory(error):
                     raise  # it is a matter of this process, whose successor starts with none used

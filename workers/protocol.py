@@ -208,7 +208,8 @@ class Stop:
 class Start:
     """The first message: who the worker is, and what it is to do to itself before it loads.
 
-    ``slot`` is the number of its progress counter at the beginning of the arena.
+    ``slot`` is the number of its progress counter at the beginning of the arena; ``device`` see
+    ``workers.device``.
     """
 
     worker: int
@@ -219,6 +220,7 @@ class Start:
     segment: Segment
     path: tuple[str, ...]
     faults: tuple[Fault, ...] = ()
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Options:
     factory: Callable[[], Any] | None = None
     address: str | None = None
     nodes: int | None = None
+    devices: tuple[str, ...] | None = None
 
 
 def argument_names(model: Any, method: str) -> tuple[str, ...]:

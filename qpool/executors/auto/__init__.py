@@ -59,7 +59,7 @@ class AutoExecutor(Executor):
         self._used: Executor | None = None
         self._lock = threading.RLock()
         self._stop = threading.Event()
-        if options.workers is not None or options.pool is not None:
+        if (options.workers, options.pool, options.devices) != (None, None, None):
             self._asked = executor_class("processes")(model, options)
         else:
             # What no strategy could take is said now, not at the first call.

@@ -32,6 +32,7 @@ class RayExecutor(TiledExecutor):
             start_method=options.start_method,
             timeout=options.timeout,
             seed=options.seed,
+            devices=options.devices,
         )
 
     def stats(self) -> dict[str, Any]:

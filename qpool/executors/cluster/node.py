@@ -63,7 +63,7 @@ class Node:
         sys.path += [entry for entry in path if entry not in sys.path]
         room = max(1, cpus // options["threads"])
         workers = min(room, options.pop("workers") or topology.budget().workers)
-        self._pool = Pool(workers, **options)
+        self._pool = Pool(None if options["devices"] else workers, **options)
         self._models: dict[int, int] = {}
         self._weights: dict[int, list[np.ndarray]] = {}
         self._plans: dict[int, int] = {}

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from qpool import tiles
+from qpool.executors import topology
 from qpool.executors.cluster import connect
 from qpool.executors.cluster.connect import Place
 from qpool.executors.cluster.node import Build, Node, Part, Weights
@@ -102,7 +103,8 @@ class Team(Computer):
 
     ``address`` is the cluster's, as Ray takes it (None: see :func:`connect.connect`). ``workers``
     is how many each node has at most; default: one for each of its physical cores. Ray is asked for
-    ``workers * threads`` CPUs of each node, or all that it has. Nodes that come later are used, up
+    ``workers * threads`` CPUs of each node, or all that it has, and for the GPUs that ``devices``
+    (of each node) names. Nodes that come later are used, up
     to ``nodes`` at a time; those whose versions differ are an error at first, and later left out,
     with a warning.
     """
@@ -117,6 +119,7 @@ class Team(Computer):
         start_method: str | None = None,
         timeout: float | None = None,
         seed: int = 0,
+        devices: Sequence[str] | None = None,
     ) -> None:
         from qpool.executors.processes.pool import check
 
@@ -126,12 +129,13 @@ class Team(Computer):
         super().__init__(seed)
         self._most = nodes
         self._workers, self._threads = workers, threads
-        self._options = {
+        self._options: dict[str, Any] = {
             "workers": workers,
             "threads": threads,
             "start_method": start_method,
             "timeout": timeout,
             "seed": seed,
+            "devices": devices,
         }
         self._members: list[_Member] = []
         self._coming: dict[str, _Member] = {}
@@ -392,14 +396,21 @@ class Team(Computer):
                     ) from error
 
     def _invite(self, place: Place) -> _Member:
-        asked = place.cpus
+        asked, gpus = place.cpus, 0
         if self._workers is not None:
             asked = min(asked, self._workers * self._threads)
+        for device in self._options["devices"] or ():
+            kind, _, which = device.partition(":")
+            gpus += len(topology.parse_cpu_list(which)) if kind == "gpu" else 0
         where = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             place.name, soft=False
         )
         actor = self._actor.options(
-            num_cpus=asked, scheduling_strategy=where, max_restarts=0, max_task_retries=0
+            num_cpus=asked,
+            num_gpus=gpus,
+            scheduling_strategy=where,
+            max_restarts=0,
+            max_task_retries=0,
         ).remote(asked, self._options, sys.path)
         return _Member(place, actor, time.monotonic(), actor.hello.remote())
 

@@ -29,6 +29,11 @@ class ProcessExecutor(TiledExecutor):
                 pin=options.pin,
                 timeout=options.timeout,
                 seed=options.seed,
+                devices=options.devices,
+            )
+        if options.devices is not None:
+            raise ConfigurationError(
+                "devices= is the pool's own: leave it out where pool= is given"
             )
         if options.workers not in (None, options.pool.workers):
             raise ConfigurationError(

@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+from qpool.executors.devices import Seat
 from qpool.executors.processes.condition import STOPPED_TIMEOUT, is_stopped
 from qpool.executors.processes.dispatch import Event, Finished, Joined, Lost, Raised
 from qpool.executors.processes.patience import Patience
@@ -76,20 +77,20 @@ class Crew:
     def __init__(
         self,
         launcher: Launcher,
-        cores: Sequence[tuple[int, ...]],
+        seats: Sequence[Seat],
         threads: int,
         patience: Patience,
         growth: float,
     ) -> None:
         self.launcher = launcher
         self.ready: dict[int, WorkerProcess] = {}
-        self.measured = {number: Measured() for number in range(len(cores))}
+        self.measured = {number: Measured() for number in range(len(seats))}
         self.replaced = 0
         self.retired = 0
         self.silenced = 0
         #: Faults for the workers launched next, one entry each: only tests have any.
         self.faults_at_start: deque[tuple[Fault, ...]] = deque()
-        self._cores = cores
+        self._seats = seats
         self._threads = threads
         self._patience = patience
         self._growth = growth
@@ -121,7 +122,7 @@ class Crew:
         """Launch every worker and wait for each one's Hello."""
         self._segment, self._progress, self._rehearsal = segment, progress, rehearsal
         self._starting = True
-        while len(self.ready) < len(self._cores):
+        while len(self.ready) < len(self._seats):
             self.events()
         self._starting = False
 
@@ -170,7 +171,7 @@ class Crew:
         """Launch a worker for each vacant place, where nobody has to wait for that."""
         vacant = [
             number
-            for number in range(len(self._cores))
+            for number in range(len(self._seats))
             if number not in self.ready and number not in self._joining
         ]
         if not vacant:
@@ -192,7 +193,8 @@ class Crew:
         start = protocol.Start(
             worker=number,
             slot=number,
-            cores=self._cores[number],
+            cores=self._seats[number].cores,
+            device=self._seats[number].device,
             threads=self._threads,
             coordinator=os.getpid(),
             segment=segment,
@@ -222,7 +224,7 @@ class Crew:
             _FAILED_STARTS,
             cause.partition("\n")[0],
             len(self.ready),
-            len(self._cores),
+            len(self._seats),
             _PAUSE,
         )
 
@@ -341,6 +343,7 @@ class Crew:
                     "worker": number,
                     "pid": hello.pid if hello else None,
                     "cores": hello.cores if hello else (),
+                    "device": self._seats[number].device,
                     "pinned": bool(hello and hello.pinned),
                     "threads": hello.threads if hello else {},
                     "versions": hello.versions if hello else {},
@@ -379,7 +382,7 @@ class Crew:
     def _greet(self, worker: WorkerProcess, hello: protocol.Hello) -> None:
         worker.hello = hello
         worker.greeted = time.monotonic(), worker.cpu_seconds()
-        wanted = self._cores[worker.number]
+        wanted = self._seats[worker.number].cores
         if wanted and not hello.pinned:
             log.warning(
                 "worker %d asked for cores %s and is on %s", worker.number, wanted, hello.cores
@@ -402,7 +405,7 @@ class Crew:
     def _wait(self) -> list[WorkerProcess]:
         """Workers that can be read, after a while if need be; silent ones are killed, then seen."""
         self._fill()
-        whole = len(self.ready) + len(self._joining) >= len(self._cores)
+        whole = len(self.ready) + len(self._joining) >= len(self._seats)
         look = min(_LOOK, (self._patience.fixed or _LOOK) / 4)
         began = time.monotonic()
         channels = self._waiter.wait(look if whole else _SHORT_LOOK)

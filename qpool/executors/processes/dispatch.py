@@ -12,10 +12,10 @@ A step ends only when no live worker is still writing: until then the arena is n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qpool.tiles import shards
+from qpool.executors.shares import Run, apportion
 
 #: A tile that has taken this many workers with it is given up.
 MAX_ATTEMPTS = 3
@@ -85,7 +85,8 @@ class Step:
     ``tiles`` is how many there are, ``workers`` those that are ready, ``first_ticket`` the number
     of the first message (each message has its own, so that an answer to an older step is known).
     ``homes`` may name, per worker, the tiles it should get: a backward pass goes where the
-    forward pass was kept.
+    forward pass was kept. ``speeds`` are the workers' against each other; those that have none
+    are equal.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Step:
         workers: Sequence[int],
         first_ticket: int,
         homes: dict[int, tuple[int, ...]] | None = None,
+        speeds: Mapping[int, float] | None = None,
     ) -> None:
         self._workers = list(workers)
         self._next_ticket = first_ticket
@@ -108,6 +110,7 @@ class Step:
         self.retried = 0
         self._tiles = tiles
         self._homes = homes or {}
+        self._speeds = speeds or {}
 
     @property
     def next_ticket(self) -> int:
@@ -174,12 +177,8 @@ class Step:
         for worker, pending in self._in_flight.values():
             load[worker] += len(pending)
         order = sorted(self._workers, key=lambda worker: load[worker])
-        cut = shards(len(tiles), len(order))
-        return [
-            self._send(worker, tuple(tiles[start:stop]))
-            for worker, (start, stop) in zip(order, cut, strict=True)
-            if stop > start
-        ]
+        cut = apportion(Run(0, len(tiles)), {n: self._speeds.get(n, 1.0) for n in order})
+        return [self._send(n, tuple(tiles[run.first : run.stop])) for n, run in cut.items()]
 
     def _send(self, worker: int, tiles: tuple[int, ...]) -> Send:
         ticket = self._next_ticket

@@ -6,6 +6,7 @@ loop from instructions to events and back. Decides nothing.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import textwrap
 import time
@@ -16,6 +17,7 @@ from qpool.executors.batches import Homes
 from qpool.executors.processes.crew import Crew
 from qpool.executors.processes.dispatch import Complete, Finished, GiveUp, Instruction, Send, Step
 from qpool.executors.processes.process import WorkerProcess
+from qpool.executors.shares import learn
 from qpool.executors.store import Store
 from workers import protocol
 from workers.errors import RemoteError, StartupError, WorkerLostError
@@ -39,6 +41,8 @@ class Performer:
     sending: float = 0.0
     waiting: float = 0.0
     retried: int = 0
+    #: Of workers on different devices, against each other; empty where all are alike.
+    speeds: dict[int, float] = dataclasses.field(default_factory=dict)
     _ticket: int = 1
     #: What was computed last, for each plan and kind: what a new worker rehearses.
     _recent: dict[tuple[int, Kind], tuple[protocol.Plan, protocol.Frame]] = dataclasses.field(
@@ -64,7 +68,9 @@ class Performer:
             self._recent[plan.plan, kind] = plan, frame
             while len(self._recent) > _REHEARSED:
                 del self._recent[next(iter(self._recent))]
-        step = Step(number, list(self.crew.ready), self._ticket, homes)
+        speeds = self.speeds if kind is not None else {}
+        step = Step(number, list(self.crew.ready), self._ticket, homes, speeds)
+        seconds: dict[int, float] = {}
         replies: list[Any] = []
         todo: list[Instruction] = step.begin()
         try:
@@ -73,6 +79,9 @@ class Performer:
                 while todo:
                     instruction = todo.pop(0)
                     if isinstance(instruction, Complete):
+                        if seconds:
+                            done = collections.Counter(step.done_by.values())
+                            self.speeds = learn(speeds, {n: done[n] for n in seconds}, seconds)
                         return step, replies
                     if isinstance(instruction, GiveUp):
                         if instruction.error is None:
@@ -86,6 +95,9 @@ class Performer:
                 for event, reply in self.crew.events():
                     if isinstance(event, Finished):
                         replies.append(reply)
+                        if speeds:
+                            spent = sum(reply.tile_seconds)
+                            seconds[event.worker] = seconds.get(event.worker, 0.0) + spent
                     todo += step.on(event)
                 self.waiting += time.perf_counter() - sent
         finally:

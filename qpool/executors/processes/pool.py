@@ -21,6 +21,7 @@ import numpy as np
 from qpool import tiles
 from qpool.executors import topology
 from qpool.executors.batches import BatchComputer, Homes
+from qpool.executors.devices import Seat, parse
 from qpool.executors.processes.claims import Claims
 from qpool.executors.processes.crew import Crew
 from qpool.executors.processes.patience import Patience
@@ -48,7 +49,9 @@ class Pool(BatchComputer):
     seconds and ten minutes. A worker's first tile of a shape, which may have to be compiled, has
     ten minutes in any case. ``max_growth``: a worker whose own memory has grown to more than so
     many times its size when it was warm is replaced between two calls.
-    ``seed`` starts the random draws of models that draw.
+    ``seed`` starts the random draws of models that draw. ``devices``, in place of ``workers``, says
+    what each worker computes on: ``["cpu:0-13", "gpu:0"]`` (see ``qpool.executors.devices``).
+    Shards then follow measured speed, and the same bits are not promised.
 
     The processes start when the first model comes or with :meth:`start`, whichever is first; what
     they import is loaded in the background from now on.
@@ -65,13 +68,23 @@ class Pool(BatchComputer):
         timeout: float | None = None,
         max_growth: float = 2.0,
         seed: int = 0,
+        devices: Sequence[str] | None = None,
     ) -> None:
         budget = topology.budget()
+        seats = None
+        if devices is not None:
+            if workers is not None:
+                raise ConfigurationError(
+                    f"devices= says how many workers there are; leave workers={workers} out"
+                )
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            seats = parse(devices, budget.cpus, threads, visible)
+            workers = len(seats)
         count = budget.workers if workers is None else workers
         launcher = check(count, threads, start_method, timeout)
         if not max_growth > 1:
             raise ConfigurationError(f"max_growth must be more than 1, not {max_growth!r}")
-        if count * threads > len(budget.cpus):
+        if seats is None and count * threads > len(budget.cpus):
             warnings.warn(
                 f"{count} workers of {threads} thread(s) on {len(budget.cpus)} CPUs: they will "
                 "share cores, unpinned, and be slower than fewer workers",
@@ -81,6 +94,29 @@ class Pool(BatchComputer):
         super().__init__(seed)
         self._count = count
         claims = Claims()
+        if seats is None:
+            seats = self._seats(count, threads, budget, pin, claims)
+        elif pin is False:
+            seats = [Seat(seat.device, ()) for seat in seats]
+        self._mixed = len({seat.device.partition(":")[0] for seat in seats}) > 1
+        if self._mixed:
+            log.warning(
+                "workers on different devices: who computes a tile follows measured speed, and the "
+                "same bits are not promised"
+            )
+        launcher.prepare()
+        self._crew = Crew(launcher, seats, threads, Patience(timeout), max_growth)
+        self._performer: Performer | None = None
+        self._started: float | None = None
+        self._closed = False
+        self._owner = os.getpid()
+        self._finalizer = weakref.finalize(self, _let_go, self._crew, claims)
+
+    @staticmethod
+    def _seats(
+        count: int, threads: int, budget: topology.Budget, pin: bool | None, claims: Claims
+    ) -> list[Seat]:
+        """Cores for workers that are all alike."""
         cores = topology.assign(count, () if pin is False else budget.cpus, threads)
         if cores[0] and not pin:
             cores = topology.assign(count, claims.take(budget.cpus, count * threads), threads)
@@ -89,13 +125,7 @@ class Pool(BatchComputer):
                     "other pools of this machine are pinned to cores that this one needs: its "
                     "workers are not pinned (pin=True pins them in any case)"
                 )
-        launcher.prepare()
-        self._crew = Crew(launcher, cores, threads, Patience(timeout), max_growth)
-        self._performer: Performer | None = None
-        self._started: float | None = None
-        self._closed = False
-        self._owner = os.getpid()
-        self._finalizer = weakref.finalize(self, _let_go, self._crew, claims)
+        return [Seat("cpu", own) for own in cores]
 
     # -- life ------------------------------------------------------------------------------
 
@@ -127,6 +157,8 @@ class Pool(BatchComputer):
                 try:
                     store = Store(self._count)
                     performer = self._performer = Performer(self._crew, store, self.seed)
+                    if self._mixed:
+                        performer.speeds = dict.fromkeys(range(self._count), 1.0)
                     self._crew.start(lambda: store.segment, store.progress, performer.rehearsal)
                 except BaseException:
                     self.close()
