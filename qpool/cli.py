@@ -166,7 +166,8 @@ def bench(cases: tuple[str, ...], as_json: bool) -> None:
     same run: engine (with Piquasso, where it is installed), wide, pooled, loop, memory, accuracy.
     Of strategies: strategies (every one, and threads and joblib with stock Strawberry Fields), auto
     (what it chooses, against each fixed one), utilisation (how busy all cores are, for a minute),
-    scaling (the scaling model, on tiles of known cost). Of training: natural (the natural gradient
+    scaling (the scaling model, on tiles of known cost). Of a Ray cluster, on this machine: ray
+    (against a local pool). Of training: natural (the natural gradient
     against plain ones). These take minutes each.
     """
     from qpool.measure import bench as benchmarks

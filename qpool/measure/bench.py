@@ -112,7 +112,7 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {"speedup": speedup, "roundtri
 ENGINE_CASES = ("engine", "wide", "pooled", "loop", "memory", "accuracy")
 
 #: Of modules of their own, which load it too; by their names only, for they take minutes.
-OTHER_CASES = ("natural", "scaling")
+OTHER_CASES = ("natural", "scaling", "ray")
 
 #: Of ``strategies_bench``; by their names only.
 STRATEGY_CASES = ("strategies", "auto", "utilisation")
@@ -131,8 +131,13 @@ def run(name: str) -> dict[str, Any]:
 
         return strategies_bench.CASES[name]()
     if name in OTHER_CASES:
-        from qpool.measure import natural_bench, scaling_bench
+        from qpool.measure import cluster_bench, natural_bench, scaling_bench
 
-        return {"natural": natural_bench.natural, "scaling": scaling_bench.scaling_model}[name]()
+        cases: dict[str, Callable[[], dict[str, Any]]] = {
+            "natural": natural_bench.natural,
+            "scaling": scaling_bench.scaling_model,
+            "ray": cluster_bench.ray_overhead,
+        }
+        return cases[name]()
     known = (*CASES, *ENGINE_CASES, *STRATEGY_CASES, *OTHER_CASES)
     raise ConfigurationError(f"unknown case {name!r}: {nearest(name, known)}")
