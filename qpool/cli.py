@@ -19,7 +19,9 @@ from workers.errors import QPoolError
 _DEFAULT = Config()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    "qpool", context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(package_name="qpool-sf", prog_name="qpool")
 def cli() -> None:
     """A worker pool behind the generators of continuous-variable quantum GANs.
@@ -290,18 +292,23 @@ def _echo(found: dict[str, Any], indent: str) -> None:
             )
 
 
-def main() -> None:
-    """Entry point: an expected error is one message and exit code 1, Ctrl-C is 130."""
+def run(command: click.Command) -> None:
+    """Run a command: an expected error is one message and exit code 1, Ctrl-C is 130."""
     try:
-        cli.main(standalone_mode=False)
+        command.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except QPoolError as error:
-        click.echo(f"qpool: {error}", err=True)
+        click.echo(f"{command.name}: {error}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("qpool: interrupted", err=True)
+        click.echo(f"{command.name}: interrupted", err=True)
         sys.exit(130)
+
+
+def main() -> None:
+    """Entry point."""
+    run(cli)

@@ -66,7 +66,8 @@ def pack(model: Any, factory: Callable[[], Any] | None = None) -> Shipment:
         variables, draws = list(found.variables.values()), list(found.draws.values())
         shipped, sizes = Shipped(model, variables, draws, settings), found.batch_sizes
         payload = _dump(shipped, model, "the model")
-    if not shipped.differentiable:
+    # A built Keras layer may well have none: one whose parameters are all inputs.
+    if not shipped.differentiable and not getattr(model, "built", False):
         raise ModelError(
             f"{type(model).__name__} has no variables: expected at least one that is real or "
             "complex. A Keras "

@@ -6,7 +6,8 @@ a tensor with two axes a mode; the gate on the second one is conjugated.
 Layout: a real array (2 D^n, batch), the batch last and contiguous. Its rows are the amplitudes'
 real and imaginary parts in an order that suits the next gate, so that each gate is one batched
 product of real matrices, (blocks, 2 D, 2 D) times (blocks, 2 D, rest x batch), after one gather of
-whole rows. Modes that have not met stay separate factors, vacuum as long as nothing acts on one.
+whole rows; a gate of phases alone turns each amplitude. Modes that have not met stay separate
+factors, vacuum as long as nothing acts on one.
 """
 
 from __future__ import annotations
@@ -135,6 +136,9 @@ class _Product:
         want, blocks = _order(factor.axes, step, self._cutoff, factor.rows.shape[-1])
         rows = _permute(factor.rows, factor.order, want)
         size = 2 * self._cutoff
+        if not step.cores:
+            self._put(_Factor(factor.axes, self._turned(rows, matrix, blocks, step), want))
+            return
         if step.batched:
             # No axis of blocks where there is one block: oneDNN's product in TensorFlow (2.18 to
             # 2.21) reads beyond its operand where it stretches (1, 1, ...) to (batch, 1, ...).
@@ -149,6 +153,24 @@ class _Product:
             made = tf.matmul(matrix, tf.reshape(rows, [blocks, size, -1]))
         rows = tf.reshape(made, [len(want), -1])
         self._put(_Factor(factor.axes, rows, want))
+
+    def _turned(self, rows: tf.Tensor, phases: tf.Tensor, blocks: int, step: Step) -> tf.Tensor:
+        """Amplitudes times exp(i angle), ``phases`` its real and imaginary part."""
+        if step.batched:
+            phases = tf.transpose(phases, [*range(1, len(phases.shape)), 0])
+        else:
+            phases = phases[..., None]
+        of_pair = [-1] if step.keeps == "one" else [blocks]
+        cosine, sine = (
+            tf.reshape(part, [*of_pair, 1, self._cutoff, 1, tf.shape(part)[-1]])
+            for part in tf.unstack(phases)
+        )
+        parts = tf.reshape(
+            rows, [blocks, 2, self._cutoff, -1, rows.shape[-1] or tf.shape(rows)[-1]]
+        )
+        sign = np.reshape([-1.0, 1.0], [2, 1, 1, 1]).astype(self._real.as_numpy_dtype)
+        made = parts * cosine + tf.reverse(parts, [1]) * (sine * sign)
+        return tf.reshape(made, [rows.shape[0], -1])
 
     @property
     def batch(self) -> int:

@@ -24,7 +24,8 @@ def matrices_of(
 ) -> list[tf.Tensor]:
     """The matrix of each step of ``plan(circuit)``, real: ([batch,] [blocks,] 2 D, 2 D).
 
-    Of a step on the vacuum, the real and imaginary parts of the column: ([batch,] 2 D).
+    Of a step on the vacuum, the real and imaginary parts of the column: ([batch,] 2 D). Of a step
+    without cores, those of the diagonal: ([batch,] 2, [blocks,] D).
     ``compiled``: by XLA, also outside of it.
     """
     steps = plan(circuit)
@@ -128,7 +129,8 @@ def _alike(steps: Sequence[Step]) -> dict[tuple, list[int]]:
 def _build(steps: Sequence[Step], cutoff: int, values: _Values, dtype: tf.DType) -> list[tf.Tensor]:
     """For each group the matrices, as real ones: (K, [batch,] [blocks,] 2 D, 2 D).
 
-    Of steps on the vacuum, the real and imaginary parts of the columns: (K, [batch,] 2 D).
+    Of steps on the vacuum, the real and imaginary parts of the columns: (K, [batch,] 2 D); of
+    steps without cores, those of the diagonals: (K, [batch,] 2, [blocks,] D).
     """
     stacks = []
     for numbers in _alike(steps).values():
@@ -148,6 +150,8 @@ def _as_real(real: tf.Tensor, imaginary: tf.Tensor, step: Step) -> tf.Tensor:
     if step.vacuum:
         column = tf.concat([real, imaginary], -1)
         return tf.reshape(column, [real.shape[0], *batch, size])
+    if not step.cores:
+        return tf.stack([real, imaginary], 1 + step.batched)
     blocks = real.shape[1 + step.batched : -2].as_list()
     # Not by concatenation, which XLA compiles to a slow loop: by products with 2 x 2 matrices.
     one, turn = (
@@ -159,7 +163,8 @@ def _as_real(real: tf.Tensor, imaginary: tf.Tensor, step: Step) -> tf.Tensor:
 
 
 def _build_alike(group: list[Step], cutoff: int, values: _Values, dtype: tf.DType) -> Complex:
-    """(K, [batch,] [blocks,] D, D) for K steps that differ in their parameters only.
+    """(K, [batch,] [blocks,] D, D) for K steps that differ in their parameters only; the diagonal
+    alone, (K, [batch,] [blocks,] D), without cores.
 
     Angles and cores are computed in double precision; what is made of them has the state's own.
     """
@@ -170,8 +175,7 @@ def _build_alike(group: list[Step], cutoff: int, values: _Values, dtype: tf.DTyp
         for segment in range(len(group[0].angles))
     ]
     if not group[0].cores:
-        real, imaginary = waves[0] or (tf.ones([len(group), *grid.shape[1:]], dtype), None)
-        return tf.linalg.diag(real), None if imaginary is None else tf.linalg.diag(imaginary)
+        return waves[0] or (tf.ones([len(group), *grid.shape[1:]], dtype), None)
 
     def core(segment: int) -> Complex:
         rows = [[(step.cores[segment][1], 1.0)] for step in group]

@@ -1,5 +1,8 @@
 """From a list of gates to the matrices that are needed: neighbours fused, phases folded in. Pure.
 
+Phases that differ from sample to sample are not folded into a matrix that does not: each sample
+would have a matrix of its own. They are steps by themselves, which turn the amplitudes.
+
 Owns what each gate is made of (``KINDS``) and which gates become one matrix. Sees axes of a tensor,
 each of size D, and positions in a list of parameters: no numbers, no TensorFlow.
 """
@@ -126,6 +129,8 @@ Angle = tuple[tuple[str, int, float], ...]
 class Step:
     """One matrix: cores with phases before, between and after them, on one axis or on a pair.
 
+    Without cores it is diagonal: one angle for each photon number.
+
     Attributes:
         axes: one or two.
         keeps: "one", or what a pair's core keeps, "sum" or "difference".
@@ -167,7 +172,8 @@ def plan(circuit: Circuit) -> tuple[Step, ...]:
     vacuum = set() if circuit.prepared else set(range(circuit.axes))
 
     def emit(step: Step) -> None:
-        steps.append(replace(step, batched=any(circuit.batched[p] for p in step.parameters)))
+        for part in _apart(step, circuit.batched):
+            steps.append(replace(part, batched=any(circuit.batched[p] for p in part.parameters)))
         vacuum.difference_update(step.axes)
 
     def flush(axis: int) -> None:
@@ -215,6 +221,52 @@ def plan(circuit: Circuit) -> tuple[Step, ...]:
     for axis in sorted(runs):
         flush(axis)
     return tuple(steps)
+
+
+def _apart(step: Step, batched: tuple[bool, ...]) -> list[Step]:
+    """The step, with phases that differ from sample to sample as steps of their own.
+
+    Not where a core does too, nor on the vacuum, where a matrix is a column.
+    """
+    if step.vacuum or not step.cores or any(batched[p] for _, p in step.cores):
+        return [step]
+    parts: list[Step] = []
+    cores: list[tuple[str, int]] = []
+    angles: list[Angle] = []
+    for place, angle in enumerate(step.angles):
+        own = tuple(term for term in angle if batched[term[1]])
+        shared = tuple(term for term in angle if not batched[term[1]])
+        if place == 0:
+            parts += _turns(step, own)
+            angles = [shared]
+            continue
+        cores.append(step.cores[place - 1])
+        angles.append(shared)
+        if own:
+            parts.append(replace(step, cores=tuple(cores), angles=tuple(angles)))
+            parts += _turns(step, own)
+            cores, angles = [], [()]
+    if cores:
+        parts.append(replace(step, cores=tuple(cores), angles=tuple(angles)))
+    return parts
+
+
+def _turns(step: Step, angle: Angle) -> list[Step]:
+    """Diagonal steps: those of one mode on its own axis, which has fewer angles than the pair."""
+    found = []
+    for n, axis in enumerate(step.axes):
+        name = f"n{n}"
+        of_one = tuple(
+            (term.replace(name, "n0"), p, factor)
+            for term, p, factor in angle
+            if term in (name, f"{name}^2")
+        )
+        if of_one:
+            found.append(Step((axis,), "one", (), (of_one,), step.conjugate, True))
+    of_both = tuple(term for term in angle if term[0] == "n0 n1")
+    if of_both:
+        found.append(replace(step, cores=(), angles=(of_both,)))
+    return found
 
 
 def partner(keeps: str, block: np.ndarray, n0: np.ndarray, cutoff: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 
 from qpool import states
 from qpool.measure.monitor import Monitor
-from qpool.training import distance
+from qpool.training import distance, sampling
 from qpool.training.checkpoints import Checkpoint, Folder
 from qpool.training.config import Config
 from qpool.training.data import DataSet
@@ -138,10 +138,10 @@ class Journal(keras.callbacks.Callback):
 
     def _evaluate(self) -> bool:
         """Compare the generator with the data; whether it was never closer."""
-        from qpool.training.run import generate
-
         config = self._config
-        made, norms = generate(self._trainer.generator, SAMPLES, config.batch_size, config.seed)
+        made, norms = sampling.samples_and_norms(
+            self._trainer.generator, SAMPLES, config.batch_size, config.seed
+        )
         if norms.mean() < self._enough:
             states.warn_of_leakage(norms, self._enough)
             self._enough = norms.mean() - 0.05  # again when it has become worse

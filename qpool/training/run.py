@@ -123,7 +123,7 @@ def sample(
     asked = _asked(out)
     config = Config.of(asked["config"])
     rows = _rows(config, asked["data"])
-    from qpool.training import checkpoints
+    from qpool.training import checkpoints, sampling
 
     folder = checkpoints.Folder(out / "checkpoints")
     if checkpoint == "newest":
@@ -133,25 +133,8 @@ def sample(
     config = dataclasses.replace(config, strategy="cpu_batch")
     with _trainer(config, rows) as trainer:
         trainer.restore(found.arrays)
-        generated, _ = generate(trainer.generator, count, config.batch_size, seed)
+        generated = sampling.samples(trainer.generator, count, config.batch_size, seed)
     return rows.in_units(generated), rows.columns
-
-
-def generate(
-    generator: Any, count: int, batch_size: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Samples and norms of their states, of latent draws that follow from the seed."""
-    import numpy as np
-    import tensorflow as tf
-
-    chunks = range(0, count, batch_size)
-    draws = np.random.default_rng(seed).standard_normal(
-        (len(chunks) * batch_size, generator.latent_dim)
-    )
-    z = tf.constant(draws.astype(np.float32))
-    made = [generator.with_norm(z[n : n + batch_size]) for n in chunks]
-    samples, norms = (np.concatenate([np.asarray(pair[n]) for pair in made]) for n in (0, 1))
-    return samples[:count], norms[:count]
 
 
 def sentence(summary: dict[str, Any]) -> str:
@@ -252,10 +235,10 @@ def _run(
 def _draw(
     out: Path, rows: DataSet, generator: Any, config: Config, summary: dict[str, Any]
 ) -> None:
-    from qpool.training import plots
+    from qpool.training import plots, sampling
     from qpool.training.journal import SAMPLES
 
-    generated, _ = generate(generator, SAMPLES, config.batch_size, config.seed)
+    generated = sampling.samples(generator, SAMPLES, config.batch_size, config.seed)
     plots.samples(out / "samples.png", rows, generated, summary["energy_distance"])
     plots.losses(out / "losses.png", out / "metrics.csv", out / "evaluations.csv")
     plots.workers(out / "workers.png", out / "workers.csv")

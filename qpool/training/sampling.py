@@ -1,0 +1,32 @@
+"""Samples of a generator, in batches, from latent draws that follow from a seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+def samples(generator: Any, count: int, batch_size: int, seed: int) -> np.ndarray:
+    """(count, width) samples of z drawn from the standard normal distribution."""
+    if hasattr(generator, "with_norm"):  # what training has had compiled
+        return samples_and_norms(generator, count, batch_size, seed)[0]
+    made = [np.asarray(generator(z)) for z in _latent(generator, count, batch_size, seed)]
+    return np.concatenate(made)[:count]
+
+
+def samples_and_norms(
+    generator: Any, count: int, batch_size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same, and (count,) norms of their states within the cutoff, of one that tells them."""
+    made = [generator.with_norm(z) for z in _latent(generator, count, batch_size, seed)]
+    found, norms = (np.concatenate([np.asarray(pair[n]) for pair in made]) for n in (0, 1))
+    return found[:count], norms[:count]
+
+
+def _latent(generator: Any, count: int, batch_size: int, seed: int) -> list[Any]:
+    """Whole batches, so that no further shape is compiled."""
+    chunks = -(-count // batch_size)
+    draws = np.random.default_rng(seed).standard_normal((chunks * batch_size, generator.latent_dim))
+    return tf.split(tf.constant(draws.astype(np.float32)), chunks)
