@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from qpool import errors, metrics, models, states
     from qpool.engine import Engine
     from qpool.executors import register_strategy
+    from qpool.executors.cluster.team import Cluster
     from qpool.executors.processes.pool import Pool
     from qpool.generator import ParallelGenerator, create_parallel_generator, parallelize
     from qpool.layers import CircuitLayer
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CircuitLayer",
+    "Cluster",
     "Engine",
     "Monitor",
     "MonitorCallback",
@@ -49,6 +51,7 @@ __all__ = [
 #: Public name -> module that has it; loaded on first use.
 _HOMES = {
     "CircuitLayer": "qpool.layers",
+    "Cluster": "qpool.executors.cluster.team",
     "Engine": "qpool.engine",
     "ParallelGenerator": "qpool.generator",
     "Monitor": "qpool.measure.monitor",

@@ -98,8 +98,8 @@ def train(
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--workers", type=int, help="Worker processes.  [default: physical cores]")
 @click.option("--start-method", help="forkserver or spawn.  [default: as before]")
-@click.option("--strategy", help="processes or ray.  [default: as before]")
-@click.option("--address", help="Of a Ray cluster to go on with.")
+@click.option("--strategy", help="processes or ray.  [default: as the run was begun]")
+@click.option("--address", help="Of a Ray cluster to go on with, this time.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def resume(directory: Path, as_json: bool, **options: Any) -> None:
     """Go on with the run in DIRECTORY from its newest checkpoint.

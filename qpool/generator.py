@@ -172,7 +172,8 @@ def parallelize(
             ``pooled_methods``. Their first argument is sharded along its leading axis.
         sharded: names of further arguments to shard with the first. All others go to every
             worker as constants.
-        pool: a :class:`qpool.Pool` to share, in place of one of the model's own.
+        pool: a :class:`qpool.Pool`, or a :class:`qpool.Cluster` of Ray's, to share, in place of one
+            of the model's own.
         timeout: seconds a worker may go without finishing a tile before it is replaced; None:
             from how long its tiles have taken (see :class:`qpool.Pool`).
         seed: start of the random draws of a model that draws.
@@ -193,8 +194,7 @@ def parallelize(
         ModelError, ShippingError, ConfigurationError, StartupError: before any call.
     """
     sf_compat.install()
-    if address is not None:
-        strategy = _of_cluster(strategy)
+    strategy = _where(strategy, pool, address, nodes, devices)
     executor_class(strategy)
     if engine not in _ENGINES:
         raise ConfigurationError(f"unknown engine {engine!r}: {nearest(str(engine), _ENGINES)}")
@@ -247,13 +247,26 @@ def create_parallel_generator(
     return parallelize(generator, workers, strategy, **options)
 
 
-def _of_cluster(strategy: str) -> str:
-    """The strategy where an address was given."""
-    if strategy not in ("auto", "ray"):
+def _where(
+    strategy: str,
+    pool: Any,
+    address: str | None,
+    nodes: int | None,
+    devices: Sequence[str] | None,
+) -> str:
+    """The strategy, where options say that only one can be meant."""
+    of_cluster = type(pool).__name__ == "Cluster" or not (address is None and nodes is None)
+    if of_cluster and strategy not in ("auto", "ray"):
         raise ConfigurationError(
-            f"address= is of a Ray cluster, and strategy={strategy!r} has none: expected 'ray'"
+            f"address=, nodes= and a Cluster are of Ray, and strategy={strategy!r} has none: "
+            "expected 'ray'"
         )
-    return "ray"
+    if devices is not None and strategy not in ("auto", "processes", "ray"):
+        raise ConfigurationError(
+            f"devices= are of workers, and strategy={strategy!r} has none: expected 'processes' or "
+            "'ray'"
+        )
+    return "ray" if of_cluster else strategy
 
 
 def _unpooled(model: Any) -> Any:

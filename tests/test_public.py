@@ -23,6 +23,7 @@ def run(code: str) -> str:
 def test_public_names() -> None:
     assert set(qpool.__all__) == {
         "CircuitLayer",
+        "Cluster",
         "Engine",
         "Monitor",
         "MonitorCallback",

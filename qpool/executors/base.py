@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qpool.executors.processes.pool import Pool
+    from qpool.executors.computer import Computer
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Options:
     pin: bool | None = None
     engine: str = "traced"
     sharded: tuple[str, ...] = ()
-    pool: Pool | None = None
+    pool: Computer | None = None
     timeout: float | None = None
     seed: int = 0
     factory: Callable[[], Any] | None = None

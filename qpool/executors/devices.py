@@ -53,7 +53,9 @@ def parse(
             continue
         if not numbers:
             raise ConfigurationError(f"device {device!r} wants a number: {kind}:0")
-        names = visible.split(",") if visible and kind == "gpu" else None
+        names = None
+        if visible is not None and kind == "gpu":
+            names = [name for name in visible.split(",") if name]
         if names is not None and numbers[-1] >= len(names):
             raise ConfigurationError(
                 f"device {device!r}: CUDA_VISIBLE_DEVICES={visible} has {len(names)}, from gpu:0"

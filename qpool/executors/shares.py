@@ -12,8 +12,9 @@ from typing import TypeVar
 
 Node = TypeVar("Node", bound=Hashable)
 
-#: How much of what is believed of a node's speed one step changes.
-_NEWS = 0.2
+#: How much of what is believed of a node's speed one step changes; and of one that had no tile,
+#: towards the mean: else it would never have one again.
+_NEWS, _DOUBT = 0.2, 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +55,16 @@ def learn(
     """The speeds after a step in which nodes computed so many tiles in so many seconds.
 
     Only ratios are learned: the mean over the nodes that took part stays what it was, so that a
-    step of cheap tiles does not make a node look fast.
+    step of cheap tiles does not make a node look fast. One that had none comes nearer to the mean.
     """
     seen = {n: tiles[n] / max(seconds[n], 1e-9) for n in tiles if tiles[n] and n in speeds}
-    if len(seen) < 2:
+    if not seen:
         return dict(speeds)
     scale = sum(speeds[n] for n in seen) / sum(seen.values())
+    mean = sum(speeds.values()) / len(speeds)
     return {
-        n: speed if n not in seen else (1.0 - _NEWS) * speed + _NEWS * seen[n] * scale
+        n: (1.0 - _NEWS) * speed + _NEWS * seen[n] * scale
+        if n in seen
+        else (1.0 - _DOUBT) * speed + _DOUBT * mean
         for n, speed in speeds.items()
     }

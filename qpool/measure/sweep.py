@@ -260,6 +260,8 @@ def measure(
                 loss = tf.reduce_sum(generator(z))
             tape.gradient(loss, case.weights)
 
+        if cell.strategy == "ray":
+            _took_part(cell, generator.stats()["pool"]["nodes"])
         began = time.perf_counter()
         step()
         first = time.perf_counter() - began
@@ -327,6 +329,16 @@ class _Pools:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def _took_part(cell: Cell, nodes: list[dict[str, Any]]) -> None:
+    """ConfigurationError unless the cluster is as large as the cell says."""
+    found = [node["workers"] for node in nodes]
+    if found != [cell.workers] * cell.nodes:
+        raise ConfigurationError(
+            f"{cell}: the cluster has {len(found)} nodes with {found} workers free; add nodes, or "
+            "ask for fewer. Cells that are done are kept"
+        )
 
 
 def _of_nodes(generator: Any) -> tuple[float, int]:

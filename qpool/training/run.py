@@ -92,6 +92,8 @@ def resume(
         config = dataclasses.replace(config, start_method=start_method)
     if address is not None:
         strategy = strategy or "ray"
+    if config.strategy == "auto":  # with ``workers``: nothing was measured
+        config = dataclasses.replace(config, strategy="processes")
     if strategy not in (None, config.strategy):
         if not {strategy, config.strategy} <= _SAME_BITS:
             raise ConfigurationError(
@@ -283,6 +285,7 @@ def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
             pool=pool,
             tile=config.tile,
             threads=config.threads,
+            start_method=config.start_method if pool is None else None,
             seed=config.seed,
             address=config.address,
         )

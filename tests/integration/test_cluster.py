@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from rich.console import Console
 
 import qpool
 from qpool.errors import ConfigurationError, PoolClosedError, ShippingError, StartupError
-from qpool.executors.cluster import Team, connect
+from qpool.executors.cluster import Cluster, connect
 from qpool.models import QuantumSFGenerator
 from qpool.training import checkpoints, run
 from qpool.training.config import Config
@@ -118,11 +119,11 @@ def test_weights_travel_once_per_change(pooled, model, expected) -> None:
     np.testing.assert_allclose(pooled(Z), expected[0], atol=1e-5)
 
 
-def test_draws_follow_the_tile_and_not_the_node(cluster, pool) -> None:
+def test_draws_follow_the_tile_and_not_the_node(cluster) -> None:
     """A node's tiles are numbered within the whole batch."""
     z = tf.zeros((23, 2))
     found = []
-    for options in ({"strategy": "ray", "workers": 1}, {"pool": pool}):
+    for options in ({"strategy": "ray", "workers": 1}, {"workers": 2}):
         with qpool.parallelize(Drawing(), tile=2, **options) as generator:
             found.append([generator(z).numpy() for _ in range(2)])
     assert np.abs(found[0][0] - found[0][1]).max() > 1e-3
@@ -170,6 +171,61 @@ def test_actors_and_nodes_that_die_in_mid_step_change_nothing(cluster, pooled, e
     for member in list(members):  # all at once: the step waits for others to come
         ray.kill(member.actor)
     assert same(step(pooled), expected)
+
+
+def test_what_was_interrupted_leaves_no_old_weights(cluster, model, pooled, expected) -> None:
+    weights = model.trainable_variables[0]
+    weights.assign_add(tf.ones_like(weights))
+    computer, original = team(pooled), team(pooled)._news
+    asked = itertools.count()
+
+    def news(member: Any, plan: int) -> Any:
+        found = original(member, plan)
+        if next(asked) == 1:  # noted as told, and not sent
+            raise KeyboardInterrupt
+        return found
+
+    computer._news = news
+    with pytest.raises(KeyboardInterrupt):
+        pooled(Z)
+    computer._news = original
+    changed = pooled(Z).numpy()
+    with qpool.parallelize(model, strategy="sequential", engine="stock") as stock:
+        np.testing.assert_allclose(changed, stock(Z), atol=1e-5)
+    weights.assign_sub(tf.ones_like(weights))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_a_node_that_gives_no_sign_of_life_is_given_up(pooled, expected, monkeypatch) -> None:
+    from qpool.executors.cluster import team as module
+
+    monkeypatch.setattr(module, "_SILENCE", 1.0)
+    lost = pooled.stats()["pool"]["lost_nodes"]
+    until(lambda: team(pooled).nodes == 2, pooled, expected)
+    frozen = team(pooled)._members[0]
+    os.kill(ray.get(frozen.actor.hello.remote())["pid"], signal.SIGSTOP)
+    found = step(pooled)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+    assert pooled.stats()["pool"]["lost_nodes"] == lost + 1
+
+
+def test_two_models_on_one_cluster(cluster, model) -> None:
+    """And a cluster's address as people write it."""
+    address = cluster.address.replace(socket.gethostbyname(socket.gethostname()), "localhost")
+    with qpool.Cluster(workers=1, nodes=1) as shared:
+        with (
+            qpool.parallelize(model, pool=shared) as first,
+            qpool.parallelize(Raising(), pool=shared) as second,
+        ):
+            assert first.stats()["strategy"] == second.stats()["strategy"] == "ray"
+            assert first(Z).shape == (37, 2)
+            np.testing.assert_array_equal(second(tf.ones((5, 1))), 2.0 * np.ones((5, 1)))
+        assert shared.nodes == 1  # it is not the generators' to close
+        with pytest.raises(ConfigurationError, match="expected 'ray'"):
+            qpool.parallelize(model, pool=shared, strategy="processes")
+    connect.connect(address)
+    connect.disconnect()
+    assert ray.is_initialized()  # it was ours before
 
 
 def until(true: Callable[[], bool], pooled: Any, expected: list[np.ndarray]) -> None:
@@ -224,9 +280,25 @@ def test_a_cluster_without_room(cluster, model, monkeypatch) -> None:
     from qpool.executors.cluster import team as module
 
     monkeypatch.setattr(module, "_ROOM", 1.0)
+    monkeypatch.setattr(module, "_AGAIN", 0.0)
     taken = ray.remote(num_cpus=3)(dict)
-    with Holding([taken.remote() for _ in range(2)]), pytest.raises(StartupError, match="room"):
-        Team(workers=2)
+    words = "CPUs it is asked for are not free"
+    held = Holding([taken.remote() for _ in range(2)])
+    with held, pytest.raises(StartupError, match=words):
+        Cluster(workers=2)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_AGAIN", 0.0)
+    with Holding([taken.remote()]):
+        found = Cluster(workers=2)
+        assert found.nodes == 1
+    with found:
+        _wait_for(lambda: found._look() or found.nodes == 2)  # room has become free
+
+
+def _wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
 
 
 class Holding:
@@ -265,16 +337,16 @@ def test_versions_that_differ(cluster, monkeypatch) -> None:
     real = connect.versions()
     monkeypatch.setattr(connect, "versions", lambda: {**real, "numpy": "9.9"})
     with pytest.raises(StartupError, match=r"numpy .* \(here 9.9\)"):
-        Team(workers=1, nodes=1)
+        Cluster(workers=1, nodes=1)
 
 
 def test_addresses_that_are_none(cluster, model) -> None:
     with pytest.raises(ConfigurationError, match="is connected to the Ray cluster"):
-        Team("127.0.0.1:1")
-    with pytest.raises(ConfigurationError, match="strategy='threads' has none"):
+        Cluster("127.0.0.1:1")
+    with pytest.raises(ConfigurationError, match="expected 'ray'"):
         qpool.parallelize(model, strategy="threads", address=cluster.address)
     with pytest.raises(ConfigurationError, match="nodes must be at least 1"):
-        Team(nodes=0)
+        Cluster(nodes=0)
     with pytest.raises(ConfigurationError, match="expected strategy ray"):
         dataclasses.replace(CONFIG, address="here:1").check()
 

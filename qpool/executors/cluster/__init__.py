@@ -13,18 +13,20 @@ from __future__ import annotations
 from typing import Any
 
 from qpool.executors.base import Options
-from qpool.executors.cluster.team import Team
+from qpool.executors.cluster.team import Cluster
 from qpool.executors.tiled import TiledExecutor
 
-__all__ = ["RayExecutor", "Team"]
+__all__ = ["Cluster", "RayExecutor"]
 
 
 class RayExecutor(TiledExecutor):
     """Computes a model's tiles on the nodes of a cluster."""
 
-    def _make(self, options: Options) -> Team:
-        self._owns = True  # a pool that was given is for ``processes``
-        return Team(
+    def _make(self, options: Options) -> Cluster:
+        if isinstance(options.pool, Cluster):
+            return options.pool
+        self._owns = True  # any other pool that was given is for ``processes``
+        return Cluster(
             options.address,
             workers=options.workers,
             threads=options.threads,

@@ -14,6 +14,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from qpool.executors import topology
 from workers.errors import ConfigurationError, StartupError
 
 #: Seconds in which a cluster's address has to take a connection. Ray would try for minutes.
@@ -34,6 +35,7 @@ def ray() -> Any:
     # Said by Ray for a future version; it concerns GPUs, which nothing here asks Ray for.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", "10")
     try:
         import ray as module
     except ImportError as error:
@@ -44,8 +46,9 @@ def ray() -> Any:
     return module
 
 
-#: How many use the connection that was made here; 0 where it is the user's own.
+#: How many use the connection that was made here, and to where; 0 where it is the user's own.
 _users = 0
+_made = ""
 
 
 def connect(address: str | None, cpus: int | None = None) -> None:
@@ -54,11 +57,11 @@ def connect(address: str | None, cpus: int | None = None) -> None:
     None: the cluster this process is connected to already, or that RAY_ADDRESS names, or else one
     that is started on this machine (with so many ``cpus``) and ends with this process.
     """
-    global _users
+    global _users, _made
     module = ray()
     if module.is_initialized():
         here = module.get_runtime_context().gcs_address
-        if address not in (None, "auto", here):
+        if address not in (None, "auto", here, _made) and _resolved(address) != _resolved(here):
             raise ConfigurationError(
                 f"this process is connected to the Ray cluster at {here}, not {address}: call "
                 "ray.shutdown() first, or leave address= out"
@@ -67,12 +70,15 @@ def connect(address: str | None, cpus: int | None = None) -> None:
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_answers(address)
-    own = {"num_cpus": cpus, "include_dashboard": False} if address == "local" else {}
+    own: dict[str, Any] = {}
+    if address == "local":
+        cpus = max(cpus or 1, len(topology.budget().cpus))
+        own = {"num_cpus": cpus, "include_dashboard": False}
     try:
         module.init(address=address, log_to_driver=False, logging_level="WARNING", **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise StartupError(f"no Ray cluster at address={address!r}: {error}") from error
-    _users = 1
+    _users, _made = 1, address
 
 
 def disconnect() -> None:
@@ -82,6 +88,15 @@ def disconnect() -> None:
         _users -= 1
         if not _users:
             ray().shutdown()
+
+
+def _resolved(address: str) -> Any:
+    """Host and port as numbers, however the host is written."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        return socket.gethostbyname(host), port
+    except OSError:
+        return address
 
 
 def _check_answers(address: str) -> None:

@@ -63,6 +63,9 @@ class Node:
         sys.path += [entry for entry in path if entry not in sys.path]
         room = max(1, cpus // options["threads"])
         workers = min(room, options.pop("workers") or topology.budget().workers)
+        if options["devices"] is not None:  # of the cores that Ray gave
+            own = ",".join(map(str, topology.budget().cpus[:cpus]))
+            options["devices"] = [f"cpu:{own}" if d == "cpu" else d for d in options["devices"]]
         self._pool = Pool(None if options["devices"] else workers, **options)
         self._models: dict[int, int] = {}
         self._weights: dict[int, list[np.ndarray]] = {}
@@ -77,6 +80,9 @@ class Node:
             "versions": connect.versions(),
             "workers": self._pool.workers,
         }
+
+    def alive(self) -> None:
+        """Answers while something else is computed."""
 
     def start(self) -> None:
         self._pool.start()
@@ -169,7 +175,8 @@ class Node:
     def _take(self, news: Sequence[News]) -> None:
         for item in news:
             if isinstance(item, Build):
-                self.discard(item.model)
+                if item.model in self._models:
+                    continue
                 weights = _fetch(item.weights)
                 shipment = _fetch(item.shipment)
                 self._models[item.model] = self._pool.add(shipment, weights, item.engine)

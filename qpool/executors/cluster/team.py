@@ -7,23 +7,25 @@ sums are added in tile order, so the bits are the same.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
+import re
 import sys
 import time
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from qpool import tiles
-from qpool.executors import topology
 from qpool.executors.cluster import connect
 from qpool.executors.cluster.connect import Place
 from qpool.executors.cluster.node import Build, Node, Part, Weights
 from qpool.executors.computer import Computer
+from qpool.executors.devices import parse
 from qpool.executors.processes.dispatch import MAX_ATTEMPTS
 from qpool.executors.shares import Run, apportion, learn
 from workers import protocol
@@ -39,8 +41,13 @@ from workers.layout import ArraySpec
 
 log = logging.getLogger("qpool")
 
-#: Seconds in which a node has to give an actor its CPUs. Where they are taken, it never does.
+#: Seconds in which a node has to give an actor its CPUs and start it. Where they are taken, it
+#: never does; it is asked again later.
 _ROOM = 20.0
+_AGAIN = 30.0
+
+#: Seconds for which the start waits for such a node when others have come.
+_LATE = 5.0
 
 #: Seconds in which a node's workers have to be up.
 _START = 300.0
@@ -50,6 +57,10 @@ _LOOK = 1.0
 
 #: Seconds that a step waits for a node when all are lost.
 _NOBODY = 120.0
+
+#: Seconds without an answer after which nodes are asked whether they live, and in which they have
+#: to say so. A node's own pool sees to its workers; this is for its actor.
+_SILENCE = 10.0
 
 
 @dataclasses.dataclass(eq=False)
@@ -61,6 +72,7 @@ class _Member:
     since: float
     awaits: Any = None
     greeted: bool = False
+    asked: int = 0
     host: str = ""
     workers: int = 1
     tiles: int = 0
@@ -98,8 +110,9 @@ class Counters:
     copy_out: float = 0.0
 
 
-class Team(Computer):
-    """Computes batches on all nodes of a Ray cluster, each with a pool of its own.
+class Cluster(Computer):
+    """The nodes of a Ray cluster, each with a pool of its own, for any number of models
+    (``parallelize(model, pool=cluster)``).
 
     ``address`` is the cluster's, as Ray takes it (None: see :func:`connect.connect`). ``workers``
     is how many each node has at most; default: one for each of its physical cores. Ray is asked for
@@ -124,6 +137,15 @@ class Team(Computer):
         from qpool.executors.processes.pool import check
 
         check(1 if workers is None else workers, threads, start_method, timeout)
+        self._gpus = 0
+        if devices is not None:
+            if workers is not None:
+                raise ConfigurationError(
+                    f"devices= says how many workers there are; leave workers={workers} out"
+                )
+            seats = parse(devices, range(1 << 12), threads)  # which there are, nodes will say
+            numbers = [int(s.device[4:]) for s in seats if s.device.startswith("gpu:")]
+            self._gpus = max(numbers, default=-1) + 1
         if nodes is not None and nodes < 1:
             raise ConfigurationError(f"nodes must be at least 1, not {nodes!r}")
         super().__init__(seed)
@@ -139,16 +161,17 @@ class Team(Computer):
         }
         self._members: list[_Member] = []
         self._coming: dict[str, _Member] = {}
-        self._refused: set[str] = set()
+        #: Nodes that are left out, why, and until when.
+        self._refused: dict[str, tuple[str, float]] = {}
         self._speeds: dict[_Member, float] = {}
         self._models: dict[int, _Model] = {}
         self._counters = Counters()
         self._looked = 0.0
         self._closed = False
         self._began = time.monotonic()
-        connect.connect(address, None if workers is None else workers * threads)
+        connect.connect(address, workers and workers * threads)
         self._ray = connect.ray()
-        self._actor = self._ray.remote(Node)
+        self._actor = self._ray.remote(concurrency_groups={"watch": 1})(Node)
         self._finalizer = weakref.finalize(self, _let_go, self._members, self._coming)
         try:
             self._assemble()
@@ -166,6 +189,12 @@ class Team(Computer):
     def nodes(self) -> int:
         """How many nodes take part now."""
         return len(self._members)
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the actors, and their workers. Calling it again does nothing."""
@@ -198,8 +227,9 @@ class Team(Computer):
                 return
             self._drop_plans(number)
             for member in self._members:
-                member.told.pop(("model", number), None)
-                member.told.pop(("weights", number), None)
+                gone = [k for k, d in member.told.items() if _model_of(d) == number]
+                for key in gone:
+                    del member.told[key]
                 member.actor.discard.remote(number)
 
     # -- computing -------------------------------------------------------------------------
@@ -346,73 +376,74 @@ class Team(Computer):
     # -- nodes -----------------------------------------------------------------------------
 
     def _assemble(self) -> None:
-        """Wait until every node that has room takes part; raise if none does."""
-        self._look()
-        if not self._coming:
-            raise StartupError("the Ray cluster has no node with CPUs: add one (`ray start`)")
+        """Wait until the nodes that have room take part; raise if none does."""
+        began = time.monotonic()
+        self._look(strict=True)
         while self._coming:
-            self._look(strict=True)
             waiting = [member.awaits for member in self._coming.values()]
-            if waiting:
-                self._ray.wait(waiting, timeout=_LOOK)
+            self._ray.wait(waiting, num_returns=1, timeout=_LOOK)
+            self._look(strict=True)
+            started = any(member.greeted for member in self._coming.values())
+            if self._members and not started and time.monotonic() - began > _LATE:
+                break  # the others may still come
         if not self._members:
+            why = "; ".join(
+                f"{place.address} {self._refused[name][0]}"
+                for name, place in connect.places().items()
+                if name in self._refused
+            )
             raise StartupError(
-                f"no node of the Ray cluster has room: each was asked for "
-                f"{self._asked()} of its CPUs, which others have. `ray status` shows who; "
-                "workers= asks for fewer"
+                f"no node of the Ray cluster can take part: {why or 'none has CPUs'}. `ray status` "
+                "shows what is free; workers= asks for less"
             )
 
-    def _asked(self) -> str:
-        return "all" if self._workers is None else str(self._workers * self._threads)
-
     def _look(self, *, strict: bool = False) -> None:
-        """Take in the nodes that have come; with ``strict``, what is wrong with one is raised."""
+        """Take in the nodes that have come; ``strict`` raises where one has other versions."""
+        now = time.monotonic()
         places = connect.places()
         here = {m.place.name for m in self._members} | set(self._coming)
         for name, place in places.items():
             full = len(self._members) + len(self._coming) >= (self._most or len(places))
-            if name not in here and name not in self._refused and not full:
+            if name not in here and not full and self._refused.get(name, ("", 0.0))[1] < now:
                 self._coming[name] = self._invite(place)
         for name, member in list(self._coming.items()):
             ready, _ = self._ray.wait([member.awaits], timeout=0)
-            late = time.monotonic() - member.since > (_START if member.greeted else _ROOM)
-            if not ready and not late:
-                continue
+            late = now - member.since > (_START if member.greeted else _ROOM)
             try:
-                if not ready:
-                    self._turn_away(name, "has no room: its CPUs are taken by others")
-                elif member.greeted:
+                if ready and member.greeted:
                     self._ray.get(member.awaits)
                     del self._coming[name]
                     self._members.append(member)
                     self._speeds[member] = float(member.workers)
-                else:
+                elif ready:
                     self._greet(member)
+                elif late:
+                    asked = f"{member.asked} CPUs" + (f", {self._gpus} GPUs" if self._gpus else "")
+                    self._turn_away(
+                        name, f"has not started an actor: the {asked} it is asked for are not free"
+                    )
+            except StartupError as error:
+                self._turn_away(name, str(error), for_good=True)
+                if strict:
+                    raise StartupError(f"node {member.place.address} {error}") from error
             except (QPoolError, self._ray.exceptions.RayError) as error:
                 self._turn_away(name, f"cannot take part: {_said(error)}")
-                if strict:
-                    raise StartupError(
-                        f"node {member.place.address} cannot take part: {_said(error)}"
-                    ) from error
 
     def _invite(self, place: Place) -> _Member:
-        asked, gpus = place.cpus, 0
+        asked = place.cpus
         if self._workers is not None:
             asked = min(asked, self._workers * self._threads)
-        for device in self._options["devices"] or ():
-            kind, _, which = device.partition(":")
-            gpus += len(topology.parse_cpu_list(which)) if kind == "gpu" else 0
         where = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             place.name, soft=False
         )
         actor = self._actor.options(
             num_cpus=asked,
-            num_gpus=gpus,
+            num_gpus=self._gpus,
             scheduling_strategy=where,
             max_restarts=0,
             max_task_retries=0,
         ).remote(asked, self._options, sys.path)
-        return _Member(place, actor, time.monotonic(), actor.hello.remote())
+        return _Member(place, actor, time.monotonic(), actor.hello.remote(), asked=asked)
 
     def _greet(self, member: _Member) -> None:
         """The handshake: a node of other versions would compute other bits."""
@@ -422,7 +453,7 @@ class Team(Computer):
         other = {n: pair for n, pair in other.items() if pair[0] != pair[1]}
         if other:
             raise StartupError(
-                "its versions differ from the coordinator's: "
+                "has other versions than the coordinator: "
                 + ", ".join(f"{n} {theirs} (here {here})" for n, (here, theirs) in other.items())
                 + ". Install the same on all nodes"
             )
@@ -430,10 +461,12 @@ class Team(Computer):
         member.greeted, member.since = True, time.monotonic()
         member.awaits = member.actor.start.remote()
 
-    def _turn_away(self, name: str, why: str) -> None:
+    def _turn_away(self, name: str, why: str, *, for_good: bool = False) -> None:
         member = self._coming.pop(name)
-        self._refused.add(name)
-        log.warning("node %s %s; it is left out", member.place.address, why)
+        until = float("inf") if for_good else time.monotonic() + _AGAIN
+        if name not in self._refused:
+            log.warning("node %s %s; it is left out", member.place.address, why)
+        self._refused[name] = why, until
         self._ray.kill(member.actor)
 
     def _lose(self, member: _Member, error: BaseException) -> None:
@@ -490,30 +523,73 @@ class Team(Computer):
         """Ask every node for the same; nodes that are lost are left out, unless all are."""
         found: dict[_Member, Any] = {}
         while not found:
-            asked = [(member, ask(member)) for member in self._someone()]
-            for member, reference in asked:
-                try:
-                    found[member] = self._answer(member, reference)
-                except _Lost as lost:
-                    self._lose(member, lost.error)
+            members = self._someone()
+            with self._unsure_of(members):
+                asked = [(member, ask(member)) for member in members]
+                for member, reference in asked:
+                    try:
+                        self._await([reference], {reference: member})
+                        found[member] = self._answer(member, reference)
+                    except _Lost as lost:
+                        self._lose(member, lost.error)
         return found
+
+    @contextlib.contextmanager
+    def _unsure_of(self, members: Sequence[_Member]) -> Iterator[None]:
+        """Should this end before its time, what the nodes were told is told them again.
+
+        What has been sent is not known then: an interruption may have come before it was, and a
+        node that raised an error has not taken in what followed.
+        """
+        try:
+            yield
+        except BaseException:
+            for member in members:
+                member.told.clear()
+            raise
+
+    def _await(self, pending: Sequence[Any], of: Mapping[Any, _Member]) -> Any:
+        """A reference that is answered; ``_Lost`` if a node that is waited for does not live."""
+        while True:
+            ready, _ = self._ray.wait(list(pending), num_returns=1, timeout=_SILENCE)
+            if ready:
+                return ready[0]
+            pings = {
+                member: member.actor.alive.options(concurrency_group="watch").remote()
+                for member in {of[reference] for reference in pending}
+            }
+            self._ray.wait(list(pings.values()), num_returns=len(pings), timeout=_SILENCE)
+            for member, ping in pings.items():
+                if not self._ray.wait([ping], timeout=0)[0]:
+                    silent = TimeoutError(f"no sign of life for {2 * _SILENCE:.0f} seconds")
+                    self._ray.kill(member.actor)  # its answers become errors, which are dealt with
+                    log.warning("node %s: %s", member.place.address, silent)
 
     def _perform(
         self, number: int, ask: Ask, homes: list[Home] | None
     ) -> list[tuple[_Member, Run, tuple[list[np.ndarray], Any]]]:
         """Have every tile computed; who computed what, and what came of it, in tile order."""
         self._counters.tiles += number
-        done: list[tuple[_Member, Run, Any]] = []
-        seconds: dict[_Member, float] = {}
         pending: dict[Any, tuple[_Member, Run, int]] = {}
         homeless: list[tuple[Run, int]] = []
         if homes is None:
             homeless.append((Run(0, number), 0))
-        for member, run, own in homes or ():
-            if member in self._members:
-                pending[ask(member, run, own)] = member, run, 0
-            else:
-                homeless.append((run, 0))
+        with self._unsure_of(self._members):
+            for member, run, own in homes or ():
+                if member in self._members:
+                    pending[ask(member, run, own)] = member, run, 0
+                else:
+                    homeless.append((run, 0))
+            return self._collect(ask, pending, homeless)
+
+    def _collect(
+        self,
+        ask: Ask,
+        pending: dict[Any, tuple[_Member, Run, int]],
+        homeless: list[tuple[Run, int]],
+    ) -> list[tuple[_Member, Run, tuple[list[np.ndarray], Any]]]:
+        done: list[tuple[_Member, Run, Any]] = []
+        seconds: dict[_Member, float] = {}
         while pending or homeless:
             for run, attempts in homeless:
                 self._someone()
@@ -521,7 +597,7 @@ class Team(Computer):
                     pending[ask(member, part, None)] = member, part, attempts
             homeless = []
             began = time.perf_counter()
-            (reference,), _ = self._ray.wait(list(pending), num_returns=1)
+            reference = self._await(list(pending), {r: of[0] for r, of in pending.items()})
             member, run, attempts = pending.pop(reference)
             try:
                 values, own, spent = self._answer(member, reference)
@@ -570,7 +646,6 @@ class Team(Computer):
         try:
             return self._ray.get(reference)
         except exceptions.RayTaskError as error:
-            member.told.clear()  # how much of it was taken in is not known
             cause = error.cause
             if not isinstance(cause, BaseException):
                 raise
@@ -585,6 +660,12 @@ class _Lost(Exception):
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+def _model_of(definition: Any) -> int:
+    """The number of the model that a piece of news is about."""
+    number: int = definition.model
+    return number
 
 
 def _rows(run: Run, tile: int) -> slice:
@@ -607,9 +688,11 @@ def _of_bits(surveyed: protocol.Surveyed) -> Any:
 
 
 def _said(error: BaseException) -> str:
-    """The first lines of what Ray says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:4]) or type(error).__name__
+    """What Ray says, in a line: the error at the end of a traceback, or else how it begins."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return raised[-1] if raised else " ".join(lines[:4]) or type(error).__name__
 
 
 def _let_go(members: list[_Member], coming: dict[str, _Member]) -> None:

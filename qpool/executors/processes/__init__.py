@@ -31,6 +31,10 @@ class ProcessExecutor(TiledExecutor):
                 seed=options.seed,
                 devices=options.devices,
             )
+        if not isinstance(options.pool, Pool):
+            raise ConfigurationError(
+                f"strategy 'processes' takes a qpool.Pool; came {type(options.pool).__name__}"
+            )
         if options.devices is not None:
             raise ConfigurationError(
                 "devices= is the pool's own: leave it out where pool= is given"

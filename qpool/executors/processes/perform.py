@@ -204,10 +204,11 @@ def failure_of(
             f"building the model took {len(instruction.causes)} workers, one after another; the "
             f"pool is usable, without this model:\n{attempts}"
         )
-    spans = [(n * frame.tile, (n + 1) * frame.tile) for n in instruction.tiles]
+    begins = frame.first * frame.tile  # where it is a part of a larger batch
+    spans = [(begins + n * frame.tile, begins + (n + 1) * frame.tile) for n in instruction.tiles]
     if not of_tiles:
-        spans = [(0, frame.batch)]
-    rows = ", ".join(f"{start} to {min(stop, frame.batch) - 1}" for start, stop in spans)
+        spans = [(begins, begins + frame.batch)]
+    rows = ", ".join(f"{start} to {min(stop, begins + frame.batch) - 1}" for start, stop in spans)
     return WorkerLostError(
         f"samples {rows} took {len(instruction.causes)} workers with them, one after another; the "
         f"pool is usable, these samples are not:\n{attempts}"

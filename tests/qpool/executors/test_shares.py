@@ -38,10 +38,21 @@ def test_what_is_learned_is_how_fast_one_is_against_the_other() -> None:
         speeds = learn(speeds, {"a": 4, "b": 4}, {"a": 4.0, "b": 12.0})
     assert speeds["a"] / speeds["b"] == pytest.approx(3.0, rel=1e-3)
     assert speeds["a"] + speeds["b"] == pytest.approx(2.0)
-    assert speeds["away"] == 5.0
 
 
-def test_one_alone_teaches_nothing() -> None:
-    speeds = {"a": 1.0, "b": 2.0}
-    assert learn(speeds, {"a": 4, "b": 0}, {"a": 1.0, "b": 0.0}) == speeds
-    assert learn(speeds, {"a": 4, "lost": 4}, {"a": 1.0, "lost": 1.0}) == speeds
+def test_one_alone_has_nobody_to_be_compared_with() -> None:
+    speeds = {"a": 1.0}
+    assert learn(speeds, {"a": 4, "lost": 4}, {"a": 1.0, "lost": 1.0}) == pytest.approx(speeds)
+    assert learn(speeds, {"lost": 4}, {"lost": 1.0}) == speeds
+
+
+def test_one_that_was_slow_for_a_while_has_tiles_again() -> None:
+    speeds = {"a": 1.0, "b": 1.0}
+    given = 0
+    for step in range(500):
+        runs = apportion(Run(0, 2), speeds)
+        tiles = {n: runs[n].tiles if n in runs else 0 for n in speeds}
+        slow = 5.0 if step < 10 else 1.0
+        speeds = learn(speeds, tiles, {"a": 0.01 * tiles["a"], "b": 0.01 * slow * tiles["b"]})
+        given += tiles["b"] if step >= 250 else 0
+    assert given > 200
