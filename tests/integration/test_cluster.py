@@ -356,6 +356,12 @@ def test_an_address_that_does_not_answer(monkeypatch) -> None:
         port = server.getsockname()[1]
     with pytest.raises(StartupError, match="no Ray cluster answers"):
         connect._check_answers(f"127.0.0.1:{port}")
+    monkeypatch.setattr(connect, "_ANSWER", 0.5)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(StartupError, match="no Ray cluster answers"),
+    ):
+        connect._check_answers(f"127.0.0.1:{other.getsockname()[1]}")
     with pytest.raises(ConfigurationError, match="expected host:port"):
         connect._check_answers("nonsense")
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -11,6 +11,8 @@ import importlib.metadata
 import os
 import platform
 import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +37,6 @@ def ray() -> Any:
     # Said by Ray for a future version; it concerns GPUs, which nothing here asks Ray for.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", "10")
     try:
         import ray as module
     except ImportError as error:
@@ -111,7 +112,10 @@ def _check_answers(address: str) -> None:
         )
     try:
         socket.create_connection((host, int(port)), _ANSWER).close()
-    except OSError as error:
+        if not address.startswith("ray://"):  # whatever listens there may not be Ray
+            check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address"]
+            subprocess.run([*check, address], capture_output=True, timeout=2 * _ANSWER, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
         raise StartupError(
             f"no Ray cluster answers at {address} ({error}): start one there with `ray start "
             "--head`, or give the address that it printed"
