@@ -155,13 +155,14 @@ def timed_stock(
     """Stock Strawberry Fields on random points: (points, seconds), and how far from it we are."""
     import qpool
 
-    chosen = np.random.default_rng(0).choice(len(points), 16, replace=False)
+    many = min(256, len(points))
+    chosen = np.random.default_rng(0).choice(len(points), many, replace=False)
     scale = np.abs(slopes).max(axis=0)
     worst, taken = [0.0, 0.0], {}
     with qpool.parallelize(layer, strategy="sequential", engine="stock") as stock:
         for how, groups in (
             ("one at a time", chosen[:8, None]),
-            ("batch_size=16", chosen[None]),
+            (f"batch_size={many}", chosen[None]),
         ):
             began, number = time.perf_counter(), 0
             for _ in range(turns):
