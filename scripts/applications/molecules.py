@@ -82,7 +82,7 @@ def molecules(seeds: int, steps: int | None, workers: int | None, long: bool, ou
                 "classical": lambda seed: comparison.classical_generator(8, 4, size, seed),
             },
             range(1, seeds + 1),
-            steps=steps or (4000 if long else 600),
+            steps=steps or (4000 if long else 1200),
             batch_size=32,
             options={"quantum": {"pool": pool, "strategy": "processes"}},
             say=say,

@@ -6,8 +6,8 @@ quanta are taken.
 
 Sought is a circuit (layers of a CV quantum neural network on the vacuum) whose photon numbers are
 distributed like that: state preparation by its statistics. What is maximised is the fidelity of the
-two distributions, F = (sum_n sqrt(p_n q_n))^2. The landscape has poor local optima, so there are
-many starts; they are rows of one batch, whose gradients come back through the pool in one piece.
+two distributions, F = (sum_n sqrt(p_n q_n))^2. Where a start ends differs, so there are many; they
+are rows of one batch, whose gradients come back through the pool in one piece.
 """
 
 from __future__ import annotations
