@@ -54,6 +54,8 @@ def cli() -> None:
 @click.option("--critic-rate", default=_DEFAULT.critic_rate, help="Its learning rate.")
 @click.option("--schedule", default=_DEFAULT.schedule, help="Of both rates: constant or cosine.")
 @click.option("--critic-steps", default=_DEFAULT.critic_steps, help="Critic updates in a step.")
+@click.option("--critic-units", default=_DEFAULT.critic_units, help="In each hidden layer of it.")
+@click.option("--critic-layers", default=_DEFAULT.critic_layers, help="Its hidden layers.")
 @click.option("--penalty", default=_DEFAULT.penalty, help="Weight of the gradient penalty.")
 @click.option("--norm-penalty", default=_DEFAULT.norm_penalty, help="Weight on leaving the cutoff.")
 @click.option("--clip-norm", type=float, help="Largest norm of a gradient.  [default: none]")

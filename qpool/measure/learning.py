@@ -38,7 +38,15 @@ _SEVERAL = {
     "generator-rate": 0.003,
     "critic-rate": 0.003,
 }
-OF_DATA = {name: _ONE if name in ("breast-cancer", "wine") else _SEVERAL for name in DATA}
+#: Densities: the critic has to see edges, in a batch and in its own layers.
+_EDGES = {**_SEVERAL, "batch-size": 200, "critic-units": 128, "critic-layers": 3}
+OF_DATA = {
+    "breast-cancer": _ONE,
+    "wine": _ONE,
+    "iris": _SEVERAL,
+    "ring": _EDGES,
+    "four-gaussians": _EDGES,
+}
 
 
 def command(data: str, seed: int, steps: int | None, out: Path) -> list[str]:

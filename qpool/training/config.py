@@ -33,6 +33,8 @@ class Config:
     critic_rate: float = 0.01
     schedule: str = "constant"
     critic_steps: int = 5
+    critic_units: int = 32
+    critic_layers: int = 2
     loss: str = "wasserstein"
     penalty: float = 1.0
     norm_penalty: float = 0.0
@@ -92,6 +94,8 @@ class Config:
             "modes",
             "layers",
             "critic_steps",
+            "critic_units",
+            "critic_layers",
             "threads",
             "checkpoint_every",
             "evaluate_every",

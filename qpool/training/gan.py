@@ -157,15 +157,12 @@ class QuantumGAN(keras.Model):
         return tf.reduce_mean((slope - 1.0) ** 2)
 
 
-def default_critic(width: int, seed: int = 0) -> keras.Model:
-    """A small classical critic: (batch, width) -> (batch, 1)."""
-    initial = [keras.initializers.GlorotUniform(seed=seed + n) for n in range(3)]
-    return keras.Sequential(
-        [
-            keras.Input((width,)),
-            keras.layers.Dense(32, "leaky_relu", kernel_initializer=initial[0]),
-            keras.layers.Dense(32, "leaky_relu", kernel_initializer=initial[1]),
-            keras.layers.Dense(1, kernel_initializer=initial[2]),
-        ],
-        name="critic",
-    )
+def default_critic(width: int, seed: int = 0, units: int = 32, layers: int = 2) -> keras.Model:
+    """A classical critic of hidden ``layers`` of ``units`` each: (batch, width) -> (batch, 1)."""
+    initial = [keras.initializers.GlorotUniform(seed=seed + n) for n in range(layers + 1)]
+    hidden = [
+        keras.layers.Dense(units, "leaky_relu", kernel_initializer=initial[n])
+        for n in range(layers)
+    ]
+    last = keras.layers.Dense(1, kernel_initializer=initial[layers])
+    return keras.Sequential([keras.Input((width,)), *hidden, last], name="critic")

@@ -275,6 +275,7 @@ def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
             pool = stack.enter_context(made)
         import keras
 
+        from qpool.training.gan import default_critic
         from qpool.training.trainer import QuantumGANTrainer
 
         keras.utils.set_random_seed(config.seed)
@@ -298,8 +299,10 @@ def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
                 return start
             return keras.optimizers.schedules.CosineDecay(start, steps * updates)
 
+        width = rows.rows.shape[1]
         trainer = QuantumGANTrainer(
             stack.enter_context(generator),
+            default_critic(width, config.seed, config.critic_units, config.critic_layers),
             generator_rate=rate(config.generator_rate, 1),
             critic_rate=rate(config.critic_rate, config.critic_steps),
             critic_steps=config.critic_steps,
@@ -309,7 +312,7 @@ def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
             clip_norm=config.clip_norm,
             seed=config.seed,
         )
-        trainer.prepare(rows.rows.shape[1])
+        trainer.prepare(width)
         yield trainer
 
 

@@ -108,7 +108,25 @@ def finance(seeds: int, steps: int | None, workers: int | None, long: bool, out:
     table.append({"kind": "real, held out", **facts(held)})
     shown = {t.kind: w for t, w in zip(trained[-2:], made[-2:], strict=True)}
     draw(out / "finance.png", np.vstack([train, held]), {**shown, "Gaussian": normal})
-    return {"windows of returns": table, "verdict": applications.verdict(trained, floor)}
+    return {
+        "windows of returns": table,
+        "verdict": applications.verdict(trained, floor),
+        "stylised facts": nearer(table, facts(np.vstack([train, held]))),
+    }
+
+
+def nearer(table: list[dict[str, Any]], real: dict[str, float]) -> str:
+    """Which generator's median over seeds is nearer to the real value of each fact."""
+    found = []
+    for name, value in real.items():
+        medians = {
+            kind: float(np.median([row[name] for row in table if row["kind"] == kind]))
+            for kind in ("quantum", "classical")
+        }
+        best = min(medians, key=lambda kind: abs(medians[kind] - value))
+        figures = ", ".join(f"{kind} {median:.3g}" for kind, median in medians.items())
+        found.append(f"{name}: {best} is nearer ({figures}; real {value:.3g})")
+    return "; ".join(found)
 
 
 def draw(path: Path, real: np.ndarray, generated: dict[str, np.ndarray]) -> None:
