@@ -1,14 +1,15 @@
 """The seed's table, measured: what each way to compute its circuit makes of the machine.
 
 Owns the ways that are no strategy of qpool's: stock Strawberry Fields one sample at a time, in
-threads, and in joblib's processes. Every figure is of a forward pass and the weights' gradient; CPU
-use is CPU seconds of this process and its children over wall seconds times cores.
+threads, and in processes of joblib's and Ray's. Every figure is of a forward pass and the weights'
+gradient; CPU use is CPU seconds of this process and its children over wall seconds times cores.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import itertools
 import os
 import statistics
@@ -82,7 +83,19 @@ def _ways(
     yield "stock, batch_size", _step(case, z)
     parallel = joblib.Parallel(cores, backend="loky")
     yield f"stock, batch_size, joblib, {cores} processes", lambda: _joblib(parallel, case, z, cores)
+    of_ray = []
+    if importlib.util.find_spec("ray"):
+        import ray
+
+        # CPUs for the tasks, and for the pool of our own that stays.
+        options = {"num_cpus": 2 * cores, "include_dashboard": False, "log_to_driver": False}
+        ray.init(**options, logging_level="ERROR")
+        stack.callback(ray.shutdown)
+        task = ray.remote(_in_process)
+        yield f"stock, batch_size, Ray, {cores} tasks", lambda: _ray(ray, task, case, z, cores)
+        of_ray = [("traced", "ray", cores)]
     for engine, strategy, workers in (
+        *of_ray,
         ("stock", "processes", cores),
         ("traced", "processes", cores),
         ("traced", "threads", cores),
@@ -122,8 +135,13 @@ def _joblib(parallel: Any, case: Case, z: tf.Tensor, cores: int) -> np.ndarray:
     return sum(parallel(joblib.delayed(_in_process)(weights, part) for part in parts))
 
 
+def _ray(ray: Any, task: Any, case: Case, z: tf.Tensor, cores: int) -> np.ndarray:
+    weights = ray.put(case.weights.numpy())
+    return sum(ray.get([task.remote(weights, part) for part in np.array_split(z.numpy(), cores)]))
+
+
 def _in_process(weights: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """In a process of joblib's: the gradient of a part of the batch."""
+    """In a process of joblib's or Ray's: the gradient of a part of the batch."""
     case = _case_of_process()
     case.weights.assign(weights)
     return _step(case, tf.constant(z))()
