@@ -256,6 +256,8 @@ def _where(
 ) -> str:
     """The strategy, where options say that only one can be meant."""
     of_cluster = type(pool).__name__ == "Cluster" or not (address is None and nodes is None)
+    if pool is not None and (address, nodes) != (None, None):
+        raise ConfigurationError("address= and nodes= are a Cluster's own: leave out them or pool=")
     if of_cluster and strategy not in ("auto", "ray"):
         raise ConfigurationError(
             f"address=, nodes= and a Cluster are of Ray, and strategy={strategy!r} has none: "

@@ -171,7 +171,9 @@ def _build_alike(group: list[Step], cutoff: int, values: _Values, dtype: tf.DTyp
     batched, vacuum = group[0].batched, group[0].vacuum
     grid = _grid(group[0].keeps, cutoff)  # (terms, [blocks,] D)
     waves = [
-        _waves([step.angles[segment] for step in group], values, grid, dtype, batched=batched)
+        None  # what comes first does nothing to the vacuum
+        if vacuum and not segment
+        else _waves([step.angles[segment] for step in group], values, grid, dtype, batched=batched)
         for segment in range(len(group[0].angles))
     ]
     if not group[0].cores:

@@ -514,3 +514,37 @@ def test_expectation_values_are_as_precise_in_a_graph() -> None:
         np.testing.assert_allclose(call(TracedEngine, r), expected, rtol=0, atol=1e-13)
     batch = tf.constant([0.1, 0.3], tf.float64)
     np.testing.assert_allclose(found(TracedEngine, batch)[:, 1], expected, rtol=0, atol=1e-13)
+
+
+def test_a_samples_phase_on_the_vacuum_before_a_gate_that_all_share() -> None:
+    """The phase does nothing, and is no reason to make the gate's matrix for each sample."""
+    phases = np.array([0.3, 0.7, -1.1])
+
+    def build(program: sf.Program) -> None:
+        x = program.params("x")
+        with program.context as q:
+            ops.Rgate(x) | q[0]
+            ops.Kgate(x) | q[1]
+            ops.Sgate(0.3, 0.2) | q[0]
+            ops.Dgate(0.4) | q[1]
+            ops.Rgate(x) | q[1]
+            ops.BSgate(0.5, 0.1) | q
+            ops.Kgate(2 * x) | q[0]
+            ops.CKgate(x) | q
+            ops.BSgate(0.2) | q
+
+    found, expected = [], []
+    for engine, results in ((TracedEngine, found), (sf.Engine, expected)):
+        for sample in (phases, *([[phase]] for phase in phases)):
+            program = sf.Program(2)
+            build(program)
+            options = {"cutoff_dim": 4, "dtype": tf.complex128}
+            if engine is sf.Engine and len(sample) > 1:
+                options["batch_size"] = len(sample)
+            x = tf.Variable(np.squeeze(sample))
+            with tf.GradientTape() as tape:
+                state = engine("tf", backend_options=options).run(program, args={"x": x}).state
+                value = tf.reduce_sum(tf.math.real(state.quad_expectation(0)[0]))
+            results += [state.ket().numpy(), tape.gradient(value, x).numpy()]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)

@@ -15,6 +15,7 @@ from typing import Any
 from qpool.executors.base import Options
 from qpool.executors.cluster.team import Cluster
 from qpool.executors.tiled import TiledExecutor
+from workers.errors import ConfigurationError
 
 __all__ = ["Cluster", "RayExecutor"]
 
@@ -24,6 +25,11 @@ class RayExecutor(TiledExecutor):
 
     def _make(self, options: Options) -> Cluster:
         if isinstance(options.pool, Cluster):
+            if (options.workers, options.devices, options.nodes) != (None, None, None):
+                raise ConfigurationError(
+                    "workers=, devices= and nodes= are the Cluster's own: leave them out where "
+                    "pool= is given"
+                )
             return options.pool
         self._owns = True  # any other pool that was given is for ``processes``
         return Cluster(

@@ -417,12 +417,14 @@ class Cluster(Computer):
                     self._speeds[member] = float(member.workers)
                 elif ready:
                     self._greet(member)
+                elif late and member.greeted:
+                    self._turn_away(name, f"has not had its workers up within {_START:.0f} s")
                 elif late:
                     asked = f"{member.asked} CPUs" + (f", {self._gpus} GPUs" if self._gpus else "")
                     self._turn_away(
                         name, f"has not started an actor: the {asked} it is asked for are not free"
                     )
-            except StartupError as error:
+            except _OtherVersions as error:
                 self._turn_away(name, str(error), for_good=True)
                 if strict:
                     raise StartupError(f"node {member.place.address} {error}") from error
@@ -452,7 +454,7 @@ class Cluster(Computer):
         other = {n: (v, hello["versions"].get(n)) for n, v in ours.items()}
         other = {n: pair for n, pair in other.items() if pair[0] != pair[1]}
         if other:
-            raise StartupError(
+            raise _OtherVersions(
                 "has other versions than the coordinator: "
                 + ", ".join(f"{n} {theirs} (here {here})" for n, (here, theirs) in other.items())
                 + ". Install the same on all nodes"
@@ -654,6 +656,10 @@ class Cluster(Computer):
             raise cause from None
         except exceptions.RayError as error:
             raise _Lost(error) from error
+
+
+class _OtherVersions(Exception):
+    """A node that would compute other bits."""
 
 
 class _Lost(Exception):
