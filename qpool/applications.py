@@ -83,7 +83,9 @@ def verdict(trained: Sequence[Trained], floor: float) -> str:
         f"{kind} {middle[kind]:.3f} ({min(found):.3f} to {max(found):.3f})"
         for kind, found in of.items()
     )
-    if max(of["quantum"]) < min(of["classical"]):
+    if len(of["quantum"]) < 3:
+        what = "So few seeds tell nothing of their spread"
+    elif max(of["quantum"]) < min(of["classical"]):
         what = "The quantum model is closer to the real data than the classical one with every seed"
     elif min(of["quantum"]) > max(of["classical"]):
         what = "The quantum model adds nothing here: the classical one is closer with every seed"

@@ -22,15 +22,19 @@ from qpool.applications import CLASSICAL, QUANTUM, REAL
 
 COLUMNS = ("log10 molar mass (g/mol)", "boiling point (K)", "critical point (K)", "log10 Pc (bar)")
 
+#: Sources of boiling points that are, or may be, estimates.
+ESTIMATES = ("JOBACK", "YAWS")
+
 
 def real_molecules() -> np.ndarray:
     """(molecules, 4): what COLUMNS says."""
     critical = applications.need("chemicals.critical")
-    boiling_point = applications.need("chemicals.phase_change").Tb
+    phases = applications.need("chemicals.phase_change")
     rows = []
     critical.Tc("74-82-8")  # has the package load its tables
     for number, known in critical.critical_data_IUPAC.sort_index().iterrows():
-        boils = boiling_point(number)
+        sources = [s for s in phases.Tb_methods(number) if s not in ESTIMATES]
+        boils = phases.Tb(number, method=sources[0]) if sources else None
         if boils and known.MW > 0 and known.Tc > 0 and known.Pc > 0:
             rows.append((np.log10(known.MW), boils, known.Tc, np.log10(known.Pc / 1e5)))
     return np.array(rows)
