@@ -83,8 +83,8 @@ def test_optimisation_gives_the_same_numbers_again(tmp_path) -> None:
 
 
 def test_landscape(tmp_path) -> None:
-    found = results("landscape", tmp_path, "--steps", "16")
-    assert [row["points"] for row in found["time"]] == [256, 8, 256]
+    found = results("landscape", tmp_path, "--steps", "6")
+    assert [row["points"] for row in found["time"]] == [36, 8, 36]
     value = float(found["worst distance from stock"].split()[1].strip(","))
     assert value < 1e-4
 
