@@ -143,9 +143,9 @@ def test_errors_of_the_model_are_those_of_the_pool(cluster) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_actors_and_nodes_that_die_in_mid_step_change_nothing(cluster, pooled, expected) -> None:
     """A node comes and goes, and an actor is killed while its answer is awaited."""
-    members = team(pooled)._members
+    members = team(pooled)._crew.members
     kill = itertools.count()
-    original = team(pooled)._answer
+    original = team(pooled)._crew.answer
 
     def answer(member: Any, reference: Any) -> Any:
         if next(kill) == 0:
@@ -153,9 +153,9 @@ def test_actors_and_nodes_that_die_in_mid_step_change_nothing(cluster, pooled, e
             os.kill(ray.get(victim.actor.hello.remote())["pid"], signal.SIGKILL)
         return original(member, reference)
 
-    team(pooled)._answer = answer
+    team(pooled)._crew.answer = answer
     assert same(step(pooled), expected)
-    team(pooled)._answer = original
+    team(pooled)._crew.answer = original
     # The first step may have had its answers already; the next call finds out.
     assert same(step(pooled), expected)
     assert pooled.stats()["pool"]["lost_nodes"] == 1
@@ -197,12 +197,12 @@ def test_what_was_interrupted_leaves_no_old_weights(cluster, model, pooled, expe
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_a_node_that_gives_no_sign_of_life_is_given_up(pooled, expected, monkeypatch) -> None:
-    from qpool.executors.cluster import team as module
+    from qpool.executors.cluster import crew as module
 
     monkeypatch.setattr(module, "_SILENCE", 1.0)
     lost = pooled.stats()["pool"]["lost_nodes"]
     until(lambda: team(pooled).nodes == 2, pooled, expected)
-    frozen = team(pooled)._members[0]
+    frozen = team(pooled)._crew.members[0]
     os.kill(ray.get(frozen.actor.hello.remote())["pid"], signal.SIGSTOP)
     found = step(pooled)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
@@ -277,7 +277,7 @@ def test_a_run_goes_from_here_to_a_cluster_and_back(cluster, tmp_path, monkeypat
 
 
 def test_a_cluster_without_room(cluster, model, monkeypatch) -> None:
-    from qpool.executors.cluster import team as module
+    from qpool.executors.cluster import crew as module
 
     monkeypatch.setattr(module, "_ROOM", 1.0)
     monkeypatch.setattr(module, "_AGAIN", 0.0)
@@ -292,7 +292,7 @@ def test_a_cluster_without_room(cluster, model, monkeypatch) -> None:
         found = Cluster(workers=2)
         assert found.nodes == 1
     with found:
-        _wait_for(lambda: found._look() or found.nodes == 2)  # room has become free
+        _wait_for(lambda: found._crew.look() or found.nodes == 2)  # room has become free
 
 
 def _wait_for(true: Callable[[], bool]) -> None:

@@ -2,6 +2,7 @@
 
 gradient.py (TensorFlow) -> remote.py (one model, arrays) -> team.py (nodes) -> node.py: a Pool
                                                                |-- ../shares.py who gets what
+                                                               |-- crew.py      who takes part
                                                                `-- connect.py   Ray itself
 
 A node is one Ray actor that owns a local pool over that node's cores. Starting, placing, watching

@@ -1,82 +1,31 @@
 """The nodes of a cluster as one computer: a batch's tiles are shared out, and results put together.
 
-Owns which nodes take part (those that are there, as they come and go), what each was told, and what
-to do when one is lost: its tiles run elsewhere. A tile is computed as in a local pool, and partial
+Owns what each node is told and asked, and what to do when one is lost: its tiles run elsewhere. Who
+takes part is ``crew``'s. A tile is computed as in a local pool, and partial
 sums are added in tile order, so the bits are the same.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import logging
-import re
-import sys
 import time
-import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from qpool import tiles
 from qpool.executors.cluster import connect
-from qpool.executors.cluster.connect import Place
-from qpool.executors.cluster.node import Build, Node, Part, Weights
+from qpool.executors.cluster.crew import Crew, Lost, Member, said
+from qpool.executors.cluster.node import Build, Part, Weights
 from qpool.executors.computer import Computer
 from qpool.executors.devices import parse
 from qpool.executors.processes.dispatch import MAX_ATTEMPTS
 from qpool.executors.shares import Run, apportion, learn
 from workers import protocol
-from workers.errors import (
-    ConfigurationError,
-    PoolClosedError,
-    QPoolError,
-    RemoteError,
-    StartupError,
-    WorkerLostError,
-)
+from workers.errors import ConfigurationError, PoolClosedError, WorkerLostError
 from workers.layout import ArraySpec
-
-log = logging.getLogger("qpool")
-
-#: Seconds in which a node has to give an actor its CPUs and start it. Where they are taken, it
-#: never does; it is asked again later.
-_ROOM = 20.0
-_AGAIN = 30.0
-
-#: Seconds for which the start waits for such a node when others have come.
-_LATE = 5.0
-
-#: Seconds in which a node's workers have to be up.
-_START = 300.0
-
-#: Seconds between two looks at which nodes there are.
-_LOOK = 1.0
-
-#: Seconds that a step waits for a node when all are lost.
-_NOBODY = 120.0
-
-#: Seconds without an answer after which nodes are asked whether they live, and in which they have
-#: to say so. A node's own pool sees to its workers; this is for its actor.
-_SILENCE = 10.0
-
-
-@dataclasses.dataclass(eq=False)
-class _Member:
-    """A node that takes part, or is on its way: ``awaits`` is then what it has been asked."""
-
-    place: Place
-    actor: Any
-    since: float
-    awaits: Any = None
-    greeted: bool = False
-    asked: int = 0
-    host: str = ""
-    workers: int = 1
-    tiles: int = 0
-    told: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -87,10 +36,10 @@ class _Model:
 
 
 #: A run of tiles, who has it (or had, in the forward pass), and that node's own homes of them.
-Home = tuple[_Member, Run, Any]
+Home = tuple[Member, Run, Any]
 
 #: Asks a member for a run of tiles: (member, run, its homes) -> Ray's reference to the answer.
-Ask = Callable[[_Member, Run, Any], Any]
+Ask = Callable[[Member, Run, Any], Any]
 
 
 @dataclasses.dataclass
@@ -102,7 +51,6 @@ class Counters:
     tiles: int = 0
     weight_updates: int = 0
     retried_tiles: int = 0
-    lost_nodes: int = 0
     slowest_shard_seconds: float = 0.0
     mean_shard_seconds: float = 0.0
     weights: float = 0.0
@@ -137,7 +85,7 @@ class Cluster(Computer):
         from qpool.executors.processes.pool import check
 
         check(1 if workers is None else workers, threads, start_method, timeout)
-        self._gpus = 0
+        gpus = 0
         if devices is not None:
             if workers is not None:
                 raise ConfigurationError(
@@ -145,13 +93,11 @@ class Cluster(Computer):
                 )
             seats = parse(devices, range(1 << 12), threads)  # which there are, nodes will say
             numbers = [int(s.device[4:]) for s in seats if s.device.startswith("gpu:")]
-            self._gpus = max(numbers, default=-1) + 1
+            gpus = max(numbers, default=-1) + 1
         if nodes is not None and nodes < 1:
             raise ConfigurationError(f"nodes must be at least 1, not {nodes!r}")
         super().__init__(seed)
-        self._most = nodes
-        self._workers, self._threads = workers, threads
-        self._options: dict[str, Any] = {
+        options: dict[str, Any] = {
             "workers": workers,
             "threads": threads,
             "start_method": start_method,
@@ -159,22 +105,16 @@ class Cluster(Computer):
             "seed": seed,
             "devices": devices,
         }
-        self._members: list[_Member] = []
-        self._coming: dict[str, _Member] = {}
-        #: Nodes that are left out, why, and until when.
-        self._refused: dict[str, tuple[str, float]] = {}
-        self._speeds: dict[_Member, float] = {}
         self._models: dict[int, _Model] = {}
         self._counters = Counters()
-        self._looked = 0.0
         self._closed = False
         self._began = time.monotonic()
-        connect.connect(address, workers and workers * threads)
+        cpus = None if workers is None else workers * threads
+        connect.connect(address, cpus)
         self._ray = connect.ray()
-        self._actor = self._ray.remote(concurrency_groups={"watch": 1})(Node)
-        self._finalizer = weakref.finalize(self, _let_go, self._members, self._coming)
+        self._crew = Crew(options, cpus, gpus, nodes)
         try:
-            self._assemble()
+            self._crew.assemble()
         except BaseException:
             self.close()
             raise
@@ -183,12 +123,12 @@ class Cluster(Computer):
 
     @property
     def workers(self) -> int:
-        return sum(member.workers for member in self._members)
+        return sum(member.workers for member in self._crew.members)
 
     @property
     def nodes(self) -> int:
         """How many nodes take part now."""
-        return len(self._members)
+        return len(self._crew.members)
 
     def __enter__(self) -> Cluster:
         return self
@@ -201,7 +141,7 @@ class Cluster(Computer):
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._finalizer()
+                self._crew.close()
 
     # -- models ----------------------------------------------------------------------------
 
@@ -215,7 +155,9 @@ class Cluster(Computer):
             first = Weights(number, 0, reference)
             self._models[number] = _Model(build, first, [w.tobytes() for w in weights])
             try:
-                self._all(lambda m: m.actor.tell.remote(self._tell(m, ("model", number), build)))
+                self._crew.ask_all(
+                    lambda m: m.actor.tell.remote(self._tell(m, ("model", number), build))
+                )
             except BaseException:
                 self.discard(number)
                 raise
@@ -226,7 +168,7 @@ class Cluster(Computer):
             if self._closed or self._models.pop(number, None) is None:
                 return
             self._drop_plans(number)
-            for member in self._members:
+            for member in self._crew.members:
                 gone = [k for k, d in member.told.items() if _model_of(d) == number]
                 for key in gone:
                     del member.told[key]
@@ -249,7 +191,7 @@ class Cluster(Computer):
             self._weigh(plan, weights)
             few = [array[: max(8, largest_tile, self._plans[plan].rows)] for array in inputs]
             options = {"gradient": gradient, "largest_tile": largest_tile}
-            found = self._all(
+            found = self._crew.ask_all(
                 lambda m: m.actor.survey.remote(self._news(m, plan), plan, few, options)
             )
             surveyed: protocol.Surveyed = next(iter(found.values()))
@@ -275,7 +217,7 @@ class Cluster(Computer):
             self._weigh(plan, weights)
             call, batch = self.new_call(), len(inputs[0])
 
-            def ask(member: _Member, run: Run, _: Any) -> Any:
+            def ask(member: Member, run: Run, _: Any) -> Any:
                 rows = _rows(run, tile)
                 return member.actor.forward.remote(
                     self._news(member, plan),
@@ -315,7 +257,7 @@ class Cluster(Computer):
             self._weigh(plan, weights)
             width = len(inputs)
 
-            def ask(member: _Member, run: Run, own: Any) -> Any:
+            def ask(member: Member, run: Run, own: Any) -> Any:
                 rows = _rows(run, tile)
                 return member.actor.backward.remote(
                     self._news(member, plan),
@@ -348,12 +290,13 @@ class Cluster(Computer):
         with self._lock:
             counters = dataclasses.asdict(self._counters)
             seconds = {phase: counters.pop(phase) for phase in ("weights", "wait", "copy_out")}
-            pools = {} if self._closed else self._all(lambda m: m.actor.stats.remote())
+            pools = {} if self._closed else self._crew.ask_all(lambda m: m.actor.stats.remote())
             numbers = itertools.count()
             return {
                 "elapsed_seconds": time.monotonic() - self._began,
                 "seconds": seconds,
                 **counters,
+                "lost_nodes": self._crew.lost,
                 "replaced_workers": sum(pool["replaced_workers"] for pool in pools.values()),
                 "nodes": [
                     {
@@ -362,7 +305,7 @@ class Cluster(Computer):
                         "host": member.host,
                         "workers": member.workers,
                         "tiles": member.tiles,
-                        "speed": self._speeds[member],
+                        "speed": self._crew.speeds[member],
                     }
                     for member in pools
                 ],
@@ -373,120 +316,12 @@ class Cluster(Computer):
                 ],
             }
 
-    # -- nodes -----------------------------------------------------------------------------
-
-    def _assemble(self) -> None:
-        """Wait until the nodes that have room take part; raise if none does."""
-        began = time.monotonic()
-        self._look(strict=True)
-        while self._coming:
-            waiting = [member.awaits for member in self._coming.values()]
-            self._ray.wait(waiting, num_returns=1, timeout=_LOOK)
-            self._look(strict=True)
-            started = any(member.greeted for member in self._coming.values())
-            if self._members and not started and time.monotonic() - began > _LATE:
-                break  # the others may still come
-        if not self._members:
-            why = "; ".join(
-                f"{place.address} {self._refused[name][0]}"
-                for name, place in connect.places().items()
-                if name in self._refused
-            )
-            raise StartupError(
-                f"no node of the Ray cluster can take part: {why or 'none has CPUs'}. `ray status` "
-                "shows what is free; workers= asks for less"
-            )
-
-    def _look(self, *, strict: bool = False) -> None:
-        """Take in the nodes that have come; ``strict`` raises where one has other versions."""
-        now = time.monotonic()
-        places = connect.places()
-        here = {m.place.name for m in self._members} | set(self._coming)
-        for name, place in places.items():
-            full = len(self._members) + len(self._coming) >= (self._most or len(places))
-            if name not in here and not full and self._refused.get(name, ("", 0.0))[1] < now:
-                self._coming[name] = self._invite(place)
-        for name, member in list(self._coming.items()):
-            ready, _ = self._ray.wait([member.awaits], timeout=0)
-            late = now - member.since > (_START if member.greeted else _ROOM)
-            try:
-                if ready and member.greeted:
-                    self._ray.get(member.awaits)
-                    del self._coming[name]
-                    self._members.append(member)
-                    self._speeds[member] = float(member.workers)
-                elif ready:
-                    self._greet(member)
-                elif late and member.greeted:
-                    self._turn_away(name, f"has not had its workers up within {_START:.0f} s")
-                elif late:
-                    asked = f"{member.asked} CPUs" + (f", {self._gpus} GPUs" if self._gpus else "")
-                    self._turn_away(
-                        name, f"has not started an actor: the {asked} it is asked for are not free"
-                    )
-            except _OtherVersions as error:
-                self._turn_away(name, str(error), for_good=True)
-                if strict:
-                    raise StartupError(f"node {member.place.address} {error}") from error
-            except (QPoolError, self._ray.exceptions.RayError) as error:
-                self._turn_away(name, f"cannot take part: {_said(error)}")
-
-    def _invite(self, place: Place) -> _Member:
-        asked = place.cpus
-        if self._workers is not None:
-            asked = min(asked, self._workers * self._threads)
-        where = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            place.name, soft=False
-        )
-        actor = self._actor.options(
-            num_cpus=asked,
-            num_gpus=self._gpus,
-            scheduling_strategy=where,
-            max_restarts=0,
-            max_task_retries=0,
-        ).remote(asked, self._options, sys.path)
-        return _Member(place, actor, time.monotonic(), actor.hello.remote(), asked=asked)
-
-    def _greet(self, member: _Member) -> None:
-        """The handshake: a node of other versions would compute other bits."""
-        hello = self._ray.get(member.awaits)
-        ours = connect.versions()
-        other = {n: (v, hello["versions"].get(n)) for n, v in ours.items()}
-        other = {n: pair for n, pair in other.items() if pair[0] != pair[1]}
-        if other:
-            raise _OtherVersions(
-                "has other versions than the coordinator: "
-                + ", ".join(f"{n} {theirs} (here {here})" for n, (here, theirs) in other.items())
-                + ". Install the same on all nodes"
-            )
-        member.host, member.workers = hello["host"], hello["workers"]
-        member.greeted, member.since = True, time.monotonic()
-        member.awaits = member.actor.start.remote()
-
-    def _turn_away(self, name: str, why: str, *, for_good: bool = False) -> None:
-        member = self._coming.pop(name)
-        until = float("inf") if for_good else time.monotonic() + _AGAIN
-        if name not in self._refused:
-            log.warning("node %s %s; it is left out", member.place.address, why)
-        self._refused[name] = why, until
-        self._ray.kill(member.actor)
-
-    def _lose(self, member: _Member, error: BaseException) -> None:
-        if member in self._members:
-            self._members.remove(member)
-            del self._speeds[member]
-            self._counters.lost_nodes += 1
-            log.warning("node %s is lost: %s", member.place.address, _said(error))
-            self._ray.kill(member.actor)  # if it lives and only the way to it is gone
-
     def _ready(self) -> None:
         if self._closed:
             raise PoolClosedError("the strategy's nodes were let go; parallelize the model again")
-        if time.monotonic() - self._looked > _LOOK:
-            self._looked = time.monotonic()
-            self._look()
+        self._crew.look_now_and_then()
         if forgotten := self._let_go_of_models_and_calls():
-            for member in self._members:
+            for member in self._crew.members:
                 member.actor.forget.remote(forgotten)
 
     # -- within ----------------------------------------------------------------------------
@@ -504,7 +339,7 @@ class Cluster(Computer):
             self._counters.weight_updates += 1
         self._counters.weights += time.perf_counter() - began
 
-    def _news(self, member: _Member, plan: int) -> list[Any]:
+    def _news(self, member: Member, plan: int) -> list[Any]:
         """What a node has to be told before it can work on this; often nothing."""
         definition = self._plans[plan]
         model = self._models[definition.model]
@@ -515,70 +350,24 @@ class Cluster(Computer):
         ]
 
     @staticmethod
-    def _tell(member: _Member, key: Hashable, definition: Any) -> list[Any]:
+    def _tell(member: Member, key: Hashable, definition: Any) -> list[Any]:
         if member.told.get(key) is definition:
             return []
         member.told[key] = definition
         return [definition]
 
-    def _all(self, ask: Callable[[_Member], Any]) -> dict[_Member, Any]:
-        """Ask every node for the same; nodes that are lost are left out, unless all are."""
-        found: dict[_Member, Any] = {}
-        while not found:
-            members = self._someone()
-            with self._unsure_of(members):
-                asked = [(member, ask(member)) for member in members]
-                for member, reference in asked:
-                    try:
-                        self._await([reference], {reference: member})
-                        found[member] = self._answer(member, reference)
-                    except _Lost as lost:
-                        self._lose(member, lost.error)
-        return found
-
-    @contextlib.contextmanager
-    def _unsure_of(self, members: Sequence[_Member]) -> Iterator[None]:
-        """Should this end before its time, what the nodes were told is told them again.
-
-        What has been sent is not known then: an interruption may have come before it was, and a
-        node that raised an error has not taken in what followed.
-        """
-        try:
-            yield
-        except BaseException:
-            for member in members:
-                member.told.clear()
-            raise
-
-    def _await(self, pending: Sequence[Any], of: Mapping[Any, _Member]) -> Any:
-        """A reference that is answered; ``_Lost`` if a node that is waited for does not live."""
-        while True:
-            ready, _ = self._ray.wait(list(pending), num_returns=1, timeout=_SILENCE)
-            if ready:
-                return ready[0]
-            pings = {
-                member: member.actor.alive.options(concurrency_group="watch").remote()
-                for member in {of[reference] for reference in pending}
-            }
-            self._ray.wait(list(pings.values()), num_returns=len(pings), timeout=_SILENCE)
-            for member, ping in pings.items():
-                if not self._ray.wait([ping], timeout=0)[0]:
-                    silent = TimeoutError(f"no sign of life for {2 * _SILENCE:.0f} seconds")
-                    self._ray.kill(member.actor)  # its answers become errors, which are dealt with
-                    log.warning("node %s: %s", member.place.address, silent)
-
     def _perform(
         self, number: int, ask: Ask, homes: list[Home] | None
-    ) -> list[tuple[_Member, Run, tuple[list[np.ndarray], Any]]]:
+    ) -> list[tuple[Member, Run, tuple[list[np.ndarray], Any]]]:
         """Have every tile computed; who computed what, and what came of it, in tile order."""
         self._counters.tiles += number
-        pending: dict[Any, tuple[_Member, Run, int]] = {}
+        pending: dict[Any, tuple[Member, Run, int]] = {}
         homeless: list[tuple[Run, int]] = []
         if homes is None:
             homeless.append((Run(0, number), 0))
-        with self._unsure_of(self._members):
+        with self._crew.unsure_of(self._crew.members):
             for member, run, own in homes or ():
-                if member in self._members:
+                if member in self._crew.members:
                     pending[ask(member, run, own)] = member, run, 0
                 else:
                     homeless.append((run, 0))
@@ -587,29 +376,29 @@ class Cluster(Computer):
     def _collect(
         self,
         ask: Ask,
-        pending: dict[Any, tuple[_Member, Run, int]],
+        pending: dict[Any, tuple[Member, Run, int]],
         homeless: list[tuple[Run, int]],
-    ) -> list[tuple[_Member, Run, tuple[list[np.ndarray], Any]]]:
-        done: list[tuple[_Member, Run, Any]] = []
-        seconds: dict[_Member, float] = {}
+    ) -> list[tuple[Member, Run, tuple[list[np.ndarray], Any]]]:
+        done: list[tuple[Member, Run, Any]] = []
+        seconds: dict[Member, float] = {}
         while pending or homeless:
             for run, attempts in homeless:
-                self._someone()
-                for member, part in apportion(run, self._speeds).items():
+                self._crew.someone()
+                for member, part in apportion(run, self._crew.speeds).items():
                     pending[ask(member, part, None)] = member, part, attempts
             homeless = []
             began = time.perf_counter()
-            reference = self._await(list(pending), {r: of[0] for r, of in pending.items()})
+            reference = self._crew.wait_for(list(pending), {r: of[0] for r, of in pending.items()})
             member, run, attempts = pending.pop(reference)
             try:
-                values, own, spent = self._answer(member, reference)
-            except _Lost as lost:
-                self._lose(member, lost.error)
+                values, own, spent = self._crew.answer(member, reference)
+            except Lost as lost:
+                self._crew.lose(member, lost.error)
                 self._counters.retried_tiles += run.tiles
                 if attempts + 1 >= MAX_ATTEMPTS:
                     raise WorkerLostError(
                         f"tiles {run.first} to {run.stop - 1} took {attempts + 1} nodes with them, "
-                        f"one after another; the last: {_said(lost.error)}"
+                        f"one after another; the last: {said(lost.error)}"
                     ) from lost.error
                 homeless.append((run, attempts + 1))
                 continue
@@ -623,49 +412,8 @@ class Cluster(Computer):
         computed = dict.fromkeys(seconds, 0)
         for member, run, _ in done:
             computed[member] += run.tiles
-        self._speeds = learn(self._speeds, computed, seconds)
+        self._crew.speeds = learn(self._crew.speeds, computed, seconds)
         return sorted(done, key=lambda item: item[1].first)
-
-    def _someone(self) -> list[_Member]:
-        """The nodes that take part; waits for one, if all are lost."""
-        deadline = time.monotonic() + _NOBODY
-        while not self._members:
-            if time.monotonic() > deadline:
-                raise WorkerLostError(
-                    f"all nodes of the Ray cluster are lost, and none came within {_NOBODY:.0f} s"
-                )
-            self._look()
-            waiting = [member.awaits for member in self._coming.values()]
-            if waiting:
-                self._ray.wait(waiting, timeout=_LOOK)
-            else:
-                time.sleep(_LOOK / 10)
-        return list(self._members)
-
-    def _answer(self, member: _Member, reference: Any) -> Any:
-        """What came of it; ``_Lost`` if the node is."""
-        exceptions = self._ray.exceptions
-        try:
-            return self._ray.get(reference)
-        except exceptions.RayTaskError as error:
-            cause = error.cause
-            if not isinstance(cause, BaseException):
-                raise
-            if isinstance(cause, RemoteError) and cause.original is not None:
-                raise cause from cause.original
-            raise cause from None
-        except exceptions.RayError as error:
-            raise _Lost(error) from error
-
-
-class _OtherVersions(Exception):
-    """A node that would compute other bits."""
-
-
-class _Lost(Exception):
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 def _model_of(definition: Any) -> int:
@@ -678,7 +426,7 @@ def _rows(run: Run, tile: int) -> slice:
     return slice(run.first * tile, run.stop * tile)
 
 
-def _in_order(found: list[tuple[_Member, Run, tuple[list[np.ndarray], Any]]]) -> list[Any]:
+def _in_order(found: list[tuple[Member, Run, tuple[list[np.ndarray], Any]]]) -> list[Any]:
     return [values for _, _, (values, _) in found]
 
 
@@ -691,19 +439,3 @@ def _of_bits(surveyed: protocol.Surveyed) -> Any:
         surveyed.level,
         surveyed.outputs,
     )
-
-
-def _said(error: BaseException) -> str:
-    """What Ray says, in a line: the error at the end of a traceback, or else how it begins."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    return raised[-1] if raised else " ".join(lines[:4]) or type(error).__name__
-
-
-def _let_go(members: list[_Member], coming: dict[str, _Member]) -> None:
-    ray = connect.ray()
-    if ray.is_initialized():
-        for member in (*members, *coming.values()):
-            ray.kill(member.actor)
-    connect.disconnect()
