@@ -134,7 +134,7 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_says_how_to_go_on(tmp_path: Pat
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("advice", 0), ("wrong", 1)])
 def test_doctor_fails_where_something_is_wrong(monkeypatch, status: str, code: int) -> None:
     finding = host.Finding("parallel step", "2 workers", status, "do this" * (status != "ok"))
-    monkeypatch.setattr(doctor, "examine", lambda workers: iter([finding]))
+    monkeypatch.setattr(doctor, "examine", lambda workers, address: iter([finding]))
     done = CliRunner().invoke(cli.cli, ["doctor"])
     assert done.exit_code == code
     assert "parallel step" in done.stdout

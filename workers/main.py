@@ -94,7 +94,6 @@ class _Worker:
         import strawberryfields
         import tensorflow as tf
 
-        sf_compat.one_parameter_per_name()
         affinity.bound_tensorflow(start.threads)
         tf.get_logger().addFilter(_OnceFrom(first=start.worker == 0))
         self._scope = device.scope(start.device)

@@ -5,6 +5,9 @@ Two names that SF imports are gone: ``scipy.integrate.simps`` (SciPy 1.14) and `
 modules that need them, and lends the missing name while such a module runs its imports. Nothing
 else in the process ever sees the loan, nothing is imported ahead of time, and where a name is
 present nothing is lent.
+
+One defect is mended: in a process with many programs, a program could be run with the values of
+another one (see ``_one_parameter_per_name``).
 """
 
 from __future__ import annotations
@@ -60,22 +63,17 @@ def _resource_filename(package: str, resource: str) -> str:
     return f"{folder}/{resource}"
 
 
-#: SF's module -> what it needs lent while it is being imported.
-_LOANS: dict[str, Callable[[], AbstractContextManager[None]]] = {
-    "strawberryfields.backends.states": _simps,
-    "strawberryfields.apps.data.sample": _pkg_resources,
-    "strawberryfields.apps.data.feature": _pkg_resources,
-}
-
-
-def one_parameter_per_name() -> None:
-    """Have equal free parameters be one object in this process, for a process with many programs.
+@contextlib.contextmanager
+def _one_parameter_per_name() -> Iterator[None]:
+    """Equal free parameters are one object.
 
     Strawberry Fields finds a parameter's value on the object. sympy mostly makes one object of
     those with equal names, and now and then, when its cache has dropped the first, another one; an
     expression of the first that the cache still has is then evaluated with the value of some other
-    program's run. With one object that cannot be: a program binds its values before it runs.
+    program's run, silently. With one object that cannot be: a program binds its values before it
+    runs.
     """
+    yield
     import sympy
     from strawberryfields.parameters import FreeParameter
 
@@ -89,7 +87,16 @@ def one_parameter_per_name() -> None:
     FreeParameter.__new__ = staticmethod(new)
 
 
-class _LendingLoader(importlib.abc.Loader):
+#: SF's module -> what is done around its being imported.
+_AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "strawberryfields.backends.states": _simps,
+    "strawberryfields.apps.data.sample": _pkg_resources,
+    "strawberryfields.apps.data.feature": _pkg_resources,
+    "strawberryfields.parameters": _one_parameter_per_name,
+}
+
+
+class _Loader(importlib.abc.Loader):
     def __init__(self, loader: importlib.abc.Loader, name: str) -> None:
         self._loader = loader
         self._name = name
@@ -102,7 +109,7 @@ class _LendingLoader(importlib.abc.Loader):
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
-        with _LOANS[self._name]():
+        with _AROUND[self._name]():
             self._loader.exec_module(module)
 
 
@@ -113,15 +120,19 @@ class _Finder(importlib.abc.MetaPathFinder):
         path: Sequence[str] | None,
         target: types.ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in _LOANS:
+        if fullname not in _AROUND:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _LendingLoader(spec.loader, fullname)
+            spec.loader = _Loader(spec.loader, fullname)
         return spec
 
 
 def install() -> None:
     """Watch for Strawberry Fields being imported; calling it again does nothing."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _Finder())
+    if "strawberryfields.parameters" in sys.modules:
+        with _one_parameter_per_name():
+            pass
