@@ -163,22 +163,35 @@ def _end_of_run(summary: dict[str, Any], as_json: bool) -> None:
 @cli.command()
 @click.argument("cases", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON lines.")
-def bench(cases: tuple[str, ...], as_json: bool) -> None:
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory for the results, as CASE.json, and for pictures.",
+)
+def bench(cases: tuple[str, ...], as_json: bool, out: Path | None) -> None:
     """Run benchmark CASES (default: those of the pool and of the engine).
 
-    Of the pool: speedup, roundtrip. Of the engine, each against stock Strawberry Fields in the
-    same run: engine (with Piquasso, where it is installed), wide, pooled, loop, memory, accuracy.
-    Of strategies: strategies (every one, and threads and joblib with stock Strawberry Fields), auto
-    (what it chooses, against each fixed one), utilisation (how busy all cores are, for a minute),
-    scaling (the scaling model, on tiles of known cost). Of a Ray cluster, on this machine: ray
-    (against a local pool). Of training: natural (the natural gradient
-    against plain ones). These take minutes each.
+    Of the pool: speedup, roundtrip, monitor (what watching costs). Of the engine, each against
+    stock Strawberry Fields in the same run: engine (with Piquasso, where it is installed), wide,
+    pooled, loop, memory, accuracy; and roofline (what bounds a step on one core; with --out, a
+    picture). These take a minute or a few each.
+
+    By their names only: strategies (every one, and threads, joblib and Ray with stock Strawberry
+    Fields), auto (what it chooses, against each fixed one), utilisation (how busy all cores are,
+    for a minute), scaling (the scaling model, on tiles of known cost), ray (a Ray cluster on this
+    machine, against a local pool), natural (the natural gradient against plain ones).
     """
     from qpool.measure import bench as benchmarks
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    for name in cases or (*benchmarks.CASES, *benchmarks.ENGINE_CASES):
+    for name in cases:
+        benchmarks.check(name)  # all of them, before the first is run
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    for name in cases or benchmarks.USUAL:
         found = benchmarks.run(name)
+        if out is not None:
+            benchmarks.keep(name, found, out)
         if as_json:
             click.echo(json.dumps(found))
             continue
@@ -286,7 +299,7 @@ def _echo(found: dict[str, Any], indent: str) -> None:
         elif isinstance(value, dict):
             figures = "  ".join(f"{k} {v:.4g}" for k, v in value.items())
             click.echo(f"{indent}{key}: {figures}")
-        elif key != "case":
+        elif key != "case" and not isinstance(value, list):
             click.echo(
                 f"{indent}{key}: {value:.4g}"
                 if isinstance(value, float)

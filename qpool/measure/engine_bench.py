@@ -6,11 +6,7 @@ gradient, in samples a second. Stock calls take seconds each, so they are timed 
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -21,9 +17,10 @@ import psutil
 import tensorflow as tf
 
 from qpool.measure import peers
+from qpool.measure.processes import alone_on_a_core, answer
 from qpool.measure.timing import ratio, turns_of
 from qpool.models import circuit
-from workers import affinity, sf_compat
+from workers import sf_compat
 from workers.engine import TracedEngine
 
 sf_compat.install()
@@ -116,8 +113,8 @@ class Case:
 
         return step
 
-    def compiled(self, z: tf.Tensor) -> Callable[[], Any]:
-        """The same with the traced engine, in this process, as one compiled function."""
+    def function(self) -> Any:
+        """Loss and gradient with the traced engine, as one compiled function of z."""
 
         @tf.function(jit_compile=True, autograph=False)
         def step(z: tf.Tensor) -> Any:
@@ -126,7 +123,12 @@ class Case:
                 loss = tf.reduce_mean(self.run(engine, z) ** 2)
             return loss, tape.gradient(loss, self.weights)
 
-        return lambda: step(z)[1].numpy()
+        return step
+
+    def compiled(self, z: tf.Tensor) -> Callable[[], Any]:
+        """The same step in this process, ready to be called."""
+        function = self.function()
+        return lambda: function(z)[1].numpy()
 
 
 def compare(case: Case, batch: int, *, turns: int = 3, peer: bool = False) -> dict[str, Any]:
@@ -197,7 +199,7 @@ def pinned() -> dict[str, float]:
 
     Beside it what that core does in a float32 product of 1024 x 1024 matrices, in turns.
     """
-    return _apart("rate")
+    return alone_on_a_core(__name__, "rate")
 
 
 def memory() -> dict[str, Any]:
@@ -207,7 +209,7 @@ def memory() -> dict[str, Any]:
     beamsplitters, six matrices of one mode), of 0.85 MiB each at this batch.
     """
     state = 64 * 12**3 * 2 * 4 / 2**20
-    found = {layers: _apart("memory", layers) for layers in (1, 2, 4, 6)}
+    found = {layers: alone_on_a_core(__name__, "memory", layers) for layers in (1, 2, 4, 6)}
     return {
         "case": "memory",
         "batch": 64,
@@ -218,24 +220,8 @@ def memory() -> dict[str, Any]:
     }
 
 
-def _apart(what: str, *arguments: int) -> dict[str, float]:
-    """A measurement in a process of its own, on one core."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
-    command = [sys.executable, "-m", "qpool.measure.engine_bench", str(cores[-1]), what]
-    done = subprocess.run(
-        [*command, *map(str, arguments)],
-        env=os.environ | affinity.environment(1),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def _memory_here(layers: int) -> dict[str, float]:
     """MiB after compiling and the first step, beyond a step of one row; and after ten more."""
-    affinity.keep_memory()
-    affinity.bound_tensorflow(1)
     case, process = Case(3, layers, 12, "density"), psutil.Process()
     small = case.compiled(case.z(1))
     small()
@@ -249,8 +235,6 @@ def _memory_here(layers: int) -> dict[str, float]:
 
 
 def _on_this_core() -> dict[str, float]:
-    affinity.keep_memory()
-    affinity.bound_tensorflow(1)
     case, batch = Case(3, 6, 12, "density"), 64
     matrix = tf.random.stateless_normal((1024, 1024), (1, 2)) / 32
     product = tf.function(lambda x: x @ x, jit_compile=True)
@@ -376,18 +360,9 @@ def accuracy(circuits: int = 12) -> dict[str, Any]:
     return {"case": "accuracy", "circuits": circuits, "worst_relative_error": dict(worst)}
 
 
-CASES: dict[str, Callable[[], dict[str, Any]]] = {
-    "engine": engine,
-    "wide": wide,
-    "pooled": pooled,
-    "loop": loop,
-    "memory": memory,
-    "accuracy": accuracy,
-}
+def _alone(what: str, *arguments: int) -> dict[str, float]:
+    return _memory_here(*arguments) if what == "memory" else _on_this_core()
 
 
 if __name__ == "__main__":
-    affinity.pin((int(sys.argv[1]),))
-    wanted, arguments = sys.argv[2], [int(argument) for argument in sys.argv[3:]]
-    measured = _memory_here(*arguments) if wanted == "memory" else _on_this_core()
-    print(json.dumps(measured))
+    answer(_alone)

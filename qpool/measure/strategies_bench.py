@@ -287,10 +287,3 @@ def _environment(**values: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-CASES: dict[str, Callable[[], dict[str, Any]]] = {
-    "strategies": strategies,
-    "auto": auto,
-    "utilisation": utilisation,
-}

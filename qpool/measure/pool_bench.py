@@ -1,0 +1,163 @@
+"""The pool's benchmark cases: what it gains, what a call costs, what watching costs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from qpool.measure.timing import ratio, turns_of
+from workers.errors import ConfigurationError
+
+#: Steps timed together where single ones are too short to compare.
+_STEPS = 300
+
+
+def speedup(turns: int = 7) -> dict[str, Any]:
+    """The seed's circuit with stock SF, forward and weight gradient, batch 16: two workers, one,
+    and the unpooled call of the whole batch at once."""
+    import tensorflow as tf
+
+    import qpool
+
+    model = qpool.models.QuantumSFGenerator(cutoff_dim=8, seed=1)
+    z = tf.random.stateless_normal((16, 4), (1, 2))
+
+    def step(generator: Any) -> Callable[[], Any]:
+        def call() -> Any:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(generator(z) ** 2)
+            return tape.gradient(loss, model.trainable_variables)
+
+        return call
+
+    with (
+        qpool.parallelize(model, workers=1, engine="stock", pin=True) as one,
+        qpool.parallelize(model, workers=2, engine="stock", pin=True) as two,
+    ):
+        unpooled = qpool.parallelize(model, strategy="sequential", engine="stock")
+        contenders = {"two workers": step(two), "one worker": step(one), "unpooled": step(unpooled)}
+        for call in contenders.values():
+            call()
+        seconds = turns_of({name: (call, 3) for name, call in contenders.items()}, turns)
+        tile = two.stats()["tiles_by_batch"][16]
+    return {
+        "case": "speedup",
+        "batch": 16,
+        "tile": tile,
+        "samples_per_second": {n: 16 / statistics.median(s) for n, s in seconds.items()},
+        "two workers against one": ratio(seconds["one worker"], seconds["two workers"]),
+        "two workers against unpooled": ratio(seconds["unpooled"], seconds["two workers"]),
+    }
+
+
+class _Identity:
+    """An empty eager model: what is left of a call is the pool's own."""
+
+    def __init__(self) -> None:
+        import tensorflow as tf
+
+        self.w = tf.Variable(1.0)
+        self.trainable_variables = [self.w]
+
+    def __call__(self, z: Any) -> Any:
+        return z
+
+
+def roundtrip(turns: int = 15) -> dict[str, Any]:
+    """A forward call of an empty eager model, z 64x4, two tiles, no tape, beside the step of
+    Gymnasium's AsyncVectorEnv with two environments."""
+    import tensorflow as tf
+
+    import qpool
+
+    try:
+        import gymnasium
+    except ImportError:
+        raise ConfigurationError(
+            "the roundtrip case compares with Gymnasium: pip install 'qpool-sf[test]'"
+        ) from None
+    import numpy as np
+
+    from qpool.measure.peers import empty_environment
+
+    z = tf.random.stateless_normal((64, 4), (1, 2))
+    actions: Any = np.zeros((2, 32, 4), np.float32)
+    environments = gymnasium.vector.AsyncVectorEnv([empty_environment] * 2)
+    try:
+        environments.reset()
+        with qpool.parallelize(_Identity(), workers=2, tile=32, engine="stock") as generator:
+            before = generator.stats()["pool"]["seconds"]
+            seconds = turns_of(
+                {
+                    "pooled call": (lambda: generator(z), 300),
+                    "AsyncVectorEnv step": (lambda: environments.step(actions), 300),
+                },
+                turns,
+            )
+            after = generator.stats()["pool"]["seconds"]
+    finally:
+        environments.close()
+    calls = 300 * turns + 1
+    return {
+        "case": "roundtrip",
+        "microseconds": {n: 1e6 * statistics.median(s) for n, s in seconds.items()},
+        "microseconds_by_phase": {p: 1e6 * (after[p] - before[p]) / calls for p in after},
+        "pooled call against AsyncVectorEnv": ratio(
+            seconds["pooled call"], seconds["AsyncVectorEnv step"]
+        ),
+    }
+
+
+def monitor(turns: int = 15) -> dict[str, Any]:
+    """What watching costs: a reading of the monitor, with its line of JSON and TensorBoard's
+    figures, against the second between readings; and training steps watched and not, in turns."""
+    import tempfile
+    from pathlib import Path
+
+    import tensorflow as tf
+
+    import qpool
+
+    model = qpool.models.QuantumSFGenerator(cutoff_dim=8, seed=1)
+    z = tf.random.stateless_normal((64, 4), (1, 2))
+    with tempfile.TemporaryDirectory() as folder, qpool.parallelize(model, workers=2) as generator:
+
+        def step() -> Any:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(generator(z) ** 2)
+            return tape.gradient(loss, model.trainable_variables)
+
+        callback = qpool.MonitorCallback(
+            generator, 0.0, tensorboard=folder, jsonl=Path(folder) / "monitor.jsonl"
+        )
+        callback.on_train_begin()
+        calm = qpool.MonitorCallback(generator, tensorboard=folder)
+        calm.on_train_begin()
+
+        def many() -> None:
+            for _ in range(_STEPS):
+                step()
+
+        def watched() -> None:
+            for n in range(_STEPS):
+                step()
+                calm.on_train_batch_end(n)
+
+        seconds = turns_of(
+            {
+                "reading": (lambda: callback.on_train_batch_end(0), 100),
+                "steps": (many, 1),
+                "steps, watched": (watched, 1),
+            },
+            turns,
+        )
+    return {
+        "case": "monitor",
+        "milliseconds": {
+            "a reading": 1e3 * statistics.median(seconds["reading"]),
+            "a step": 1e3 * statistics.median(seconds["steps"]) / _STEPS,
+        },
+        "share of a second": statistics.median(seconds["reading"]),
+        "steps watched against not": ratio(seconds["steps, watched"], seconds["steps"]),
+    }
