@@ -13,19 +13,22 @@ factors, vacuum as long as nothing acts on one.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
-from workers.gates import Pullback
-from workers.matrices import matrices_of
+from workers.matrices import matrices_of, within_xla
 from workers.plan import Circuit, Step, partner, plan
 
 #: Columns that a matrix product should have at least before rows are cut into more blocks: fewer
 #: starve it, more push the operands out of the cache.
 _WIDTH = 512
+
+#: Numbers of a row that are moved at once.
+_VECTOR = 8
 
 
 def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None) -> tf.Tensor:
@@ -134,8 +137,11 @@ class _Product:
             return
         factor = self._join(step.axes)
         want, blocks = _order(factor.axes, step, self._cutoff, factor.rows.shape[-1])
-        rows = _permute(factor.rows, factor.order, want)
         size = 2 * self._cutoff
+        if not step.cores or step.batched:
+            rows = _permute(factor.rows, factor.order, want)
+        else:
+            rows, matrix = _gather(factor.rows, matrix, _places(factor.order, want))
         if not step.cores:
             self._put(_Factor(factor.axes, self._turned(rows, matrix, blocks, step), want))
             return
@@ -285,18 +291,41 @@ def _order(
 
 def _permute(rows: tf.Tensor, order: np.ndarray, want: np.ndarray) -> tf.Tensor:
     """Rows that lie in one order, in another."""
+    return _gather(rows, tf.zeros([], rows.dtype), _places(order, want))[0]
+
+
+def _places(order: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Where the rows that are wanted lie in an order."""
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
-    return _gather(rows, places[want])
+    return places[want]
 
 
-def _gather(rows: tf.Tensor, index: np.ndarray) -> tf.Tensor:
-    """``rows[index]`` for a permutation: unlike tf.gather's, its vjp is a gather too."""
+def _gather(rows: tf.Tensor, beside: tf.Tensor, index: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+    """``rows[index]`` for a permutation, and ``beside`` as it is; the vjp is a gather too.
+
+    Within XLA, ``beside`` has a zero added that comes from the gathered rows: a gather that is used
+    twice is a loop of its own, over whole rows. One that is used once is put into the loop of its
+    user, say a product's operand of another shape, and fetches number by number (4 times slower).
+    """
     if np.array_equal(index, np.arange(len(index))):
-        return rows
+        return rows, beside
+    batch = rows.shape[-1]
+    apart = within_xla() and batch is not None
 
     @tf.custom_gradient
-    def gather(rows: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
-        return tf.gather(rows, index), lambda cotangent: _gather(cotangent, np.argsort(index))
+    def gather(
+        rows: tf.Tensor, beside: tf.Tensor
+    ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[..., tuple[tf.Tensor, tf.Tensor]]]:
+        if apart:
+            # The loop over so few numbers is unrolled, into one or two of the machine's vectors.
+            few = math.gcd(batch, _VECTOR)
+            found = tf.gather(tf.reshape(rows, [len(index), -1, few]), index)
+            zero = tf.cast(found[0, 0, 0] > np.inf, beside.dtype)
+            made = tf.reshape(found, [len(index), -1]), beside + zero
+        else:
+            made = tf.gather(rows, index), tf.identity(beside)
+        return made, lambda of_rows, of_beside: _gather(of_rows, of_beside, np.argsort(index))
 
-    return gather(rows)
+    made: tuple[tf.Tensor, tf.Tensor] = gather(rows, beside)
+    return made

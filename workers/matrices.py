@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 from tensorflow.python.ops import control_flow_util
 
 from workers.gates import FLOAT, Complex, Pullback
@@ -33,7 +32,7 @@ def matrices_of(
     values = _stacks(parameters, circuit.batched)
     # Within XLA not as a function of its own: the shapes that its backward pass takes from its
     # forward pass would have XLA take the parameters for constants, and compile for each value.
-    make = _making(circuit) if _within_xla() else _matrices(circuit, compiled)
+    make = _making(circuit) if within_xla() else _matrices(circuit, compiled)
     stacks = make(*values)
     for numbers, stack in zip(_alike(steps).values(), stacks, strict=True):
         for number, matrix in zip(numbers, tf.unstack(stack), strict=True):
@@ -59,7 +58,8 @@ def _making(circuit: Circuit) -> Callable[..., list[tf.Tensor]]:
     return matrices
 
 
-def _within_xla() -> bool:
+def within_xla() -> bool:
+    """Whether what is being traced is for XLA."""
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
@@ -223,8 +223,12 @@ def _waves(
 
 @tf.custom_gradient
 def _once(x: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
-    """x, computed on its own: XLA would put its loop into the loops of all that use it."""
-    kept = gen_xla_ops.xla_optimization_barrier([x])[0] if _within_xla() else tf.identity(x)
+    """x, computed on its own: XLA would put its loop into the loops of all that use it.
+
+    It does so with sines and cosines, which it takes for cheap, and with what comes from a barrier,
+    which it drops before. A gather is dear to it: one of all rows, as they are, is left alone.
+    """
+    kept = tf.gather(x, np.arange(x.shape[0])) if within_xla() else tf.identity(x)
     return kept, lambda cotangent: _once(cotangent)
 
 
