@@ -108,7 +108,7 @@ class Case:
 
         def step() -> Any:
             with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(call(z) ** 2)
+                loss = tf.reduce_mean(tf.square(call(z)))
             return tape.gradient(loss, self.weights)
 
         return step
@@ -120,7 +120,7 @@ class Case:
         def step(z: tf.Tensor) -> Any:
             engine = TracedEngine("tf", backend_options={"cutoff_dim": self.cutoff})
             with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(self.run(engine, z) ** 2)
+                loss = tf.reduce_mean(tf.square(self.run(engine, z)))
             return loss, tape.gradient(loss, self.weights)
 
         return step
