@@ -231,6 +231,8 @@ class Bridge:
 
             if not wanted:
                 return []
+            if tf.executing_eagerly() and not _recording():  # nobody will differentiate this again
+                return self._backward_eagerly(plan, inputs, ticket, wanted, arguments)
             found = vjp(*arguments)
             return list(found) if isinstance(found, list | tuple) else [found]
 

@@ -23,7 +23,8 @@ from workers.protocol import Plan, Sharded
 class Method:
     """A plan, ready to be called with rows.
 
-    ``traced``: the Strawberry Fields engines that the call makes are traced ones.
+    ``traced``: the Strawberry Fields engines that the call makes are traced ones. ``variables`` are
+    those that gradients are for.
     """
 
     plan: Plan
@@ -31,6 +32,7 @@ class Method:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     traced: bool
+    variables: Sequence[tf.Variable] = ()
 
     @functools.cached_property
     def compiled(self) -> Callable[..., Any]:
@@ -44,21 +46,23 @@ class Method:
 
     @functools.cached_property
     def compiled_vjp(self) -> Callable[..., Any]:
-        """(inputs, sources that are variables, cotangents) -> gradients, the call in it."""
+        r"""(\*inputs, \*cotangents) -> gradients for inputs and variables, the call in it."""
 
-        def vjp(inputs: list[Any], variables: Sequence[tf.Variable], cotangents: list[Any]) -> Any:
+        def vjp(*arguments: Any) -> Any:
+            count = len(self.plan.as_tensor)
+            inputs, cotangents = arguments[:count], arguments[count:]
             with tf.GradientTape() as tape:
                 sources = [x for x in inputs if differentiable(x)]
                 tape.watch(sources)
-                tape.watch(variables)
+                tape.watch(self.variables)
                 outputs = [x for x in tf.nest.flatten(self(*inputs)) if differentiable(x)]
-            return tape.gradient(outputs, [*sources, *variables], output_gradients=cotangents)
+            return tape.gradient(outputs, [*sources, *self.variables], output_gradients=cotangents)
 
         return compiled.at_level(vjp, self.plan.level)
 
     @functools.cached_property
     def compiled_second(self) -> Callable[..., Any]:
-        """(inputs, variables, cotangents, tangents) -> the vjp of the vjp, both calls in it.
+        """(inputs, cotangents, tangents) -> the vjp of the vjp, both calls in it.
 
         ``tangents`` are the cotangents of the gradients that ``compiled_vjp`` gives, None for those
         that nothing depends on. Returned are gradients for inputs, variables and cotangents.
@@ -66,11 +70,10 @@ class Method:
 
         def second(
             inputs: list[Any],
-            variables: Sequence[tf.Variable],
             cotangents: list[Any],
             tangents: list[Any],
         ) -> Any:
-            sources = [*(x for x in inputs if differentiable(x)), *variables]
+            sources = [*(x for x in inputs if differentiable(x)), *self.variables]
             used = [n for n, tangent in enumerate(tangents) if tangent is not None]
             with tf.GradientTape() as outer:
                 outer.watch([*sources, *cotangents])
@@ -89,7 +92,7 @@ class Method:
                 output_gradients=[tangents[n] for n in used],
             )
 
-        return compiled.at_level(second, self.plan.level)
+        return compiled.at_level(second, self.plan.level, directly=False)
 
     def __call__(self, *inputs: Any) -> Any:
         args = [inputs[a.index] if isinstance(a, Sharded) else a for a in self.args]

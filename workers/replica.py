@@ -102,7 +102,7 @@ class Replica:
         call = self._model if plan.method == "__call__" else getattr(self._model, plan.method)
         known = self._plans.get(plan.plan)
         if known is None or known.plan != plan:
-            self._plans[plan.plan] = Method(plan, call, args, kwargs, self._traced)
+            self._plans[plan.plan] = Method(plan, call, args, kwargs, self._traced, self._sources)
             if known is not None and known.plan.level == plan.level:
                 self._plans[plan.plan].__dict__.update(known.functions)
 
@@ -415,7 +415,7 @@ class Replica:
         ``seeds`` are the cotangents of the real and complex outputs.
         """
         inputs = as_the_model_wants(method.plan, arrays)
-        found = method.compiled_vjp(inputs, self._sources, seeds)
+        found = method.compiled_vjp(*inputs, *seeds)
         self._check_unchanged(self._fixed, buffer)
         return tile_arrays.by_source(found, inputs)
 
@@ -433,7 +433,7 @@ class Replica:
         """
         inputs = as_the_model_wants(method.plan, arrays)
         sources = [*(x for x in inputs if differentiable(x)), *self._sources]
-        found = method.compiled_second(inputs, self._sources, seeds, tangents)
+        found = method.compiled_second(inputs, seeds, tangents)
         self._check_unchanged(self._fixed, buffer)
         found = [
             tf.zeros_like(x) if gradient is None else tf.convert_to_tensor(gradient)
