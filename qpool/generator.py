@@ -364,6 +364,11 @@ def _share(model: Any, room: _Room) -> Any:
     return pooled
 
 
+def _within_xla(pooled: Any) -> bool:
+    room = getattr(pooled, "_qpool", None)
+    return room is not None and not room.closed and room.executor().within_xla
+
+
 def _names(slots: str | Iterable[str]) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
@@ -385,8 +390,8 @@ def _pooled_class(cls: type, methods: tuple[str, ...]) -> type:
         target = "call" if name == "__call__" and keras_class else name
         namespace[target] = _pooled_method(name, getattr(cls, target, None), target)
     if keras_class:
-        # XLA cannot hold the way to the pool; fit(jit_compile="auto") asks this.
-        namespace["supports_jit"] = property(lambda self: False, lambda self, value: None)
+        # XLA cannot hold the way to a pool; fit(jit_compile="auto") asks this.
+        namespace["supports_jit"] = property(_within_xla, lambda self, value: None)
     subclass = type(cls)(cls.__name__, (ParallelGenerator, cls), namespace)
     if keras_class:
         _save_as(subclass, cls)

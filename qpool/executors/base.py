@@ -74,6 +74,11 @@ class Executor(abc.ABC):
         ``method`` is ``"__call__"`` for the call itself. Works eagerly and in a graph.
         """
 
+    @property
+    def within_xla(self) -> bool:
+        """Whether calls may be part of what XLA compiles, as far as it is known."""
+        return False
+
     @abc.abstractmethod
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         """The gradient of each sample's outputs, contracted with its row of ``cotangent``.

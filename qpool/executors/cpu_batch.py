@@ -60,6 +60,12 @@ class CpuBatchExecutor(Executor):
         with self._counted(args):
             return way.method.compiled(*inputs)
 
+    @property
+    def within_xla(self) -> bool:
+        """Whether XLA has compiled every way in which the model has been called."""
+        choices = [way.choice for way in self._ways.values()]
+        return bool(choices) and all(choice and choice.level == "xla" for choice in choices)
+
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         method = "__call__" if callable(self.model) else "generate"
         variables = recipes.trainable_variables(self.model)

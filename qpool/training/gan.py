@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from qpool.generator import ParallelGenerator
 from qpool.training.config import LOSSES
 from workers import recipes
 from workers.errors import ConfigurationError, nearest
@@ -70,8 +71,15 @@ class QuantumGAN(keras.Model):
     def compile(  # type: ignore[override]
         self, generator_optimizer: Any, critic_optimizer: Any, *, run_eagerly: bool = False
     ) -> None:
-        """``run_eagerly`` for a generator that TensorFlow cannot trace (stock SF in place)."""
-        super().compile(run_eagerly=run_eagerly)
+        """``run_eagerly`` for a generator that TensorFlow cannot trace (stock SF in place).
+
+        Where XLA compiles the generator (``strategy="cpu_batch"``, once it has been called), the
+        whole step is one program of XLA's. No pool can be a part of one.
+        """
+        pooled = [m for m in (self.generator, self.critic) if isinstance(m, ParallelGenerator)]
+        whole = all(model._qpool.executor().within_xla for model in pooled)
+        compiled = (whole and not run_eagerly) if pooled else "auto"
+        super().compile(run_eagerly=run_eagerly, jit_compile=compiled)
         self.generator_optimizer = generator_optimizer
         self.critic_optimizer = critic_optimizer
         generator_optimizer.build(self.generator.trainable_variables)

@@ -346,7 +346,7 @@ def _chosen(config: Config) -> tuple[Config, dict[str, Any]]:
         start_method=config.start_method,
         seed=config.seed,
     )
-    choice = auto.choose(model, z, options, in_graph=True).as_dict()
+    choice = auto.choose(model, z, options, within="xla").as_dict()
     fixed = {name: choice[name] for name in ("strategy", "workers", "threads", "tile")}
     return dataclasses.replace(config, **fixed), choice
 

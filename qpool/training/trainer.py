@@ -90,6 +90,8 @@ class QuantumGANTrainer:
                 seed=self._seed,
                 **self._play,  # type: ignore[arg-type]
             )
+            if self.generator.stats()["strategy"] == "cpu_batch":
+                self._call_once()
             self.gan.compile(
                 *(
                     keras.optimizers.Adam(rate, beta_1=0.5, global_clipnorm=self._clip_norm)
@@ -98,6 +100,11 @@ class QuantumGANTrainer:
                 run_eagerly=self.generator.stats()["strategy"] == "sequential",
             )
         return self.gan
+
+    def _call_once(self) -> None:
+        """Have it found out how far the generator can be compiled."""
+        call = getattr(self.generator, "with_norm", self.generator)
+        call(tf.zeros((2, self.generator.latent_dim)))
 
     def train(
         self,

@@ -170,15 +170,15 @@ def test_a_strategy_that_was_measured_is_the_runs_own(tmp_path, monkeypatch) -> 
     choice = Choice(Candidate("threads", 2, tile=4), 16, {"threads": 1.0}, {}, 1.0, "today")
     asked = []
 
-    def choose(model, z, options, *, in_graph):
-        asked.append((z.shape, in_graph))
+    def choose(model, z, options, *, within):
+        asked.append((z.shape, within))
         return choice
 
     monkeypatch.setattr(auto, "choose", choose)
     config = dataclasses.replace(CONFIG, strategy="auto", workers=None, steps=9)
     out = tmp_path / "run"
     run.train(config, out, QUIET)
-    assert asked == [((CONFIG.batch_size, 4), True)]
+    assert asked == [((CONFIG.batch_size, 4), "xla")]
     chosen = json.loads((out / "run.json").read_text())["chosen"]
     assert (chosen["strategy"], chosen["workers"], chosen["tile"]) == ("threads", 2, 4)
     first = (out / "metrics.csv").read_bytes()

@@ -25,7 +25,7 @@ from qpool import tiles
 from qpool.arguments import is_eager
 from qpool.executors import executor_class, remote, topology
 from qpool.executors.auto.choices import Candidate, Choice, Memory, remembered
-from qpool.executors.auto.contest import BUDGET, Contest
+from qpool.executors.auto.contest import BUDGET, Contest, Within
 from qpool.executors.base import Executor, Options, argument_names
 from qpool.executors.processes import pool
 from qpool.shipping import pack
@@ -110,8 +110,9 @@ class AutoExecutor(Executor):
         values = [*args, *kwargs.values()]
         tensors = [x for x in values if tf.is_tensor(x)]
         in_graph = not tf.executing_eagerly() or not all(map(is_eager, tensors))
+        within: Within = "graph" if in_graph else "nothing"
         batch = _rows(values)
-        key: Any = (method, (batch - 1).bit_length(), in_graph)
+        key: Any = (method, (batch - 1).bit_length(), within)
         with self._lock:
             if in_graph and self._symbolic_constant(
                 method, args, kwargs
@@ -121,7 +122,7 @@ class AutoExecutor(Executor):
                 )
             else:
                 if key not in self._choices:
-                    self._choices[key] = self._apart(method, args, kwargs, batch, in_graph)
+                    self._choices[key] = self._apart(method, args, kwargs, batch, within)
                 candidate = self._choices[key].candidate
             if candidate not in self._executors:
                 with tf.init_scope():  # executors are made out of the graph
@@ -158,9 +159,9 @@ class AutoExecutor(Executor):
         )
 
     def _choose(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int, in_graph: bool
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int, within: Within
     ) -> Choice:
-        memory = Memory(self._fingerprint(method, args, kwargs, batch, in_graph))
+        memory = Memory(self._fingerprint(method, args, kwargs, batch, within))
         known = memory.read()
         if known is not None:
             log.info("auto: %s, as was measured on %s", known.candidate, known.measured)
@@ -169,7 +170,7 @@ class AutoExecutor(Executor):
         args, kwargs = (_stand_ins(part, batch) for part in (args, kwargs))
         calls = {executor: executor.calls for executor in self._executors.values()}
         contest = Contest(
-            self.model, self._executor, method, args, kwargs, in_graph, self._stop.is_set
+            self.model, self._executor, method, args, kwargs, within, self._stop.is_set
         )
         try:
             with _left_as_it_was(self.model):
@@ -286,7 +287,7 @@ class AutoExecutor(Executor):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         batch: int,
-        in_graph: bool,
+        within: Within,
     ) -> str:
         """What a choice is remembered by: model, size of batch, machine, versions, options."""
         cores = topology.budget()
@@ -300,22 +301,22 @@ class AutoExecutor(Executor):
             method,
             [_form(value) for value in (*args, *(kwargs[name] for name in sorted(kwargs)))],
             (batch - 1).bit_length(),
-            in_graph,
+            within,
             sorted(options.items(), key=lambda item: item[0]),
             (cores.cpus, cores.physical, cores.quota),
         ]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def choose(model: Any, z: Any, options: Options | None = None, *, in_graph: bool) -> Choice:
+def choose(model: Any, z: Any, options: Options | None = None, *, within: Within) -> Choice:
     """The choice for batches like ``z``, without keeping anything but it.
 
-    ``in_graph``: the model will be called within a ``tf.function`` (``fit`` makes one).
+    ``within``: what its calls will be part of. The trainer's steps are XLA's where they can be.
     """
     auto = AutoExecutor(model, options or Options())
     try:
         method = "__call__" if callable(model) else "generate"
-        return auto._choose(method, (z,), {}, len(z), in_graph)
+        return auto._choose(method, (z,), {}, len(z), within)
     finally:
         auto.close()
 

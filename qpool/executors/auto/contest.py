@@ -9,7 +9,7 @@ import datetime
 import statistics
 import time
 from collections.abc import Callable, Container
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow as tf
 
@@ -27,6 +27,10 @@ _FIRST_TURNS, _TURNS, _TURN_SECONDS = 2, 5, 0.2
 _WORTH = 1.05
 
 
+#: What calls will be part of: nothing, a graph, or a graph that XLA compiles where it can.
+Within = Literal["nothing", "graph", "xla"]
+
+
 class Contest:
     """Candidates that compute the same training step, timed in turns."""
 
@@ -37,12 +41,12 @@ class Contest:
         method: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        in_graph: bool,
+        within: Within,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._stopped = stopped
         self._executor = executor
-        self._step = lambda executor: _step(model, executor, method, args, kwargs, in_graph)
+        self._step = lambda executor: _step(model, executor, method, args, kwargs, within)
         self._began = time.perf_counter()
         self._steps: dict[Candidate, Callable[[], Any]] = {}
         self._seconds: dict[Candidate, list[float]] = {}
@@ -140,7 +144,7 @@ def _step(
     method: str,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    in_graph: bool,
+    within: Within,
 ) -> Callable[[], Any]:
     """A forward call and the gradient of a sum of it, for the model's variables."""
     variables = recipes.trainable_variables(model)
@@ -154,4 +158,10 @@ def _step(
             ]
         return tape.gradient(outputs, variables) if outputs else outputs
 
-    return tf.function(step, autograph=False) if in_graph else step
+    if within == "nothing":
+        return step
+    if within == "xla":
+        executor.call(method, args, kwargs)  # shows how far the executor can compile it
+    compiled = within == "xla" and executor.within_xla
+    found: Callable[[], Any] = tf.function(step, autograph=False, jit_compile=compiled or None)
+    return found

@@ -252,7 +252,7 @@ def race(monkeypatch, seconds: dict[Candidate, float]) -> contest.Contest:
     clock = Clock()
     monkeypatch.setattr(contest.time, "perf_counter", clock)
     made = contest.Contest(
-        Scaled(), lambda c: Slow(clock, seconds[c]), "__call__", (tf.ones((4, 2)),), {}, False
+        Scaled(), lambda c: Slow(clock, seconds[c]), "__call__", (tf.ones((4, 2)),), {}, "nothing"
     )
     for candidate in seconds:
         made.enter(candidate)

@@ -36,6 +36,44 @@ def test_train_is_the_same_pooled_or_not(pool) -> None:
         np.testing.assert_allclose(ours, theirs, atol=2e-4)
 
 
+def test_a_step_in_place_is_one_compiled_program_and_gives_the_same_again() -> None:
+    histories = []
+    for strategy in ("cpu_batch", "threads", "cpu_batch"):
+        with qpool.QuantumGANTrainer(small(), seed=4) as trainer:
+            histories.append(trainer.train(ROWS, epochs=2, batch_size=8, strategy=strategy).history)
+            assert trainer.gan.jit_compile == (strategy == "cpu_batch")
+    assert histories[0] == histories[2]
+    for name, values in histories[1].items():  # other draws: only the order of size is the same
+        np.testing.assert_allclose(histories[0][name], values, atol=2.0)
+
+
+def test_a_compiled_step_is_the_step() -> None:
+    """The same program, compiled and not, on latent rows that do not come from draws."""
+    moved = []
+    for compiled in (False, True):
+        with qpool.parallelize(small(), strategy="cpu_batch") as generator:
+            critic = keras.Sequential(
+                [
+                    keras.Input((2,)),
+                    keras.layers.Dense(4, "tanh", kernel_initializer=keras.initializers.Ones()),
+                    keras.layers.Dense(1, kernel_initializer=keras.initializers.Ones()),
+                ]
+            )
+            gan = QuantumGAN(generator, critic, critic_steps=2, penalty=0.0, seed=1)
+            assert not generator.supports_jit  # nobody has called it: it is not known
+            if compiled:
+                generator.with_norm(tf.zeros((2, 2)))
+                assert generator.supports_jit
+            gan.latent = lambda batch: tf.constant(ROWS[:8], tf.float32)
+            gan.compile(keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.1))
+            assert gan.jit_compile == compiled
+            batches = tf.data.Dataset.from_tensors(tf.constant(ROWS[8:16], tf.float32)).repeat(3)
+            gan.fit(batches, epochs=1, shuffle=False, verbose=0)
+            moved.append([*generator.get_weights(), *critic.get_weights()])
+    for ours, theirs in zip(*moved, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 def test_data_is_checked_before_any_worker_starts() -> None:
     trainer = qpool.QuantumGANTrainer(small())
     with pytest.raises(qpool.errors.DataError, match="NaN"):
