@@ -228,7 +228,11 @@ def _once(x: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
     It does so with sines and cosines, which it takes for cheap, and with what comes from a barrier,
     which it drops before. A gather is dear to it: one of all rows, as they are, is left alone.
     """
-    kept = tf.gather(x, np.arange(x.shape[0])) if within_xla() else tf.identity(x)
+    if not within_xla() or not x.shape.is_fully_defined():
+        kept = tf.identity(x)
+    else:
+        rows = tf.reshape(x, [-1, x.shape[-1] if x.shape.num_elements() > x.shape[-1] else 1])
+        kept = tf.reshape(tf.gather(rows, np.arange(rows.shape[0])), x.shape)
     return kept, lambda cotangent: _once(cotangent)
 
 
