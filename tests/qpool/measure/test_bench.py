@@ -1,4 +1,4 @@
-"""Benchmark cases are found by name, and what they find is kept. Not run here: they take minutes."""
+"""Benchmark cases are found by name, and what they find is kept. None is run: it takes minutes."""
 
 from __future__ import annotations
 
