@@ -180,6 +180,8 @@ class Bridge:
             outputs = [
                 x if tensor else x.numpy() for x, tensor in zip(outputs, plan.tensors, strict=True)
             ]
+        if plan.structure == 0:  # the only output, by itself
+            return outputs[0]
         return tf.nest.map_structure(lambda index: outputs[index], plan.structure)
 
     # -- the custom gradient ---------------------------------------------------------------

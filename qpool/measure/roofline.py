@@ -255,48 +255,58 @@ def _kind(rows: Sequence[dict[str, Any]], kind: str, machine: dict[str, Any]) ->
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """The roofs, and a disc for each operation whose area is its time."""
+    """The roofs with a disc for each operation, whose area is its time; and the time by kind."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 5.4), layout="constrained")
+    figure = Figure(figsize=(11.5, 5.0), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    roofs, bars = figure.subplots(1, 2, width_ratios=(2, 1))
     peak = found["machine"]["gflop_per_second"]
-    reach = np.geomspace(0.02, 200, 300)
-    for mib, rate in found["machine"]["gigabytes_per_second"].items():
-        axes.plot(reach, np.minimum(peak, rate * reach), color="#444444", linewidth=0.9)
-        axes.annotate(
-            f"{rate:.0f} GB/s ({mib} MiB in use)",
-            (0.022, rate * 0.022),
-            fontsize=8,
-            va="bottom",
-        )
-    axes.annotate(f"{peak:.0f} GFLOP/s, a matrix product", (200, peak), ha="right", va="bottom")
+    reach = np.geomspace(0.05, 50, 300)
+    for shade, (mib, rate) in zip(
+        ("#bbbbbb", "#888888", "#444444"),
+        found["machine"]["gigabytes_per_second"].items(),
+        strict=False,
+    ):
+        roofs.plot(reach, np.minimum(peak, rate * reach), color=shade, linewidth=1)
+        roofs.plot([], [], color=shade, label=f"{rate:.0f} GB/s with {mib} MiB in use")
+    roofs.annotate(f"{peak:.0f} GFLOP/s: a matrix product", (0.06, peak), va="bottom")
     for kind, colour in _COLOURS.items():
         rows = [r for r in found["operations"] if r["kind"] == kind and r["flop"] and r["seconds"]]
-        total = found["kinds"][kind]
-        axes.scatter(
+        roofs.scatter(
             [row["flop"] / row["bytes"] for row in rows],
             [row["flop"] / row["seconds"] / 1e9 for row in rows],
             s=[8e6 * row["seconds"] / found["milliseconds"] for row in rows],
             color=colour,
             alpha=0.35,
             linewidths=0,
-            label=f"{kind}: {total['milliseconds']:.1f} of {found['milliseconds']:.1f} ms "
-            f"({total['milliseconds_at_the_limits']:.1f} at the limits)",
         )
-    axes.set(
+        roofs.scatter([], [], color=colour, s=40, label=kind)
+    roofs.set(
         xscale="log",
         yscale="log",
-        xlim=(0.02, 200),
-        ylim=(0.02, 2 * peak),
-        xlabel="operations a byte touched",
+        xlim=(0.05, 50),
+        ylim=(0.1, 2 * peak),
+        xlabel="floating-point operations for each byte touched",
         ylabel="GFLOP/s",
-        title="three modes, 6 layers, cutoff 12, batch 64: a step on one core",
+        title="each operation of a step on one core",
     )
-    axes.legend(loc="lower right", markerscale=0.25)
-    figure.savefig(path, dpi=130)
+    roofs.legend(loc="lower right", fontsize=9)
+    kinds = list(_COLOURS)[::-1]
+    for part, alpha in (("milliseconds", 0.35), ("milliseconds_at_the_limits", 1.0)):
+        values = [found["kinds"][kind][part] for kind in kinds]
+        bars.barh(kinds, values, color=[_COLOURS[kind] for kind in kinds], alpha=alpha)
+    for place, kind in enumerate(kinds):
+        total = found["kinds"][kind]
+        said = f" {total['milliseconds']:.1f} ({total['milliseconds_at_the_limits']:.1f})"
+        bars.annotate(said, (total["milliseconds"], place), va="center")
+    bars.set(
+        xlabel="milliseconds (dark: at the core's limits)",
+        title=f"of {found['milliseconds']:.1f} ms",
+        xlim=(0, 1.45 * max(total["milliseconds"] for total in found["kinds"].values())),
+    )
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,8 @@ class WorkerProcess:
         self.handle: int | None = None
         with contextlib.suppress(OSError, AttributeError):
             self.handle = os.pidfd_open(pid)
+            self._end = select.poll()
+            self._end.register(self.handle, select.POLLIN)
         #: What it has been told: ids and the very objects, so that a change is told again.
         self.told: dict[Any, Any] = {}
         self.hello: protocol.Hello | None = None
@@ -125,9 +127,7 @@ class WorkerProcess:
         """Whether its process has ended, after waiting for that; False if the system cannot say."""
         if self.handle is None:
             return False
-        watched = select.poll()
-        watched.register(self.handle, select.POLLIN)
-        return bool(watched.poll(int(seconds * 1000)))
+        return bool(self._end.poll(int(seconds * 1000)))
 
     def cpu_seconds(self) -> float:
         """CPU time it has used, as the system counts it; 0 if it is gone."""
