@@ -178,8 +178,9 @@ def bench(cases: tuple[str, ...], as_json: bool, out: Path | None) -> None:
 
     By their names only: strategies (every one, and threads, joblib and Ray with stock Strawberry
     Fields), auto (what it chooses, against each fixed one), utilisation (how busy all cores are,
-    for a minute), scaling (the scaling model, on tiles of known cost), ray (a Ray cluster on this
-    machine, against a local pool), natural (the natural gradient against plain ones).
+    for a minute), scaling (the scaling model, on tiles of known cost), trainer (its step, by
+    strategy), ray (a Ray cluster on this machine, against a local pool), natural (the natural
+    gradient against plain ones).
     """
     from qpool.measure import bench as benchmarks
 

@@ -15,6 +15,7 @@ CASES = {
     "speedup": "pool_bench:speedup",
     "roundtrip": "pool_bench:roundtrip",
     "monitor": "pool_bench:monitor",
+    "trainer": "pool_bench:trainer",
     "engine": "engine_bench:engine",
     "wide": "engine_bench:wide",
     "pooled": "engine_bench:pooled",

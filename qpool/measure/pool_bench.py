@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -161,3 +162,49 @@ def monitor(turns: int = 15) -> dict[str, Any]:
         "share of a second": statistics.median(seconds["reading"]),
         "steps watched against not": ratio(seconds["steps, watched"], seconds["steps"]),
     }
+
+
+def trainer(turns: int = 3) -> dict[str, Any]:
+    """Milliseconds of the trainer's step, critic and all, by strategy; batches of 64."""
+    import contextlib
+
+    import numpy as np
+
+    import qpool
+
+    found: dict[str, Any] = {"case": "trainer", "batch": 64}
+    for modes, layers in ((2, 2), (3, 4)):
+        rows = np.random.default_rng(0).normal(size=(64 * 50, modes))
+        seconds: dict[str, list[float]] = {}
+        with contextlib.ExitStack() as stack:
+            trainers = {}
+            for strategy in ("processes", "cpu_batch"):
+                model = qpool.models.QuantumSFGenerator(
+                    n_modes=modes, latent_dim=2 * modes, layers=layers, cutoff_dim=8, seed=1
+                )
+                made = stack.enter_context(qpool.QuantumGANTrainer(model, seed=1))
+                made.prepare(modes, strategy)
+                _step_seconds(made, rows)
+                trainers[strategy] = made
+            for _ in range(turns):
+                for strategy, made in trainers.items():
+                    seconds.setdefault(strategy, []).append(_step_seconds(made, rows))
+        found[f"{modes} modes, {layers} layers, cutoff 8"] = {
+            "milliseconds": {n: 1e3 * statistics.median(s) for n, s in seconds.items()},
+            "cpu_batch against processes": ratio(seconds["processes"], seconds["cpu_batch"]),
+        }
+    return found
+
+
+def _step_seconds(trainer: Any, rows: Any) -> float:
+    """The median of an epoch's steps."""
+    import time
+
+    import keras
+
+    ends = []
+    watch = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: ends.append(time.perf_counter())
+    )
+    trainer.train(rows, epochs=1, batch_size=64, callbacks=[watch])
+    return statistics.median(b - a for a, b in itertools.pairwise(ends))
