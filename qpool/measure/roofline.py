@@ -92,7 +92,9 @@ def operations(program: str) -> list[Operation]:
         touched: float = instruction.bytes
         for place, operand in enumerate(instruction.operands):
             whole = computations[entry][operand].bytes
-            touched += min(whole, _touched(within, place, whole))
+            taken = instruction.op in _PARTS and place == 0
+            part = instruction.bytes if taken else _touched(within, place, whole)
+            touched += min(whole, part)
         found.append(
             Operation(
                 instruction.name,
