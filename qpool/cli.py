@@ -58,6 +58,12 @@ def cli() -> None:
 @click.option("--critic-layers", default=_DEFAULT.critic_layers, help="Its hidden layers.")
 @click.option("--penalty", default=_DEFAULT.penalty, help="Weight of the gradient penalty.")
 @click.option("--norm-penalty", default=_DEFAULT.norm_penalty, help="Weight on leaving the cutoff.")
+@click.option(
+    "--ema-momentum",
+    type=float,
+    help="Of an average of the generator's weights, which is what is evaluated and sampled; try "
+    "0.998.  [default: none]",
+)
 @click.option("--clip-norm", type=float, help="Largest norm of a gradient.  [default: none]")
 @click.option("--workers", type=int, help="Worker processes.  [default: physical cores]")
 @click.option("--threads", default=_DEFAULT.threads, help="Cores of each worker.")

@@ -26,6 +26,7 @@ SETTINGS = {
     "cutoff": 10,
     "layers": 2,
     "schedule": "cosine",
+    "ema-momentum": 0.998,
     "evaluate-every": 500,
     "checkpoint-every": 1000,
 }
@@ -38,8 +39,14 @@ _SEVERAL = {
     "generator-rate": 0.003,
     "critic-rate": 0.003,
 }
-#: Densities: the critic has to see edges, in a batch and in its own layers.
-_EDGES = {**_SEVERAL, "batch-size": 200, "critic-units": 128, "critic-layers": 3}
+#: Densities: the critic has to see edges, in a batch and in its own layers, and may be steep there.
+_EDGES = {
+    **_SEVERAL,
+    "batch-size": 200,
+    "critic-units": 128,
+    "critic-layers": 3,
+    "penalty": 0.1,
+}
 OF_DATA = {
     "breast-cancer": _ONE,
     "wine": _ONE,

@@ -38,6 +38,7 @@ class Config:
     loss: str = "wasserstein"
     penalty: float = 1.0
     norm_penalty: float = 0.0
+    ema_momentum: float | None = None
     clip_norm: float | None = None
     workers: int | None = None
     threads: int = 1
@@ -116,6 +117,10 @@ class Config:
         for name in ("penalty", "norm_penalty"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigurationError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.ema_momentum is not None and not 0 < self.ema_momentum < 1:
+            raise ConfigurationError(
+                f"ema_momentum must be between 0 and 1, not {self.ema_momentum}"
+            )
         if self.cutoff < 2:
             raise ConfigurationError(f"cutoff must be at least 2, not {self.cutoff}")
         if not 0 <= self.seed < 2**32:

@@ -5,6 +5,8 @@ Owns the losses and the order of updates, nothing else. The generator may be poo
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -87,6 +89,26 @@ class QuantumGAN(keras.Model):
 
     def call(self, z: Any) -> Any:
         return self.generator(z)
+
+    def take_averages(self) -> None:
+        """Give the generator the moving averages of its weights, which its optimizer keeps with
+        ``use_ema=True``. Without, and before the first step, nothing is done."""
+        if self.generator_optimizer.use_ema and int(self.generator_optimizer.iterations):
+            variables = self.generator.trainable_variables
+            self.generator_optimizer.finalize_variable_values(variables)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the generator has the averages; afterwards, the weights that training goes on
+        with."""
+        variables = self.generator.trainable_variables
+        kept = [keras.ops.convert_to_numpy(variable).copy() for variable in variables]
+        self.take_averages()
+        try:
+            yield
+        finally:
+            for variable, value in zip(variables, kept, strict=True):
+                variable.assign(value)
 
     def latent(self, batch: int) -> Any:
         """(batch, latent_dim) draws from the standard normal distribution."""

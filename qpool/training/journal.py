@@ -139,9 +139,10 @@ class Journal(keras.callbacks.Callback):
     def _evaluate(self) -> bool:
         """Compare the generator with the data; whether it was never closer."""
         config = self._config
-        made, norms = sampling.samples_and_norms(
-            self._trainer.generator, SAMPLES, config.batch_size, config.seed
-        )
+        with self._trainer.gan.averaged():
+            made, norms = sampling.samples_and_norms(
+                self._trainer.generator, SAMPLES, config.batch_size, config.seed
+            )
         if norms.mean() < self._enough:
             states.warn_of_leakage(norms, self._enough)
             self._enough = norms.mean() - 0.05  # again when it has become worse

@@ -135,6 +135,7 @@ def sample(
     config = dataclasses.replace(config, strategy="cpu_batch")
     with _trainer(config, rows) as trainer:
         trainer.restore(found.arrays)
+        trainer.gan.take_averages()
         generated = sampling.samples(trainer.generator, count, config.batch_size, seed)
     return rows.in_units(generated), rows.columns
 
@@ -229,6 +230,7 @@ def _run(
         }
         if journal.stopped:
             return {**summary, "stopped": journal.stopped}
+        trainer.gan.take_averages()
         _draw(out, rows, trainer.generator, config, summary)
     _write_json(out / "summary.json", summary)
     return summary
@@ -309,6 +311,7 @@ def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
             loss=config.loss,
             penalty=config.penalty,
             norm_penalty=config.norm_penalty,
+            ema_momentum=config.ema_momentum,
             clip_norm=config.clip_norm,
             seed=config.seed,
         )

@@ -28,6 +28,9 @@ class QuantumGANTrainer:
         generator_rate, critic_rate: learning rates of Adam (beta_1 = 0.5), numbers or Keras
             schedules.
         critic_steps, loss, penalty, norm_penalty: see :class:`qpool.training.gan.QuantumGAN`.
+        ema_momentum: of a moving average of the generator's weights, 0 to 1: what an evaluation
+            sees, and what the generator has after training. It ends nearer to the data than the
+            weights themselves, which go around their best place. None: no average.
         clip_norm: gradients of a larger global norm are scaled down to it; None: never.
         seed: of latent draws, shuffling and the default critic.
         options: further keyword arguments of :func:`qpool.parallelize`, for a generator that is
@@ -45,6 +48,7 @@ class QuantumGANTrainer:
         loss: str = "wasserstein",
         penalty: float = 1.0,
         norm_penalty: float = 0.0,
+        ema_momentum: float | None = None,
         clip_norm: float | None = None,
         seed: int = 0,
         **options: Any,
@@ -63,6 +67,13 @@ class QuantumGANTrainer:
         self.gan: QuantumGAN | None = None
         self._rates = (generator_rate, critic_rate)
         self._clip_norm = clip_norm
+        self._ema = {}
+        if ema_momentum is not None:
+            if not 0 < ema_momentum < 1:
+                raise ConfigurationError(
+                    f"ema_momentum must be between 0 and 1, or None, not {ema_momentum}"
+                )
+            self._ema = {"use_ema": True, "ema_momentum": ema_momentum}
         self._seed = seed
         self._play = {
             "critic_steps": critic_steps,
@@ -94,8 +105,8 @@ class QuantumGANTrainer:
                 self._call_once()
             self.gan.compile(
                 *(
-                    keras.optimizers.Adam(rate, beta_1=0.5, global_clipnorm=self._clip_norm)
-                    for rate in self._rates
+                    keras.optimizers.Adam(rate, beta_1=0.5, global_clipnorm=self._clip_norm, **ema)
+                    for rate, ema in zip(self._rates, (self._ema, {}), strict=True)
                 ),
                 run_eagerly=self.generator.stats()["strategy"] == "sequential",
             )
@@ -148,6 +159,7 @@ class QuantumGANTrainer:
         if not (begun and gan.stop_training):
             rest = self._batches(rows, batch_size, done * per_epoch, epochs * per_epoch)
             gan.fit(rest, initial_epoch=done, epochs=epochs, steps_per_epoch=per_epoch, **options)
+        gan.take_averages()
         return gan.history
 
     def _batches(self, rows: np.ndarray, batch_size: int, first: int, last: int) -> Any:

@@ -32,6 +32,7 @@ CONFIG = Config(
     checkpoint_every=4,
     evaluate_every=6,
     norm_penalty=0.1,
+    ema_momentum=0.9,
     clip_norm=1.0,
     schedule="cosine",
 )

@@ -44,6 +44,7 @@ def test_bad_files(tmp_path: Path, text: str, words: str) -> None:
         ({"steps": 0}, "steps must be at least 1"),
         ({"keep": 0}, "keep must be at least 1"),
         ({"strategy": "procesess"}, "did you mean 'processes'"),
+        ({"ema_momentum": 1.0}, "between 0 and 1"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
     ],
 )

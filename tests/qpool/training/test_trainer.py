@@ -173,6 +173,46 @@ def test_a_generator_with_variables_of_tensorflow() -> None:
     assert np.abs(model.w - [0.5, -0.5]).min() > 1e-4
 
 
+@pytest.mark.parametrize("make", [small, Shift])
+def test_the_generator_ends_with_the_average_of_its_weights(make) -> None:
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 0:
+                self.seen = []
+
+        def on_train_batch_end(self, batch, logs=None):
+            gan, before = self.model, weights()
+            with gan.averaged():
+                self.inside = weights()
+            for value, was in zip(weights(), before, strict=True):
+                np.testing.assert_array_equal(value, was)
+            self.seen.append(before)
+
+    def weights() -> list[np.ndarray]:
+        found = trainer.gan.generator.trainable_variables
+        return [keras.ops.convert_to_numpy(v).copy() for v in found]
+
+    look = Look()
+    with qpool.QuantumGANTrainer(make(), seed=4, ema_momentum=0.75) as trainer:
+        gan = trainer.prepare(2, "cpu_batch")
+        first = weights()
+        with gan.averaged():  # no step yet: there is nothing to average
+            for value, was in zip(weights(), first, strict=True):
+                np.testing.assert_array_equal(value, was)
+        trainer.train(ROWS, epochs=1, batch_size=4, strategy="cpu_batch", callbacks=[look])
+        last = weights()
+    assert len(look.seen) == 5
+    for number, (value, inside) in enumerate(zip(last, look.inside, strict=True)):
+        average = look.seen[0][number]
+        for step in look.seen[1:]:
+            average = 0.75 * average + 0.25 * step[number]
+        np.testing.assert_allclose(value, average, atol=1e-6)
+        np.testing.assert_array_equal(value, inside)
+        assert np.abs(value - look.seen[-1][number]).max() > 1e-3
+    with pytest.raises(qpool.errors.ConfigurationError, match="between 0 and 1"):
+        qpool.QuantumGANTrainer(make(), ema_momentum=1.0)
+
+
 def test_fit_with_keras_callbacks(pool, tmp_path) -> None:
     with qpool.QuantumGANTrainer(small(), seed=4, pool=pool) as trainer:
         gan = trainer.prepare(2)
