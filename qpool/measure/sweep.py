@@ -241,7 +241,7 @@ def measure(
     import tensorflow as tf
 
     import qpool
-    from qpool.measure.engine_bench import Case
+    from qpool.measure.bench.engine import Case
     from qpool.measure.processes import cpu_seconds, memory_bytes
 
     case = Case(cell.modes, cell.layers, cell.cutoff)

@@ -10,25 +10,25 @@ from typing import Any
 
 from workers.errors import ConfigurationError, nearest
 
-#: Case -> the module of ``qpool.measure`` and the function that measure it.
+#: Case -> the module here and the function that measure it.
 CASES = {
-    "speedup": "pool_bench:speedup",
-    "roundtrip": "pool_bench:roundtrip",
-    "monitor": "pool_bench:monitor",
-    "trainer": "pool_bench:trainer",
-    "engine": "engine_bench:engine",
-    "wide": "engine_bench:wide",
-    "pooled": "engine_bench:pooled",
-    "loop": "engine_bench:loop",
-    "memory": "engine_bench:memory",
-    "accuracy": "engine_bench:accuracy",
+    "speedup": "pool:speedup",
+    "roundtrip": "pool:roundtrip",
+    "monitor": "pool:monitor",
+    "trainer": "pool:trainer",
+    "engine": "engine:engine",
+    "wide": "engine:wide",
+    "pooled": "engine:pooled",
+    "loop": "engine:loop",
+    "memory": "engine:memory",
+    "accuracy": "engine:accuracy",
     "roofline": "roofline:roofline",
-    "strategies": "strategies_bench:strategies",
-    "auto": "strategies_bench:auto",
-    "utilisation": "strategies_bench:utilisation",
-    "scaling": "scaling_bench:scaling_model",
-    "natural": "natural_bench:natural",
-    "ray": "cluster_bench:ray_overhead",
+    "strategies": "strategies:strategies",
+    "auto": "strategies:auto",
+    "utilisation": "strategies:utilisation",
+    "scaling": "scaling:scaling_model",
+    "natural": "natural:natural",
+    "ray": "cluster:ray_overhead",
 }
 
 #: What is run where no case is named: the pool, and the engine.
@@ -69,4 +69,4 @@ def check(name: str) -> None:
 def _home(name: str) -> tuple[ModuleType, str]:
     check(name)
     module, _, function = CASES[name].partition(":")
-    return importlib.import_module(f"qpool.measure.{module}"), function
+    return importlib.import_module(f"{__name__}.{module}"), function

@@ -16,9 +16,9 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from qpool.measure import peers
-from qpool.measure.processes import alone_on_a_core, answer
-from qpool.measure.timing import ratio, turns_of
+from qpool.measure.bench import peers
+from qpool.measure.bench.alone import alone_on_a_core, answer
+from qpool.measure.bench.timing import ratio, turns_of
 from qpool.models import circuit
 from workers import sf_compat
 from workers.engine import TracedEngine

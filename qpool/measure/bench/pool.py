@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from qpool.measure.timing import ratio, turns_of
+from qpool.measure.bench.timing import ratio, turns_of
 from workers.errors import ConfigurationError
 
 #: Steps timed together where single ones are too short to compare.
@@ -80,7 +80,7 @@ def roundtrip(turns: int = 15) -> dict[str, Any]:
         ) from None
     import numpy as np
 
-    from qpool.measure.peers import empty_environment
+    from qpool.measure.bench.peers import empty_environment
 
     z = tf.random.stateless_normal((64, 4), (1, 2))
     actions: Any = np.zeros((2, 32, 4), np.float32)
