@@ -13,18 +13,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from qpool import tapes
 from qpool.executors.base import argument_names
 from qpool.shipping import dumps
 from workers.errors import InputError
 from workers.protocol import Sharded
-
-try:
-    # Whether a tape watches a tensor: as a constant of a call, its gradient would be lost.
-    from tensorflow.python.eager.record import should_record_backprop as _watched
-except ImportError:  # pragma: no cover - a TensorFlow that has moved it
-
-    def _watched(tensors: Sequence[Any]) -> bool:
-        return False
 
 
 class Arguments:
@@ -146,7 +139,11 @@ def _check_constant(name: str, value: Any) -> None:
                 f"{name} is a variable; workers get constants, so its gradient would be lost. "
                 f"Make it an attribute of the model, or shard it: sharded=({name!r},)"
             )
-        if isinstance(leaf, tf.Tensor) and is_eager(leaf) and _watched([leaf]):
+        if (
+            isinstance(leaf, tf.Tensor)
+            and is_eager(leaf)
+            and tapes.watched([leaf], otherwise=False)
+        ):
             raise InputError(
                 f"{name} is watched by a tape; workers get constants, so its gradient would be "
                 f"lost. Shard it (sharded=({name!r},)), make it a variable of the model, or wrap "

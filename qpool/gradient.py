@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from qpool import tapes
 from qpool.arguments import Arguments, check_array, is_eager
 from workers import recipes
 from workers.errors import InputError, SecondOrderGradientError
@@ -30,24 +31,6 @@ from workers.layout import ArraySpec
 
 if TYPE_CHECKING:
     from qpool.executors.remote import Plan, RemoteModel
-
-try:
-    # Whether any tape could be listening: without one, a call is spared the bookkeeping.
-    from tensorflow.python.eager.record import could_possibly_record as _recording
-except ImportError:  # pragma: no cover - a TensorFlow that has moved it
-
-    def _recording() -> bool:
-        return True
-
-
-try:
-    # Whether a tape is watching this tensor, or what it was made of.
-    from tensorflow.python.eager.record import should_record_backprop as _watched
-except ImportError:  # pragma: no cover - a TensorFlow that has moved it
-
-    def _watched(tensors: Sequence[Any]) -> bool:
-        return True
-
 
 #: Graph calls whose workers are remembered for their backward pass; older ones are recomputed.
 _REMEMBERED_CALLS = 64
@@ -83,7 +66,7 @@ class Bridge:
         if tf.executing_eagerly() and all(is_eager(x) for x in inputs):
             arrays = [np.asarray(x) for x in inputs]
             self._arguments.check(method, arrays)
-            recording = _recording()
+            recording = tapes.recording()
             values = self._weights() if weights is None else [np.asarray(w) for w in weights]
             plan = self._remote.plan(
                 method, arguments, as_tensor, arrays, values, gradient=recording
@@ -138,7 +121,7 @@ class Bridge:
     # -- plans -----------------------------------------------------------------------------
 
     def _weights(self) -> list[np.ndarray]:
-        return [_value(variable) for variable in self._remote.variables]
+        return [tapes.value(variable) for variable in self._remote.variables]
 
     def _plan_of_graph(
         self, method: str, arguments: bytes, as_tensor: tuple[bool, ...], inputs: Sequence[Any]
@@ -197,7 +180,7 @@ class Bridge:
         def pooled_call(*tensors: Any) -> tuple[list[Any], Callable[..., Any]]:
             sources = _where(plan.connected)
             if plan.level == "eager" and tf.executing_eagerly():  # a compiled vjp gives all anyway
-                sources = [n for n in sources if n >= inputs or _watched([tensors[n]])]
+                sources = [n for n in sources if n >= inputs or tapes.watched([tensors[n]])]
             if tf.executing_eagerly():
                 outputs, ticket = self._forward_eagerly(plan, inputs, tensors)
             else:
@@ -233,7 +216,9 @@ class Bridge:
 
             if not wanted:
                 return []
-            if tf.executing_eagerly() and not _recording():  # nobody will differentiate this again
+            if (
+                tf.executing_eagerly() and not tapes.recording()
+            ):  # nobody will differentiate this again
                 return self._backward_eagerly(plan, inputs, ticket, wanted, arguments)
             found = vjp(*arguments)
             return list(found) if isinstance(found, list | tuple) else [found]
@@ -273,7 +258,7 @@ class Bridge:
     def _forward_in_graph(
         self, plan: Plan, inputs: int, tensors: Sequence[Any]
     ) -> tuple[list[Any], Any]:
-        keep = _recording()
+        keep = tapes.recording()
 
         def run(*arrays: np.ndarray) -> list[np.ndarray]:
             self._arguments.check("", arrays[:inputs])
@@ -418,11 +403,6 @@ def _refuse(why: str) -> Callable[..., None]:
         )
 
     return refuse
-
-
-def _value(variable: tf.Variable) -> np.ndarray:
-    """The variable's value now. The bare read costs a third of what ``.numpy()`` does."""
-    return np.asarray(tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype))
 
 
 def _is_float(spec: ArraySpec) -> bool:

@@ -6,20 +6,27 @@ of the compiled function; all others are constants of it, known by content.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from qpool import tapes
 from qpool.executors.base import Executor, Options
 from qpool.shipping import dumps
 from workers import compiled, recipes
 from workers.draws import global_states
 from workers.engine import traced_engines
-from workers.errors import ConfigurationError
-from workers.method import Method
+from workers.errors import ConfigurationError, GradientError
+from workers.matrices import within_xla
+from workers.method import Method, differentiable
 from workers.protocol import Plan, Sharded
+
+log = logging.getLogger("qpool")
 
 
 @dataclasses.dataclass
@@ -28,6 +35,8 @@ class _Way:
 
     method: Method
     choice: compiled.Choice | None = None
+    #: All that the model's call may read; ``method.variables`` are those that gradients are for.
+    variables: Sequence[tf.Variable] = ()
 
 
 class CpuBatchExecutor(Executor):
@@ -53,11 +62,17 @@ class CpuBatchExecutor(Executor):
             with traced_engines():
                 return function(*args, **kwargs)
         way, inputs = self._way(method, function, args, kwargs)
-        if not tf.executing_eagerly():  # the graph around it is compiled, or not, as it is
-            return way.method(*inputs)
+        if not tf.executing_eagerly():
+            if within_xla():  # it is compiled with all that is around it
+                return way.method(*inputs)
+            if way.choice is None:
+                way.choice = self._choose_for_graph(way, inputs)
+            return (way.method.compiled if way.choice else way.method)(*inputs)
         if way.choice is None:
             way.choice = self._choose(way, inputs)
         with self._counted(args):
+            if way.choice.level == "xla" and tapes.recording():
+                return _on_tape(way, inputs)
             return way.method.compiled(*inputs)
 
     @property
@@ -111,24 +126,42 @@ class CpuBatchExecutor(Executor):
 
         marked = tuple(mark(value, place == 0) for place, value in enumerate(args))
         named = {name: mark(value, False) for name, value in kwargs.items()}
-        key = (method, dumps((marked, named), "the arguments"))
+        plain = len(marked) == len(inputs) and not named  # else constants are a part of the key
+        key = (method, len(inputs) if plain else dumps((marked, named), "the arguments"))
         if key not in self._ways:
-            plan = Plan(0, 0, method, key[1], (True,) * len(inputs), 0)
+            plan = Plan(0, 0, method, b"", (True,) * len(inputs), 0)
             self._ways[key] = _Way(Method(plan, function, marked, named, True))
         return self._ways[key], inputs
+
+    def _choose_for_graph(self, way: _Way, inputs: list[tf.Tensor]) -> compiled.Choice | None:
+        """What draws in the place of the graph's inputs show; None if they cannot be had."""
+        if not all(x.dtype.is_floating and x.shape[1:].is_fully_defined() for x in inputs):
+            return None
+        with tf.init_scope():
+            draws = [
+                tf.random.stateless_normal((2, *x.shape[1:].as_list()), (n, 0), dtype=x.dtype)
+                for n, x in enumerate(inputs)
+            ]
+            try:
+                return self._choose(way, draws)
+            except Exception as error:  # the model's own, of draws that it does not take
+                log.info("it is traced as it is, not compiled: on normal draws %r", error)
+                return None
 
     def _choose(self, way: _Way, inputs: list[tf.Tensor]) -> compiled.Choice:
         """Compile, unless the call does more than compute; it leaves no trace in the model."""
         shipped = recipes.inspect(self.model, {})
-        before = [variable.numpy() for variable in shipped.variables]
+        known = shipped.variables
+        before = [variable.numpy() for variable in known]
         sources = global_states()
-        outputs = tf.nest.flatten(way.method(*inputs))
+        with tf.GradientTape() as tape:
+            outputs = tf.nest.flatten(way.method(*inputs))
         changed = [
             variable
-            for variable, value in zip(shipped.variables, before, strict=True)
+            for variable, value in zip(known, before, strict=True)
             if variable.numpy().tobytes() != value.tobytes()
         ]
-        for variable, value in zip(shipped.variables, before, strict=True):
+        for variable, value in zip(known, before, strict=True):
             if any(variable is other for other in changed):
                 variable.assign(value)
         reason = ""
@@ -140,7 +173,10 @@ class CpuBatchExecutor(Executor):
             reason = "it takes or returns NumPy arrays"
         if reason:
             return compiled.Choice("eager", reason, 0.0)
-        original = way.method
+        others = [v for v in tape.watched_variables() if all(v is not x for x in known)]
+        way.variables = [*known, *others]  # those of a closure too
+        floating = [v for v in way.variables if v.dtype.is_floating or v.dtype.is_complex]
+        original = dataclasses.replace(way.method, variables=floating)
 
         def use(function: Any, level: str) -> None:
             plan = dataclasses.replace(original.plan, level=level)
@@ -148,3 +184,73 @@ class CpuBatchExecutor(Executor):
             way.method.__dict__["compiled"] = function
 
         return compiled.choose(original, inputs, outputs, use)
+
+
+def _on_tape(way: _Way, inputs: list[tf.Tensor]) -> Any:
+    """The compiled call, of which a tape keeps the arguments and the variables' values alone.
+
+    A tape over the compiled function itself would take hundreds of tensors out of it: making the
+    forward pass again within the compiled vjp costs a third of that. In forward mode, in a graph
+    and where the gradient is recorded again, all is TensorFlow's own.
+    """
+    method = way.method
+    values = [variable.value() for variable in way.variables]
+    if tapes.forward_mode([*inputs, *values]):
+        return method.compiled(*inputs)
+    with tapes.pause():
+        result = method.compiled(*inputs)
+    outputs = tf.nest.flatten(result)
+
+    @tf.custom_gradient
+    def made(*_: Any) -> Any:
+        def pull_back(*cotangents: Any) -> list[Any]:
+            given = [  # a gather's cotangent comes as IndexedSlices
+                tf.convert_to_tensor(cotangent)
+                for cotangent, output in zip(cotangents, outputs, strict=True)
+                if differentiable(output)
+            ]
+            with _holding(way.variables, values):
+                if tapes.recording() or not tf.executing_eagerly():
+                    found = _vjp_on_tape(method, inputs, given)
+                else:
+                    found = method.compiled_vjp(*inputs, *given)
+            gradients = iter(found)
+            return [next(gradients) if differentiable(x) else None for x in (*inputs, *values)]
+
+        return outputs, pull_back
+
+    outputs = tf.nest.flatten(made(*inputs, *values))
+    return tf.nest.pack_sequence_as(result, outputs)
+
+
+def _vjp_on_tape(method: Method, inputs: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
+    """What the compiled vjp gives, such that tapes outside can differentiate it."""
+    sources = [*(x for x in inputs if differentiable(x)), *method.variables]
+    with tf.GradientTape() as tape:
+        tape.watch(sources)
+        outputs = [x for x in tf.nest.flatten(method.compiled(*inputs)) if differentiable(x)]
+    found: list[Any] = tape.gradient(outputs, sources, output_gradients=cotangents)
+    return found
+
+
+@contextlib.contextmanager
+def _holding(variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]) -> Iterator[None]:
+    """Within this, the variables have these values: those of the call that is pulled back."""
+    with tf.init_scope(), tapes.pause():
+        changed = [
+            (variable, value, now)
+            for variable, value in zip(variables, values, strict=True)
+            if (now := tapes.value(variable)).tobytes() != np.asarray(value).tobytes()
+        ]
+    if changed and not tf.executing_eagerly():
+        raise GradientError(
+            f"the variable {changed[0][0].name!r} has changed since the call whose gradient is "
+            "taken in a graph (tape.jacobian?): expected it as it was. Take it before the update"
+        )
+    for variable, value, _ in changed:
+        variable.assign(value)
+    try:
+        yield
+    finally:
+        for variable, _, later in changed:
+            variable.assign(later)

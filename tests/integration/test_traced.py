@@ -172,6 +172,92 @@ def test_cpu_batch_pulls_back_through_the_call_that_was_made() -> None:
     assert generator.stats()["compiled"][0]["level"] == "xla"
 
 
+_ELSEWHERE = tf.Variable([2.0, 0.5])
+
+
+class Many(tf.Module):
+    """Outputs of several kinds; variables that are trained, whole numbers, idle, or in no
+    attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = tf.Variable([1.5, -0.5])
+        self.power = tf.Variable(2, trainable=False)
+        self.idle = tf.Variable(1.0)
+
+    def __call__(self, z):
+        waves = tf.sin(z * self.w) * _ELSEWHERE ** tf.cast(self.power, tf.float32)
+        return {"waves": waves, "signs": tf.cast(z[:, 0] > 0, tf.int32), "lines": z * self.w}
+
+
+def test_cpu_batch_gives_tapes_what_the_model_gives_them() -> None:
+    """Of any kind: through gathers, persistent, by rows, of second order, in forward mode."""
+    model = Many()
+    generator = qpool.parallelize(model, strategy="cpu_batch")
+    z = tf.constant([[1.0, 2.0], [3.0, -1.0]])
+    generator(z)
+
+    def found(call):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(z)
+            made = call(z)
+            total = tf.reduce_sum(made["waves"] * made["lines"])
+            rows = tf.gather(made["lines"], [0, 0])
+        of_all = tape.gradient(total, [z, model.w, _ELSEWHERE])
+        assert tape.gradient(total, model.idle) is None
+        assert tape.gradient(made["lines"], _ELSEWHERE) is None or call is generator
+        of_rows = tape.gradient(rows, model.w)
+        jacobian = tape.jacobian(made["waves"], model.w)
+        model.power.assign(3)  # after the call: its gradient is that of what it computed
+        later = tape.gradient(total, [z, model.w])
+        assert int(model.power) == 3
+        model.power.assign(2)
+        with tf.autodiff.ForwardAccumulator(model.w, tf.ones_like(model.w)) as forward:
+            with tf.GradientTape() as tape:
+                made = call(z)
+                total = tf.reduce_sum(made["waves"] ** 2)
+            slope = tape.gradient(total, model.w)
+        hessian_row, pushed = forward.jvp(slope), forward.jvp(made["waves"])
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                total = tf.reduce_sum(call(z)["waves"] ** 2)
+            slope = inner.gradient(total, model.w)
+        hessian = outer.jacobian(slope, model.w)
+        return made, of_all, of_rows, jacobian, later, hessian_row, hessian, pushed
+
+    assert_close(found(generator), found(model))
+    (compiled,) = generator.stats()["compiled"]
+    assert compiled["level"] == "xla"
+    with tf.GradientTape(persistent=True) as tape:
+        made = generator(z)["waves"]
+    model.w.assign_add([1.0, 1.0])
+    with pytest.raises(qpool.errors.GradientError, match="has changed since"):
+        tape.jacobian(made, model.w)
+
+
+@pytest.mark.parametrize("called_before", [True, False])
+def test_cpu_batch_is_compiled_within_a_graph_that_is_not(called_before: bool) -> None:
+    model = Many()
+    generator = qpool.parallelize(model, strategy="cpu_batch")
+    z = tf.constant([[1.0, 2.0], [3.0, -1.0]])
+    if called_before:
+        generator(z)
+
+    def step(call):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(call(z)["waves"] ** 2)
+        return tape.gradient(total, [model.w, _ELSEWHERE])
+
+    graph = tf.function(lambda: step(generator))
+    assert_close(graph(), step(model))
+    attributes = [
+        function.definition.attr["_XlaMustCompile"].b
+        for function in graph.get_concrete_function().graph._functions.values()
+    ]
+    assert any(attributes)
+    assert generator.stats()["compiled"][0]["level"] == "xla"
+
+
 def test_cpu_batch_with_an_ndarray_calls_the_model_once() -> None:
     model = Restless("counts")
     generator = qpool.parallelize(model, strategy="cpu_batch")
