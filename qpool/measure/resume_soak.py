@@ -30,6 +30,7 @@ _SETTINGS = {
     "layers": 1,
     "cutoff": 4,
     "critic-steps": 1,
+    "ema-momentum": 0.9,
     "checkpoint-every": 20,
     "evaluate-every": 50,
     "readout": "homodyne",  # it draws: the draws have to be gone on with too
