@@ -36,30 +36,20 @@ class Choice:
     seconds: float
 
 
-def at_level(
-    function: Callable[..., Any], level: str, *, directly: bool = True
-) -> Callable[..., Any]:
-    """``function`` of tensors, compiled as the level says.
-
-    ``directly``: all its arguments are tensors, not lists of them (see :func:`_direct`).
-    """
+def at_level(function: Callable[..., Any], level: str) -> Callable[..., Any]:
+    """``function`` of tensors, compiled as the level says."""
     if level == "eager":
         return function
-    found = _direct if directly else _as_it_is
     if level == "graph":
-        return found(tf.function(function, jit_compile=False, autograph=False))
+        return _direct(tf.function(function, jit_compile=False, autograph=False))
 
     def pooled(*args: Any) -> Any:
         compile_cache.lasting_name()
         return function(*args)
 
     return compile_cache.guarded(
-        lambda: found(tf.function(pooled, jit_compile=True, autograph=False))
+        lambda: _direct(tf.function(pooled, jit_compile=True, autograph=False))
     )
-
-
-def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function
 
 
 def _direct(function: Any) -> Callable[..., Any]:

@@ -61,38 +61,38 @@ class Method:
         return compiled.at_level(vjp, self.plan.level)
 
     @functools.cached_property
-    def compiled_second(self) -> Callable[..., Any]:
-        """(inputs, cotangents, tangents) -> the vjp of the vjp, both calls in it.
+    def compiled_second(self) -> Callable[[tuple[int, ...]], Callable[..., Any]]:
+        r"""(\*inputs, \*cotangents, \*tangents) -> the vjp of the vjp, both calls in it.
 
-        ``tangents`` are the cotangents of the gradients that ``compiled_vjp`` gives, None for those
-        that nothing depends on. Returned are gradients for inputs, variables and cotangents.
+        Made for the places of the gradients of ``compiled_vjp`` that ``tangents`` are cotangents
+        of. Returned are gradients for inputs, variables and cotangents.
         """
 
-        def second(
-            inputs: list[Any],
-            cotangents: list[Any],
-            tangents: list[Any],
-        ) -> Any:
-            sources = [*(x for x in inputs if differentiable(x)), *self.variables]
-            used = [n for n, tangent in enumerate(tangents) if tangent is not None]
-            with tf.GradientTape() as outer:
-                outer.watch([*sources, *cotangents])
-                with tf.GradientTape() as inner:
-                    inner.watch(sources)
-                    outputs = [x for x in tf.nest.flatten(self(*inputs)) if differentiable(x)]
-                gradients = inner.gradient(
-                    outputs,
-                    [sources[n] for n in used],
-                    output_gradients=cotangents,
-                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        @functools.cache
+        def made(places: tuple[int, ...]) -> Callable[..., Any]:
+            def second(*arguments: Any) -> Any:
+                count = len(self.plan.as_tensor)
+                inputs, given = arguments[:count], arguments[count:]
+                cotangents = given[: len(given) - len(places)]
+                sources = [*(x for x in inputs if differentiable(x)), *self.variables]
+                with tf.GradientTape() as outer:
+                    outer.watch([*sources, *cotangents])
+                    with tf.GradientTape() as inner:
+                        inner.watch(sources)
+                        outputs = [x for x in tf.nest.flatten(self(*inputs)) if differentiable(x)]
+                    gradients = inner.gradient(
+                        outputs,
+                        [sources[n] for n in places],
+                        output_gradients=cotangents,
+                        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                    )
+                return outer.gradient(
+                    gradients, [*sources, *cotangents], output_gradients=given[len(cotangents) :]
                 )
-            return outer.gradient(
-                gradients,
-                [*sources, *cotangents],
-                output_gradients=[tangents[n] for n in used],
-            )
 
-        return compiled.at_level(second, self.plan.level, directly=False)
+            return compiled.at_level(second, self.plan.level)
+
+        return made
 
     def __call__(self, *inputs: Any) -> Any:
         args = [inputs[a.index] if isinstance(a, Sharded) else a for a in self.args]

@@ -433,7 +433,9 @@ class Replica:
         """
         inputs = as_the_model_wants(method.plan, arrays)
         sources = [*(x for x in inputs if differentiable(x)), *self._sources]
-        found = method.compiled_second(inputs, seeds, tangents)
+        places = tuple(n for n, tangent in enumerate(tangents) if tangent is not None)
+        given = [tangents[n] for n in places]
+        found = method.compiled_second(places)(*inputs, *seeds, *given)
         self._check_unchanged(self._fixed, buffer)
         found = [
             tf.zeros_like(x) if gradient is None else tf.convert_to_tensor(gradient)
