@@ -12,15 +12,18 @@ factors, vacuum as long as nothing acts on one.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from workers.matrices import matrices_of, within_xla
+from workers.matrices import Stacks, Values, matrices_of, stacked, within_xla
 from workers.plan import Circuit, Step, partner, plan
 
 #: Columns that a matrix product should have at least before rows are cut into more blocks: fewer
@@ -29,6 +32,8 @@ _WIDTH = 512
 
 #: Numbers of a row that are moved at once.
 _VECTOR = 8
+
+_checkpoints = ContextVar("checkpoints", default=False)
 
 
 def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None) -> tf.Tensor:
@@ -42,9 +47,50 @@ def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | No
     Returns:
         complex, (D, ..., D), with a batch axis in front if any parameter or the state has one.
     """
+    stacks = stacked(parameters, circuit.batched)
     if tf.executing_eagerly():
-        return _compiled(circuit)(list(parameters), state)
-    return _run(circuit, parameters, state)
+        return _compiled(circuit)(stacks, state)
+    return (_checkpointed if _checkpoints.get() else _run)(circuit, stacks, state)
+
+
+@contextlib.contextmanager
+def checkpointing() -> Iterator[None]:
+    """Gradient checkpointing: what is traced within this keeps a circuit's parameters alone for its
+    gradient, which makes the state again (Griewank and Walther, ACM TOMS 26, 19, 2000).
+
+    For functions whose tape is outside: hundreds of tensors would leave the compiled function for
+    the backward pass to take in again, which costs more than a second forward pass.
+    """
+    before = _checkpoints.set(True)
+    try:
+        yield
+    finally:
+        _checkpoints.reset(before)
+
+
+def _checkpointed(circuit: Circuit, stacks: Stacks, state: tf.Tensor | None) -> tf.Tensor:
+    given = [x for x in (*stacks, state) if x is not None]
+
+    def compute(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+        left = iter(tensors)
+        shared, of_samples, start = (None if x is None else next(left) for x in (*stacks, state))
+        return _run(circuit, (shared, of_samples), start)
+
+    @tf.custom_gradient
+    def made(*tensors: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+        def pull_back(cotangent: tf.Tensor) -> list[tf.Tensor | None]:
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                found = compute(tensors)
+            gradients: list[tf.Tensor | None] = tape.gradient(
+                found, list(tensors), output_gradients=cotangent
+            )
+            return gradients
+
+        return compute(tensors), pull_back
+
+    found: tf.Tensor = made(*given)
+    return found
 
 
 @functools.lru_cache(maxsize=256)
@@ -60,13 +106,13 @@ def _compiled(circuit: Circuit) -> tf.types.experimental.PolymorphicFunction:
 
 def _run(
     circuit: Circuit,
-    parameters: Sequence[tf.Tensor],
+    stacks: Stacks,
     state: tf.Tensor | None,
     *,
     compile_parts: bool = True,
 ) -> tf.Tensor:
     steps = plan(circuit)
-    matrices = matrices_of(circuit, parameters, compiled=compile_parts)
+    matrices = matrices_of(circuit, stacks, compiled=compile_parts)
     product = _Product(circuit, state)
     # What comes after the last gate that differs from sample to sample is one matrix for all.
     # With more samples than that matrix has columns, make it, and apply it once.
@@ -81,7 +127,9 @@ def _run(
             product.apply(step, matrix)
     found = product.state()
     used = set().union(*(step.parameters for step in steps))
-    return _connected(found, [p for n, p in enumerate(parameters) if n not in used], circuit)
+    values = Values(circuit.batched, stacks)
+    idle = [values.one(n) for n in range(len(circuit.batched)) if n not in used]
+    return _connected(found, idle, circuit)
 
 
 def _connected(state: tf.Tensor, idle: Sequence[tf.Tensor], circuit: Circuit) -> tf.Tensor:

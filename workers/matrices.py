@@ -17,10 +17,11 @@ from tensorflow.python.ops import control_flow_util
 from workers.gates import FLOAT, Complex, Pullback
 from workers.plan import KINDS, TERMS, Angle, Circuit, Step, partner, plan
 
+#: The parameters without a batch axis as (P,), those with one as (Q, batch); None for none.
+Stacks = tuple[tf.Tensor | None, tf.Tensor | None]
 
-def matrices_of(
-    circuit: Circuit, parameters: Sequence[tf.Tensor], *, compiled: bool
-) -> list[tf.Tensor]:
+
+def matrices_of(circuit: Circuit, stacks: Stacks, *, compiled: bool) -> list[tf.Tensor]:
     """The matrix of each step of ``plan(circuit)``, real: ([batch,] [blocks,] 2 D, 2 D).
 
     Of a step on the vacuum, the real and imaginary parts of the column: ([batch,] 2 D). Of a step
@@ -29,12 +30,11 @@ def matrices_of(
     """
     steps = plan(circuit)
     found: list[tf.Tensor] = [None] * len(steps)
-    values = _stacks(parameters, circuit.batched)
     # Within XLA not as a function of its own: the shapes that its backward pass takes from its
     # forward pass would have XLA take the parameters for constants, and compile for each value.
     make = _making(circuit) if within_xla() else _matrices(circuit, compiled)
-    stacks = make(*values)
-    for numbers, stack in zip(_alike(steps).values(), stacks, strict=True):
+    made = make(*stacks)
+    for numbers, stack in zip(_alike(steps).values(), made, strict=True):
         for number, matrix in zip(numbers, tf.unstack(stack), strict=True):
             found[number] = matrix
     return found
@@ -52,7 +52,7 @@ def _making(circuit: Circuit) -> Callable[..., list[tf.Tensor]]:
     dtype = tf.as_dtype(circuit.dtype).real_dtype
 
     def matrices(shared: tf.Tensor | None, of_samples: tf.Tensor | None) -> list[tf.Tensor]:
-        values = _Values(circuit.batched, shared, of_samples)
+        values = Values(circuit.batched, (shared, of_samples))
         return _build(steps, circuit.cutoff, values, dtype)
 
     return matrices
@@ -63,10 +63,8 @@ def within_xla() -> bool:
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
-def _stacks(
-    parameters: Sequence[tf.Tensor], batched: Sequence[bool]
-) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-    """The parameters without a batch axis as (P,), those with one as (Q, batch)."""
+def stacked(parameters: Sequence[tf.Tensor], batched: Sequence[bool]) -> Stacks:
+    """The parameters, in the precision that matrices are made in."""
 
     def stack(flag: bool) -> tf.Tensor | None:
         chosen = [p for p, other in zip(parameters, batched, strict=True) if other == flag]
@@ -79,18 +77,23 @@ def _stacks(
     return stack(False), stack(True)
 
 
-class _Values:
+class Values:
     """The parameters' values, found by their positions."""
 
-    def __init__(
-        self, batched: Sequence[bool], shared: tf.Tensor | None, of_samples: tf.Tensor | None
-    ) -> None:
-        self._stacks = {False: shared, True: of_samples}
+    def __init__(self, batched: Sequence[bool], stacks: Stacks) -> None:
+        self._stacks = dict(zip((False, True), stacks, strict=True))
         counts = {False: 0, True: 0}
         self._places = []
         for flag in batched:
             self._places.append((flag, counts[flag]))
             counts[flag] += 1
+
+    def one(self, position: int) -> tf.Tensor:
+        """A parameter: a scalar, or (batch,)."""
+        flag, place = self._places[position]
+        stack = self._stacks[flag]
+        assert stack is not None
+        return stack[place]
 
     def linear(self, rows: Sequence[Sequence[tuple[int, float]]], *, batched: bool) -> tf.Tensor:
         """Sums of (parameter, factor), one a row: (rows,); if ``batched`` (rows, batch or 1)."""
@@ -126,7 +129,7 @@ def _alike(steps: Sequence[Step]) -> dict[tuple, list[int]]:
     return dict(groups)
 
 
-def _build(steps: Sequence[Step], cutoff: int, values: _Values, dtype: tf.DType) -> list[tf.Tensor]:
+def _build(steps: Sequence[Step], cutoff: int, values: Values, dtype: tf.DType) -> list[tf.Tensor]:
     """For each group the matrices, as real ones: (K, [batch,] [blocks,] 2 D, 2 D).
 
     Of steps on the vacuum, the real and imaginary parts of the columns: (K, [batch,] 2 D); of
@@ -162,7 +165,7 @@ def _as_real(real: tf.Tensor, imaginary: tf.Tensor, step: Step) -> tf.Tensor:
     return tf.reshape(_once(pairs), [real.shape[0], *batch, *blocks, size, size])
 
 
-def _build_alike(group: list[Step], cutoff: int, values: _Values, dtype: tf.DType) -> Complex:
+def _build_alike(group: list[Step], cutoff: int, values: Values, dtype: tf.DType) -> Complex:
     """(K, [batch,] [blocks,] D, D) for K steps that differ in their parameters only; the diagonal
     alone, (K, [batch,] [blocks,] D), without cores.
 
@@ -200,7 +203,7 @@ def _build_alike(group: list[Step], cutoff: int, values: _Values, dtype: tf.DTyp
 
 def _waves(
     angles: Sequence[Angle],
-    values: _Values,
+    values: Values,
     grid: np.ndarray,
     dtype: tf.DType,
     *,

@@ -2,31 +2,40 @@
 
 Owns what has been compiled for each way the model is called. Arguments that are tensors are inputs
 of the compiled function; all others are constants of it, known by content.
+
+Where a tape is outside of the compiled function, gradients are checkpointed (``workers.circuit``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+import pickle
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from qpool import tapes
 from qpool.executors.base import Executor, Options
 from qpool.shipping import dumps
-from workers import compiled, recipes
+from workers import circuit, compiled, recipes, survey
 from workers.draws import global_states
 from workers.engine import traced_engines
-from workers.errors import ConfigurationError, GradientError
+from workers.errors import ConfigurationError, ModelError
 from workers.matrices import within_xla
-from workers.method import Method, differentiable
+from workers.method import Method
 from workers.protocol import Plan, Sharded
 
 log = logging.getLogger("qpool")
+
+#: Operations that do more than compute, or whose checks XLA drops. Reads of variables, and draws
+#: from a seed that is an argument, are none of them.
+_EFFECTS = re.compile(
+    r"Assign|Resource(?!Gather)|Random|Multinomial|(Parameterized)?TruncatedNormal"
+    r"|Stateful(?!PartitionedCall)|(Eager)?PyFunc|Assert|CheckNumerics|Print"
+)
 
 
 @dataclasses.dataclass
@@ -35,16 +44,14 @@ class _Way:
 
     method: Method
     choice: compiled.Choice | None = None
-    #: All that the model's call may read; ``method.variables`` are those that gradients are for.
-    variables: Sequence[tf.Variable] = ()
 
 
 class CpuBatchExecutor(Executor):
     """Calls the model here, with Strawberry Fields' engines traced and the call compiled.
 
-    Gradients are TensorFlow's own, of any order. A model that changes its variables, or draws from
-    NumPy or ``random``, is not compiled, and neither is a call with an ndarray for its first
-    argument (the model would find a tensor in its place).
+    Gradients are TensorFlow's own, of any order. A model that changes variables, draws, or has
+    TensorFlow check numbers is not compiled, and neither is a call with an ndarray or a container
+    for its first argument (the model would find a tensor in its place).
     """
 
     def __init__(self, model: Any, options: Options) -> None:
@@ -58,21 +65,21 @@ class CpuBatchExecutor(Executor):
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self.model if method == "__call__" else getattr(self.model, method)
-        if any(isinstance(value, np.ndarray) for value in args[:1]):
-            with traced_engines():
-                return function(*args, **kwargs)
+        if within_xla() or _is_for_the_model_alone(args, kwargs):
+            return _as_it_is(function, args, kwargs)
         way, inputs = self._way(method, function, args, kwargs)
-        if not tf.executing_eagerly():
-            if within_xla():  # it is compiled with all that is around it
-                return way.method(*inputs)
-            if way.choice is None:
-                way.choice = self._choose_for_graph(way, inputs)
-            return (way.method.compiled if way.choice else way.method)(*inputs)
         if way.choice is None:
-            way.choice = self._choose(way, inputs)
+            if tf.executing_eagerly():
+                before = _State(self.model)
+                result = _as_it_is(function, args, kwargs)
+                way.choice = self._choose(way, inputs, result, before)
+                return result
+            way.choice = self._choose_by_draws(way, inputs)
+        if way.choice is None or way.choice.level == "eager":
+            return _as_it_is(function, args, kwargs)
+        if not tf.executing_eagerly():
+            return way.method.compiled(*inputs)
         with self._counted(args):
-            if way.choice.level == "xla" and tapes.recording():
-                return _on_tape(way, inputs)
             return way.method.compiled(*inputs)
 
     @property
@@ -126,15 +133,19 @@ class CpuBatchExecutor(Executor):
 
         marked = tuple(mark(value, place == 0) for place, value in enumerate(args))
         named = {name: mark(value, False) for name, value in kwargs.items()}
-        plain = len(marked) == len(inputs) and not named  # else constants are a part of the key
-        key = (method, len(inputs) if plain else dumps((marked, named), "the arguments"))
+        key = (
+            method,
+            (marked, named) == ((Sharded(0),), {}) or dumps((marked, named), "arguments"),
+        )
         if key not in self._ways:
+            if key[1] is not True:  # constants as they are now, whatever becomes of the caller's
+                marked, named = pickle.loads(key[1])
             plan = Plan(0, 0, method, b"", (True,) * len(inputs), 0)
             self._ways[key] = _Way(Method(plan, function, marked, named, True))
         return self._ways[key], inputs
 
-    def _choose_for_graph(self, way: _Way, inputs: list[tf.Tensor]) -> compiled.Choice | None:
-        """What draws in the place of the graph's inputs show; None if they cannot be had."""
+    def _choose_by_draws(self, way: _Way, inputs: list[tf.Tensor]) -> compiled.Choice | None:
+        """What draws in the place of a graph's inputs show; None if they cannot be had."""
         if not all(x.dtype.is_floating and x.shape[1:].is_fully_defined() for x in inputs):
             return None
         with tf.init_scope():
@@ -142,115 +153,97 @@ class CpuBatchExecutor(Executor):
                 tf.random.stateless_normal((2, *x.shape[1:].as_list()), (n, 0), dtype=x.dtype)
                 for n, x in enumerate(inputs)
             ]
+            before = _State(self.model)
             try:
-                return self._choose(way, draws)
+                found = way.method(*draws)
+                return self._choose(way, draws, found, before)
             except Exception as error:  # the model's own, of draws that it does not take
                 log.info("it is traced as it is, not compiled: on normal draws %r", error)
                 return None
+            finally:
+                before.put_back()
 
-    def _choose(self, way: _Way, inputs: list[tf.Tensor]) -> compiled.Choice:
-        """Compile, unless the call does more than compute; it leaves no trace in the model."""
-        shipped = recipes.inspect(self.model, {})
-        known = shipped.variables
-        before = [variable.numpy() for variable in known]
-        sources = global_states()
-        with tf.GradientTape() as tape:
-            outputs = tf.nest.flatten(way.method(*inputs))
-        changed = [
-            variable
-            for variable, value in zip(known, before, strict=True)
-            if variable.numpy().tobytes() != value.tobytes()
-        ]
-        for variable, value in zip(known, before, strict=True):
-            if any(variable is other for other in changed):
-                variable.assign(value)
-        reason = ""
-        if changed:
-            reason = f"the call changes its variable {changed[0].name!r}"
-        elif shipped.draws or global_states() != sources:
-            reason = "the model draws random numbers"
-        elif not inputs or not all(map(tf.is_tensor, outputs)):
+    @staticmethod
+    def _choose(way: _Way, inputs: list[tf.Tensor], result: Any, before: _State) -> compiled.Choice:
+        """Compile, unless the call that gave ``result`` did more than compute."""
+        outputs = tf.nest.flatten(result)
+        reason = before.what_changed()
+        if not reason and not (inputs and all(map(tf.is_tensor, outputs))):
             reason = "it takes or returns NumPy arrays"
         if reason:
             return compiled.Choice("eager", reason, 0.0)
-        others = [v for v in tape.watched_variables() if all(v is not x for x in known)]
-        way.variables = [*known, *others]  # those of a closure too
-        floating = [v for v in way.variables if v.dtype.is_floating or v.dtype.is_complex]
-        original = dataclasses.replace(way.method, variables=floating)
+        original = way.method
 
         def use(function: Any, level: str) -> None:
             plan = dataclasses.replace(original.plan, level=level)
             way.method = dataclasses.replace(original, plan=plan)
             way.method.__dict__["compiled"] = function
 
-        return compiled.choose(original, inputs, outputs, use)
+        return compiled.choose(_computing(original), inputs, outputs, use)
 
 
-def _on_tape(way: _Way, inputs: list[tf.Tensor]) -> Any:
-    """The compiled call, of which a tape keeps the arguments and the variables' values alone.
+def _computing(method: Method) -> Callable[..., Any]:
+    """The call, for a tape that is outside of what is compiled; it must do no more than compute."""
 
-    A tape over the compiled function itself would take hundreds of tensors out of it: making the
-    forward pass again within the compiled vjp costs a third of that. In forward mode, in a graph
-    and where the gradient is recorded again, all is TensorFlow's own.
-    """
-    method = way.method
-    values = [variable.value() for variable in way.variables]
-    if tapes.forward_mode([*inputs, *values]):
-        return method.compiled(*inputs)
-    with tapes.pause():
-        result = method.compiled(*inputs)
-    outputs = tf.nest.flatten(result)
+    def call(*inputs: tf.Tensor) -> Any:
+        with circuit.checkpointing():
+            found = method(*inputs)
+        if not tf.executing_eagerly():
+            definition = tf.compat.v1.get_default_graph().as_graph_def()
+            inner = (node for function in definition.library.function for node in function.node_def)
+            effects = {n.op for n in (*definition.node, *inner) if _EFFECTS.match(n.op)}
+            if effects:
+                raise ModelError(f"it does more than compute: {', '.join(sorted(effects))}")
+        return found
 
-    @tf.custom_gradient
-    def made(*_: Any) -> Any:
-        def pull_back(*cotangents: Any) -> list[Any]:
-            given = [  # a gather's cotangent comes as IndexedSlices
-                tf.convert_to_tensor(cotangent)
-                for cotangent, output in zip(cotangents, outputs, strict=True)
-                if differentiable(output)
-            ]
-            with _holding(way.variables, values):
-                if tapes.recording() or not tf.executing_eagerly():
-                    found = _vjp_on_tape(method, inputs, given)
-                else:
-                    found = method.compiled_vjp(*inputs, *given)
-            gradients = iter(found)
-            return [next(gradients) if differentiable(x) else None for x in (*inputs, *values)]
-
-        return outputs, pull_back
-
-    outputs = tf.nest.flatten(made(*inputs, *values))
-    return tf.nest.pack_sequence_as(result, outputs)
+    return call
 
 
-def _vjp_on_tape(method: Method, inputs: Sequence[Any], cotangents: Sequence[Any]) -> list[Any]:
-    """What the compiled vjp gives, such that tapes outside can differentiate it."""
-    sources = [*(x for x in inputs if differentiable(x)), *method.variables]
-    with tf.GradientTape() as tape:
-        tape.watch(sources)
-        outputs = [x for x in tf.nest.flatten(method.compiled(*inputs)) if differentiable(x)]
-    found: list[Any] = tape.gradient(outputs, sources, output_gradients=cotangents)
-    return found
+class _State:
+    """What a call may change in a model, and in what it draws from."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._shipped = recipes.inspect(model, {})
+        self._values = [variable.numpy() for variable in self._shipped.variables]
+        self._sources = global_states()
+
+    def what_changed(self) -> str:
+        """Why the call did more than compute; empty if it did not."""
+        for variable, value in zip(self._shipped.variables, self._values, strict=True):
+            if not _same(variable.numpy(), value):
+                return f"the call changes its variable {variable.name!r}"
+        if self._shipped.draws or global_states() != self._sources:
+            return "the model draws random numbers"
+        weights = getattr(self._model, "trainable_weights", ())
+        regularised = sum(getattr(v, "regularizer", None) is not None for v in weights)
+        if survey.losses(self._model) > regularised:
+            return "the call adds losses"
+        return ""
+
+    def put_back(self) -> None:
+        """Give the variables that were changed their values again."""
+        for variable, value in zip(self._shipped.variables, self._values, strict=True):
+            if not _same(variable.numpy(), value):
+                variable.assign(value)
 
 
-@contextlib.contextmanager
-def _holding(variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]) -> Iterator[None]:
-    """Within this, the variables have these values: those of the call that is pulled back."""
-    with tf.init_scope(), tapes.pause():
-        changed = [
-            (variable, value, now)
-            for variable, value in zip(variables, values, strict=True)
-            if (now := tapes.value(variable)).tobytes() != np.asarray(value).tobytes()
-        ]
-    if changed and not tf.executing_eagerly():
-        raise GradientError(
-            f"the variable {changed[0][0].name!r} has changed since the call whose gradient is "
-            "taken in a graph (tape.jacobian?): expected it as it was. Take it before the update"
-        )
-    for variable, value, _ in changed:
-        variable.assign(value)
-    try:
-        yield
-    finally:
-        for variable, _, later in changed:
-            variable.assign(later)
+def _same(a: Any, b: Any) -> bool:
+    """To the bit; of strings, which are objects, by value."""
+    a, b = np.asarray(a), np.asarray(b)
+    return bool(np.array_equal(a, b)) if a.dtype == object else a.tobytes() == b.tobytes()
+
+
+def _as_it_is(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Called with what is around it, compiled or not."""
+    with traced_engines():
+        return function(*args, **kwargs)
+
+
+def _is_for_the_model_alone(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a compiled call would be given something else than the model is: a tensor for an
+    array, a constant for what a tape may be watching."""
+    if args and isinstance(args[0], np.ndarray | list | tuple | dict):
+        return True
+    parts = [x for x in (*args[1:], *kwargs.values()) if isinstance(x, list | tuple | dict)]
+    return any(tf.is_tensor(leaf) for leaf in tf.nest.flatten(parts))

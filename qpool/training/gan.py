@@ -68,6 +68,8 @@ class QuantumGAN(keras.Model):
         self.penalty = penalty
         self.norm_penalty = norm_penalty
         self._draws = keras.random.SeedGenerator(seed)
+        #: The generator's weights and their averages, while it has the averages.
+        self._aside: tuple[list[Any], list[Any]] | None = None
         self.built = True
 
     def compile(  # type: ignore[override]
@@ -90,25 +92,53 @@ class QuantumGAN(keras.Model):
     def call(self, z: Any) -> Any:
         return self.generator(z)
 
+    @property
+    def has_averages(self) -> bool:
+        """Whether the generator has the averages of its weights in their place."""
+        return self._aside is not None
+
     def take_averages(self) -> None:
         """Give the generator the moving averages of its weights, which its optimizer keeps with
-        ``use_ema=True``. Without, and before the first step, nothing is done."""
-        if self.generator_optimizer.use_ema and int(self.generator_optimizer.iterations):
+        ``use_ema=True``. Without, and before the first step, nothing is done.
+
+        The weights themselves are kept for :meth:`take_weights`.
+        """
+        optimizer = self.generator_optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # a LossScaleOptimizer's
+        if self._aside is None and optimizer.use_ema and int(optimizer.iterations):
             variables = self.generator.trainable_variables
-            self.generator_optimizer.finalize_variable_values(variables)
+            weights = [keras.ops.convert_to_numpy(variable).copy() for variable in variables]
+            try:
+                optimizer.finalize_variable_values(variables)
+            except BaseException:
+                self._assign(weights)
+                raise
+            averages = [keras.ops.convert_to_numpy(variable).copy() for variable in variables]
+            self._aside = (weights, averages)
+
+    def take_weights(self) -> None:
+        """Give the generator the weights again that training goes on with, if it has averages: not
+        if anyone has given it others since."""
+        if self._aside is not None:
+            (weights, averages), self._aside = self._aside, None
+            now = map(keras.ops.convert_to_numpy, self.generator.trainable_variables)
+            if all(a.tobytes() == b.tobytes() for a, b in zip(now, averages, strict=True)):
+                self._assign(weights)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within, the generator has the averages; afterwards, the weights that training goes on
-        with."""
-        variables = self.generator.trainable_variables
-        kept = [keras.ops.convert_to_numpy(variable).copy() for variable in variables]
+        """Within, the generator has the averages."""
+        already = self.has_averages
         self.take_averages()
         try:
             yield
         finally:
-            for variable, value in zip(variables, kept, strict=True):
-                variable.assign(value)
+            if not already:
+                self.take_weights()
+
+    def _assign(self, values: list[Any]) -> None:
+        for variable, value in zip(self.generator.trainable_variables, values, strict=True):
+            variable.assign(value)
 
     def latent(self, batch: int) -> Any:
         """(batch, latent_dim) draws from the standard normal distribution."""

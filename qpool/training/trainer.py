@@ -67,9 +67,9 @@ class QuantumGANTrainer:
         self.gan: QuantumGAN | None = None
         self._rates = (generator_rate, critic_rate)
         self._clip_norm = clip_norm
-        self._ema = {}
+        self._ema: dict[str, Any] = {}
         if ema_momentum is not None:
-            if not 0 < ema_momentum < 1:
+            if not isinstance(ema_momentum, numbers.Real) or not 0 < ema_momentum < 1:
                 raise ConfigurationError(
                     f"ema_momentum must be between 0 and 1, or None, not {ema_momentum}"
                 )
@@ -149,6 +149,7 @@ class QuantumGANTrainer:
                 f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}"
             )
         gan = self.prepare(rows.shape[1], strategy)
+        gan.take_weights()
         per_epoch = len(rows) // batch_size
         done, begun = divmod(first_step, per_epoch)
         options: dict[str, Any] = {"verbose": 0, "shuffle": False, "callbacks": list(callbacks)}
@@ -180,10 +181,15 @@ class QuantumGANTrainer:
     def arrays(self) -> dict[str, np.ndarray]:
         """All that the next step depends on, by name; see :meth:`restore`."""
         assert self.gan is not None, "prepare() comes first"
-        return {
+        averaged = self.gan.has_averages
+        self.gan.take_weights()
+        found = {
             name: keras.ops.convert_to_numpy(variable).copy()
             for name, variable in self.gan.state().items()
         }
+        if averaged:
+            self.gan.take_averages()
+        return found
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Take over what :meth:`arrays` of a trainer made in the same way gave.
@@ -203,6 +209,7 @@ class QuantumGANTrainer:
                 f"the checkpoint is of another model: {different[0]} is {came.get(different[0])} "
                 f"there and {expected.get(different[0])} here"
             )
+        self.gan.take_weights()
         for name, variable in variables.items():
             variable.assign(arrays[name])
 

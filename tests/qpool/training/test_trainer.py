@@ -209,8 +209,27 @@ def test_the_generator_ends_with_the_average_of_its_weights(make) -> None:
         np.testing.assert_allclose(value, average, atol=1e-6)
         np.testing.assert_array_equal(value, inside)
         assert np.abs(value - look.seen[-1][number]).max() > 1e-3
-    with pytest.raises(qpool.errors.ConfigurationError, match="between 0 and 1"):
-        qpool.QuantumGANTrainer(make(), ema_momentum=1.0)
+    for momentum in (1.0, "0.9"):
+        with pytest.raises(qpool.errors.ConfigurationError, match="between 0 and 1"):
+            qpool.QuantumGANTrainer(make(), ema_momentum=momentum)
+
+
+def test_training_goes_on_from_the_weights_and_not_from_their_average() -> None:
+    ends = []
+    for parts in ((2,), (1, 2)):
+        trainer = qpool.QuantumGANTrainer(Shift(), seed=4, ema_momentum=0.75)
+        first = 0
+        for epochs in parts:
+            trainer.train(ROWS, epochs, batch_size=4, strategy="cpu_batch", first_step=first)
+            first = 5 * epochs
+        arrays = trainer.arrays()
+        ends.append([trainer.generator.w.numpy(), *arrays.values()])
+        assert np.abs(arrays["generator/0"] - trainer.generator.w.numpy()).max() > 1e-3
+        trainer.generator.w.assign([7.0, 7.0])  # by hand: it stays
+        trainer.gan.take_weights()
+        assert np.all(trainer.generator.w.numpy() == 7.0)
+    for ours, theirs in zip(*ends, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_fit_with_keras_callbacks(pool, tmp_path) -> None:
