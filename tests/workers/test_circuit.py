@@ -1,0 +1,84 @@
+"""A circuit's gradient with and without checkpointing; what it computes is ``test_engine``'s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from workers import circuit
+from workers.plan import Circuit, Gate
+
+GATES = (
+    Gate("displacement", (0,), (0, 1)),
+    Gate("beamsplitter", (0, 1), (2, 3)),
+    Gate("kerr", (0,), (4,)),
+)
+#: The displacement differs from sample to sample.
+BATCHED = (True, True, False, False, False)
+
+Context = Callable[[], AbstractContextManager[None]]
+
+
+def parameters(batched: tuple[bool, ...]) -> list[tf.Tensor]:
+    angles, shifts = [0.3, 0.8, 0.9, 0.1, 0.15], np.linspace(0.0, 0.3, 3)
+    return [
+        tf.constant(a + shifts if flag else a, tf.float64)
+        for a, flag in zip(angles, batched, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("batched", "prepared"), [(BATCHED, False), ((False,) * 5, True)])
+def test_checkpointing_changes_no_derivative(batched: tuple[bool, ...], prepared: bool) -> None:
+    what = Circuit(2, 3, "complex128", GATES, batched, prepared)
+    draws = np.random.default_rng(0).normal(size=(2, 3, 3))
+    state = tf.constant(0.2 * (draws[0] + 1j * draws[1])) if prepared else None
+
+    def derivatives(context: Context) -> list[tf.Tensor]:
+        @tf.function(autograph=False)
+        def value(values: list[tf.Tensor], state: tf.Tensor | None) -> tf.Tensor:
+            with context():
+                ket = circuit.run(what, values, state)
+            return tf.reduce_sum(tf.abs(ket) ** 2 * tf.range(3, dtype=tf.float64), -1)
+
+        values = parameters(batched)
+        watched = values if state is None else [*values, state]
+        with tf.GradientTape() as outer:
+            outer.watch(watched)
+            with tf.GradientTape() as inner:
+                inner.watch(watched)
+                total = tf.reduce_sum(value(values, state) ** 2)
+            slopes = inner.gradient(total, watched)
+            again = tf.add_n([tf.reduce_sum(tf.abs(slope) ** 2) for slope in slopes])
+        return [total, *slopes, *outer.gradient(again, watched)]
+
+    plain, checkpointed = derivatives(nullcontext), derivatives(circuit.checkpointing)
+    for ours, theirs in zip(checkpointed, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    assert all(np.any(np.abs(plain[n]) > 1e-6) for n in (1, 3))  # r, theta
+
+
+def test_little_leaves_what_is_compiled_for_a_checkpointed_gradient() -> None:
+    what = Circuit(2, 3, "complex128", GATES, BATCHED)
+    values = parameters(BATCHED)
+
+    def kept(context: Context) -> int:
+        @tf.function(jit_compile=True, autograph=False)
+        def ket(*values: tf.Tensor) -> tf.Tensor:
+            with context():
+                return circuit.run(what, values, None)
+
+        @tf.function(autograph=False)
+        def step(*values: tf.Tensor) -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                tape.watch(values)
+                found = ket(*values)
+            return tape.gradient(found, values)
+
+        operations = step.get_concrete_function(*values).graph.get_operations()
+        return max(len(o.outputs) for o in operations if "PartitionedCall" in o.type)
+
+    assert kept(circuit.checkpointing) < 20 < 40 < kept(nullcontext)
