@@ -16,6 +16,7 @@ CASES = {
     "roundtrip": "pool:roundtrip",
     "monitor": "pool:monitor",
     "trainer": "pool:trainer",
+    "own-loop": "pool:loop_of_ones_own",
     "engine": "engine:engine",
     "wide": "engine:wide",
     "pooled": "engine:pooled",

@@ -208,3 +208,44 @@ def _step_seconds(trainer: Any, rows: Any) -> float:
     )
     trainer.train(rows, epochs=1, batch_size=64, callbacks=[watch])
     return statistics.median(b - a for a, b in itertools.pairwise(ends))
+
+
+def loop_of_ones_own(turns: int = 5) -> dict[str, Any]:
+    """Milliseconds of a forward pass and weight gradient in a user's own loop, by strategy: with a
+    tape around an eager call, and the same in a ``tf.function``. Batches of 16."""
+    import contextlib
+
+    import tensorflow as tf
+
+    import qpool
+
+    def step_of(generator: Any, z: Any) -> Any:
+        def step() -> Any:
+            with tf.GradientTape() as tape:
+                total = tf.reduce_sum(generator(z) ** 2)
+            return tape.gradient(total, generator.trainable_variables)
+
+        return step
+
+    found: dict[str, Any] = {"case": "own-loop", "batch": 16}
+    for modes, layers in ((2, 2), (3, 4)):
+        z = tf.random.stateless_normal((16, 2 * modes), (1, 2))
+        with contextlib.ExitStack() as stack:
+            contenders = {}
+            for strategy in ("processes", "cpu_batch"):
+                model = qpool.models.QuantumSFGenerator(
+                    n_modes=modes, latent_dim=2 * modes, layers=layers, cutoff_dim=8, seed=1
+                )
+                made = stack.enter_context(qpool.parallelize(model, strategy=strategy))
+                step = step_of(made, z)
+                contenders[f"{strategy}, eager"] = (step, 100)
+                contenders[f"{strategy}, tf.function"] = (tf.function(step), 100)
+            seconds = turns_of(contenders, turns)
+        found[f"{modes} modes, {layers} layers, cutoff 8"] = {
+            "milliseconds": {n: 1e3 * statistics.median(s) for n, s in seconds.items()},
+            "cpu_batch against processes": {
+                how: ratio(seconds[f"processes, {how}"], seconds[f"cpu_batch, {how}"])
+                for how in ("eager", "tf.function")
+            },
+        }
+    return found
