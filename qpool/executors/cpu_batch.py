@@ -8,6 +8,7 @@ Where a tape is outside of the compiled function, gradients are checkpointed (``
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import pickle
@@ -75,11 +76,9 @@ class CpuBatchExecutor(Executor):
                 way.choice = self._choose(way, inputs, result, before)
                 return result
             way.choice = self._choose_by_draws(way, inputs)
-        if way.choice is None or way.choice.level == "eager":
-            return _as_it_is(function, args, kwargs)
-        if not tf.executing_eagerly():
-            return way.method.compiled(*inputs)
-        with self._counted(args):
+        with self._counted(args) if tf.executing_eagerly() else contextlib.nullcontext():
+            if way.choice is None or way.choice.level == "eager":
+                return _as_it_is(function, args, kwargs)
             return way.method.compiled(*inputs)
 
     @property
