@@ -76,12 +76,15 @@ def test_simpson_integrates_as_simps_did() -> None:
 @pytest.mark.parametrize("first", ["install", "strawberryfields"])
 def test_parameters_of_one_name_are_one_object(first: str) -> None:
     code = f"""
-        import os, pickle
+        import importlib.util, os, pickle, sys, types
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         from workers import sf_compat
         if {first!r} == "strawberryfields":
             import scipy.integrate
             scipy.integrate.simps = scipy.integrate.simpson
+            if importlib.util.find_spec("pkg_resources") is None:  # newer Pythons come without
+                sys.modules["pkg_resources"] = types.ModuleType("pkg_resources")
+                sys.modules["pkg_resources"].resource_filename = os.path.join
             import strawberryfields
         sf_compat.install()
         import strawberryfields as sf
