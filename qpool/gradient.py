@@ -28,6 +28,7 @@ from qpool.arguments import Arguments, check_array, is_eager
 from workers import recipes
 from workers.errors import InputError, SecondOrderGradientError
 from workers.layout import ArraySpec
+from workers.tensors import tensor_of
 
 if TYPE_CHECKING:
     from qpool.executors.remote import Plan, RemoteModel
@@ -67,12 +68,15 @@ class Bridge:
             arrays = [np.asarray(x) for x in inputs]
             self._arguments.check(method, arrays)
             recording = tapes.recording()
-            values = self._weights() if weights is None else [np.asarray(w) for w in weights]
+
+            def values() -> list[np.ndarray]:
+                return self._weights() if weights is None else [np.asarray(w) for w in weights]
+
             plan = self._remote.plan(
                 method, arguments, as_tensor, arrays, values, gradient=recording
             )
             if not recording:
-                result = self._remote.forward(plan, arrays, values, keep=False, copy=tf.constant)
+                result = self._remote.forward(plan, arrays, values(), keep=False, copy=tensor_of)
                 return self._pack(plan, result.outputs)
         else:
             plan = self._plan_of_graph(method, arguments, as_tensor, inputs)
@@ -90,7 +94,9 @@ class Bridge:
         arrays = [np.asarray(x) for x in inputs]
         self._arguments.check(method, arrays)
         weights = self._weights()
-        plan = self._remote.plan(method, arguments, as_tensor, arrays, weights, gradient=True)
+        plan = self._remote.plan(
+            method, arguments, as_tensor, arrays, lambda: weights, gradient=True
+        )
         batch = len(arrays[0])
         seeds = [
             self._cotangent(spec, batch, seed)
@@ -108,7 +114,7 @@ class Bridge:
             gradients.append(
                 tf.zeros((batch, *variable.shape), variable.dtype)
                 if gradient is None
-                else tf.constant(gradient)
+                else tensor_of(gradient)
             )
 
         @tf.custom_gradient
@@ -146,12 +152,11 @@ class Bridge:
         if plan is not None and plan.connected is not None:
             return plan
         with tf.init_scope():  # out of the graph: variables have values there
-            weights = self._weights()
             for positive in (False, True):
                 stand_ins = [_stand_in(spec, positive=positive) for spec in specs]
                 try:
                     return self._remote.plan(
-                        method, arguments, as_tensor, stand_ins, weights, gradient=True
+                        method, arguments, as_tensor, stand_ins, self._weights, gradient=True
                     )
                 except Exception:  # the model's own, of a stand-in that it does not take
                     if positive:
@@ -239,7 +244,7 @@ class Bridge:
     ) -> tuple[list[Any], _Ticket]:
         arrays = [np.asarray(x) for x in tensors]
         result = self._remote.forward(
-            plan, arrays[:inputs], arrays[inputs:], keep=True, copy=tf.constant
+            plan, arrays[:inputs], arrays[inputs:], keep=True, copy=tensor_of
         )
         return result.outputs, _Ticket(self._remote, result.call, result.homes)
 
@@ -253,7 +258,7 @@ class Bridge:
     ) -> list[Any]:
         arrays = [np.asarray(x) for x in arguments]
         found = self._pull_back(plan, inputs, ticket.call, ticket.homes, arrays, wanted=wanted)
-        return [tf.constant(gradient) for gradient in found]
+        return [tensor_of(gradient) for gradient in found]
 
     def _forward_in_graph(
         self, plan: Plan, inputs: int, tensors: Sequence[Any]
@@ -326,7 +331,7 @@ class Bridge:
         def pooled_second(*tensors: Any) -> tuple[list[Any], Callable[..., Any]]:
             if tf.executing_eagerly():
                 arrays = [np.asarray(x) for x in tensors]
-                found = [tf.constant(x) for x in run(np.asarray(ticket.call), *arrays)]
+                found = [tensor_of(x) for x in run(np.asarray(ticket.call), *arrays)]
             else:
                 call = ticket.call if isinstance(ticket, _Ticket) else ticket
                 types = [tensors[n].dtype for n in shaped_as]

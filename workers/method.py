@@ -17,6 +17,7 @@ import tensorflow as tf
 from workers import compiled
 from workers.engine import traced_engines
 from workers.protocol import Plan, Sharded
+from workers.tensors import tensor_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +108,7 @@ class Method:
 def as_the_model_wants(plan: Plan, arrays: list[np.ndarray]) -> list[Any]:
     """Copies, either way: a model may keep what it is given."""
     return [
-        tf.constant(array) if as_tensor else array.copy()
+        tensor_of(array) if as_tensor else array.copy()
         for array, as_tensor in zip(arrays, plan.as_tensor, strict=True)
     ]
 

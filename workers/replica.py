@@ -28,6 +28,7 @@ from workers.errors import ConfigurationError, GradientError, InputError, Statef
 from workers.layout import Placed, tile_rows, tile_worth
 from workers.method import Method, as_the_model_wants, differentiable
 from workers.protocol import Build, Frame, Kind, Plan, Survey, Surveyed
+from workers.tensors import tensor_of
 
 #: Forward calls whose tapes are kept for a backward pass that may come. A GAN step keeps at most
 #: three at once (generator, critic on real, critic on generated); older ones are recomputed.
@@ -472,7 +473,7 @@ class Replica:
             if given is None:
                 continue
             targets.append(output)
-            seeds.append(tf.ones_like(output) if cotangents is None else tf.constant(given))
+            seeds.append(tf.ones_like(output) if cotangents is None else tensor_of(given))
         asked = tile_arrays.asked(kept.inputs, wanted)
         sources = [x for x in asked if differentiable(x)]
         if not targets:

@@ -15,12 +15,13 @@ import tensorflow as tf
 from workers.layout import Placed
 from workers.method import differentiable
 from workers.protocol import Frame, Plan
+from workers.tensors import tensor_of
 
 
 def seeds(plan: Plan, rows: int, cotangents: Sequence[np.ndarray | None]) -> list[tf.Tensor]:
     """A cotangent for each real or complex output: zeros where none is given."""
     return [
-        tf.constant(np.zeros((rows, *spec.shape), spec.dtype) if given is None else given)
+        tensor_of(np.zeros((rows, *spec.shape), spec.dtype) if given is None else given)
         for spec, given in zip(plan.outputs, cotangents, strict=True)
         if np.dtype(spec.dtype).kind in "fc"
     ]
@@ -71,4 +72,4 @@ def tangents(
             arrays.append(None if part is None else pad(part, rows, repeat=False))
     for n in range(len(frame.inputs), len(frame.inputs) + variables):
         arrays.append(given[n].view(buffer) if n in given else None)
-    return [None if array is None else tf.constant(array) for array in arrays]
+    return [None if array is None else tensor_of(array) for array in arrays]

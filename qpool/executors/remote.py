@@ -12,7 +12,7 @@ import logging
 import pickle
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,11 +84,12 @@ class RemoteModel:
         arguments: bytes,
         as_tensor: tuple[bool, ...],
         inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
+        weights: Callable[[], Sequence[np.ndarray]],
         *,
         gradient: bool,
     ) -> Plan:
-        """The plan for this call; the first time, a worker runs the first rows to learn it."""
+        """The plan for this call; the first time, a worker runs the first rows to learn it, and
+        ``weights`` are read for that."""
         specs = tuple(ArraySpec(x.shape[1:], x.dtype.str) for x in inputs)
         key = (method, arguments, as_tensor, specs)
         known = self._plans.get(key)
@@ -102,7 +103,7 @@ class RemoteModel:
             else self.pool.add_plan(self._number, method, arguments, as_tensor, self._rows)
         )
         largest = self._tile or tiles.largest_tile(len(inputs[0]))
-        found = self.pool.survey(number, inputs, weights, gradient=gradient, largest_tile=largest)
+        found = self.pool.survey(number, inputs, weights(), gradient=gradient, largest_tile=largest)
         plan = Plan(
             number,
             pickle.loads(found.structure),

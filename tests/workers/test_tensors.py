@@ -1,0 +1,58 @@
+"""Arrays as tensors: of every dtype and shape, and a copy."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from workers.tensors import tensor_of
+
+#: NumPy's names, with and without the other byte order.
+DTYPES = ("?", "u1", "u2", "i4", "i8", "f2", "f4", "f8", "c8", "c16", ">f4", ">i8", "S3")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (3, 5), (2, 1, 2)])
+def test_it_is_what_constant_makes(dtype: str, shape: tuple[int, ...]) -> None:
+    array = (np.arange(np.prod(shape, dtype=int)).reshape(shape) % 3).astype(dtype)
+    ours, theirs = tensor_of(array), tf.constant(array)
+    assert (ours.dtype, ours.shape, ours.device) == (theirs.dtype, theirs.shape, theirs.device)
+    np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+@pytest.mark.parametrize("made", ["transposed", "every second", "read only", "not aligned"])
+def test_any_layout(made: str) -> None:
+    array = np.arange(24.0).reshape(4, 6)
+    if made == "transposed":
+        array = array.T
+    elif made == "every second":
+        array = array[::2, ::2]
+    elif made == "read only":
+        array.flags.writeable = False
+    else:
+        array = np.frombuffer(b"x" + array.tobytes(), "f8", 24, 1).reshape(4, 6)
+    np.testing.assert_array_equal(tensor_of(array).numpy(), array)
+    assert float(tf.reduce_sum(tf.matmul(tensor_of(array), tensor_of(array.T)))) == pytest.approx(
+        float(np.sum(array @ array.T))
+    )
+
+
+def test_it_is_a_copy_that_lives_as_long_as_the_tensor() -> None:
+    array = np.zeros((64, 64))
+    first = tensor_of(array)
+    array[...] = 1.0
+    many = [tensor_of(np.full((64, 64), float(n))) for n in range(100)]
+    gc.collect()
+    assert not first.numpy().any()
+    assert all((tensor.numpy() == n).all() for n, tensor in enumerate(many))
+
+
+def test_a_tape_takes_it_as_any_tensor() -> None:
+    x = tensor_of(np.array([1.0, 2.0]))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        total = tf.reduce_sum(x**2)
+    np.testing.assert_array_equal(tape.gradient(total, x), [2.0, 4.0])
