@@ -23,9 +23,9 @@ from workers.errors import QPoolError, RemoteError, StartupError, WorkerLostErro
 
 log = logging.getLogger("qpool")
 
-#: Seconds in which a node has to give an actor its CPUs and start it. Where they are taken, it
-#: never does; it is asked again later.
-_ROOM = 20.0
+#: Seconds in which a node, which may be busy, has to give an actor its CPUs and start it. Where
+#: they are taken, it never does; it is asked again later.
+_ROOM = 60.0
 _AGAIN = 30.0
 
 #: Seconds for which the start waits for such a node when others have come.
