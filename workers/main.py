@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
-import logging
 import os
 import pickle
 import platform
@@ -33,6 +32,7 @@ from workers import affinity, device, protocol, sf_compat
 from workers.arena import Arena, Segment
 from workers.errors import ArenaError, QPoolError, RemoteError, ShippingError
 from workers.faults import Faults
+from workers.logs import Once
 from workers.memory import Memory
 from workers.waiting import Waiter
 
@@ -95,7 +95,7 @@ class _Worker:
         import tensorflow as tf
 
         affinity.bound_tensorflow(start.threads)
-        tf.get_logger().addFilter(_OnceFrom(first=start.worker == 0))
+        tf.get_logger().addFilter(Once(silent=start.worker != 0))  # all run the same code
         self._scope = device.scope(start.device)
         tf.constant(0.0)  # TensorFlow's runtime starts here, within its bounds
         cores = affinity.pin(start.cores)  # again: a library may have reset it while loading
@@ -281,24 +281,6 @@ def _out_of_memory(error: Exception) -> bool:
 
     exhausted = isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)
     return exhausted and not isinstance(error, ArenaError)
-
-
-class _OnceFrom(logging.Filter):
-    """TensorFlow's warnings: each once, from the first worker. All workers run the same code, and
-    stock Strawberry Fields casts a complex tensor to a real one, with a warning, in each gate."""
-
-    def __init__(self, *, first: bool) -> None:
-        super().__init__()
-        self._first = first
-        self._said: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno > logging.WARNING:
-            return True
-        message = record.getMessage()
-        new = self._first and message not in self._said
-        self._said.add(message)
-        return new
 
 
 def progress_counter(buffer: memoryview, slot: int) -> np.ndarray:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from workers.errors import ConfigurationError, nearest
+from workers.logs import Once
 
 #: Case -> the module here and the function that measure it.
 CASES = {
@@ -49,7 +51,12 @@ USUAL = (
 def run(name: str) -> dict[str, Any]:
     """Run a named case; ConfigurationError names the nearest known one."""
     module, function = _home(name)
-    found: dict[str, Any] = getattr(module, function)()
+    tensorflow = logging.getLogger("tensorflow")
+    tensorflow.addFilter(once := Once())  # stock Strawberry Fields' casts, thousands of them
+    try:
+        found: dict[str, Any] = getattr(module, function)()
+    finally:
+        tensorflow.removeFilter(once)
     return found
 
 
