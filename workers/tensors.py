@@ -22,8 +22,8 @@ def tensor_of(array: np.ndarray) -> tf.Tensor:
         TypeError, ValueError: TensorFlow has no such dtype.
     """
     array = np.asarray(array)
-    if not array.dtype.isnative or array.dtype.kind not in "fciub":
-        return tf.constant(array)
+    if not array.dtype.isnative or array.dtype.kind not in "fciu":
+        return tf.constant(array)  # NumPy's or TensorFlow's DLPack may not have it
     # Aligned: TensorFlow takes the memory as it is, and its products abort where it is not.
     size = math.prod(array.shape) * array.itemsize
     room = np.empty(size + ALIGNMENT, np.uint8)
