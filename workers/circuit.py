@@ -34,6 +34,7 @@ _WIDTH = 512
 _VECTOR = 8
 
 _checkpoints = ContextVar("checkpoints", default=False)
+_traces = ContextVar("traces", default=True)
 
 
 def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None) -> tf.Tensor:
@@ -49,8 +50,24 @@ def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | No
     """
     stacks = stacked(parameters, circuit.batched)
     if tf.executing_eagerly():
-        return _compiled(circuit)(stacks, state)
+        if _traces.get():
+            return _compiled(circuit)(stacks, state)
+        return _run(circuit, stacks, state, compile_parts=False)
     return (_checkpointed if _checkpoints.get() else _run)(circuit, stacks, state)
+
+
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """Eager calls within this run operation by operation: a few calls of a circuit that is not
+    called again so are over before it is traced, which takes seconds.
+
+    The numbers are those of a traced call but for rounding.
+    """
+    before = _traces.set(False)
+    try:
+        yield
+    finally:
+        _traces.reset(before)
 
 
 @contextlib.contextmanager

@@ -165,7 +165,7 @@ class _Worker:
         self._faults.reach("build")
         in_force = next((r.settings for r in self._replicas.values()), None)
         try:
-            self._replicas[message.model] = Replica(message, in_force, self._arena.buffer)
+            self._replicas[message.model] = Replica(message, in_force)
         except ModuleNotFoundError as error:
             raise ShippingError(
                 f"a worker on {platform.node()} cannot import {error.name!r}, which the model "
@@ -178,7 +178,7 @@ class _Worker:
         return protocol.Confirmed(message.ticket, self._finished())
 
     def _place(self, message: protocol.Place) -> None:
-        self._replicas[message.model].place(message.weights, self._arena.buffer)
+        self._replicas[message.model].weights.place(message.weights)
 
     def _plan(self, message: protocol.Plan) -> None:
         self._models_of_plans[message.plan] = message.model
@@ -208,7 +208,7 @@ class _Worker:
         backward = second or message.kind is protocol.Kind.BACKWARD
         keep = message.kind is protocol.Kind.FORWARD_KEEPING
         self._faults.reach("load")
-        replica.load(message.weights_version, buffer)
+        replica.weights.load(message.weights_version, buffer)
         progress = progress_counter(buffer, self._slot)
         seconds = []
         for index in message.tiles:

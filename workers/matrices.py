@@ -26,13 +26,13 @@ def matrices_of(circuit: Circuit, stacks: Stacks, *, compiled: bool) -> list[tf.
 
     Of a step on the vacuum, the real and imaginary parts of the column: ([batch,] 2 D). Of a step
     without cores, those of the diagonal: ([batch,] 2, [blocks,] D).
-    ``compiled``: by XLA, also outside of it.
+    ``compiled``: by XLA, also outside of it: they are many small operations.
     """
     steps = plan(circuit)
     found: list[tf.Tensor] = [None] * len(steps)
     # Within XLA not as a function of its own: the shapes that its backward pass takes from its
     # forward pass would have XLA take the parameters for constants, and compile for each value.
-    make = _making(circuit) if within_xla() else _matrices(circuit, compiled)
+    make = _compiled(circuit) if compiled and not within_xla() else _making(circuit)
     made = make(*stacks)
     for numbers, stack in zip(_alike(steps).values(), made, strict=True):
         for number, matrix in zip(numbers, tf.unstack(stack), strict=True):
@@ -41,9 +41,8 @@ def matrices_of(circuit: Circuit, stacks: Stacks, *, compiled: bool) -> list[tf.
 
 
 @functools.lru_cache(maxsize=256)
-def _matrices(circuit: Circuit, compiled: bool) -> tf.types.experimental.PolymorphicFunction:
-    """``_making`` as a function, compiled if wanted: it is many small operations."""
-    return tf.function(_making(circuit), jit_compile=compiled or None, autograph=False)
+def _compiled(circuit: Circuit) -> tf.types.experimental.PolymorphicFunction:
+    return tf.function(_making(circuit), jit_compile=True, autograph=False)
 
 
 def _making(circuit: Circuit) -> Callable[..., list[tf.Tensor]]:

@@ -1,4 +1,4 @@
-"""A model as one process holds it: load weights, compute a tile, pull cotangents back.
+"""A model as one process holds it: compute a tile, pull cotangents back.
 
 Owns the TensorFlow side of a worker: what is called with which rows, and what is kept between a
 forward and its backward pass. It reads and writes arrays over
@@ -21,14 +21,15 @@ import cloudpickle
 import numpy as np
 import tensorflow as tf
 
-from workers import compiled, recipes, survey, tile_arrays
+from workers import circuit, compiled, recipes, survey, tile_arrays
 from workers.draws import Draws
 from workers.engine import traced_engines
 from workers.errors import ConfigurationError, GradientError, InputError, StatefulCallError
-from workers.layout import Placed, tile_rows, tile_worth
+from workers.layout import tile_rows, tile_worth
 from workers.method import Method, as_the_model_wants, differentiable
 from workers.protocol import Build, Frame, Kind, Plan, Survey, Surveyed
 from workers.tensors import tensor_of
+from workers.weights import Weights
 
 #: Forward calls whose tapes are kept for a backward pass that may come. A GAN step keeps at most
 #: three at once (generator, critic on real, critic on generated); older ones are recomputed.
@@ -51,9 +52,7 @@ class _Kept:
 class Replica:
     """One model in one worker."""
 
-    def __init__(
-        self, build: Build, in_force: dict[str, Any] | None, buffer: memoryview, alone: bool = True
-    ) -> None:
+    def __init__(self, build: Build, in_force: dict[str, Any] | None, alone: bool = True) -> None:
         """``in_force`` are the settings of this process, None if they are free to choose.
 
         Unless ``alone``, global sources of draws are others', and a call may come from within a
@@ -71,32 +70,17 @@ class Replica:
         recipes.apply_settings(shipped.settings)
         self.settings = shipped.settings
         self._model = shipped.model
-        self._variables = shipped.variables
         self._sources = [shipped.variables[index] for index in shipped.differentiable]
         self._draws = Draws(build.seed, shipped.draws, alone=alone)
         self._plans: dict[int, Method] = {}
         self._kept: OrderedDict[int, dict[int, _Kept]] = OrderedDict()
         self.recomputed = 0
         states = {id(v) for source in shipped.draws for v in recipes.state_variables(source)}
-        #: Places of variables that a call must leave alone: all but the states of draws. The
-        #: survey looks at all of them, every call at those that are not trained.
-        self._all_fixed = [n for n, v in enumerate(self._variables) if id(v) not in states]
-        self._fixed = [n for n in self._all_fixed if not self._variables[n].trainable]
-        self._version = 0
-        self.place(build.weights, buffer)
+        #: The model's variables: told and loaded by whoever owns the replica.
+        self.weights = Weights(shipped.variables, states)
+        self.weights.place(build.weights)
 
     # -- being told ------------------------------------------------------------------------
-
-    def place(self, weights: tuple[Placed, ...], buffer: memoryview) -> None:
-        """Learn where the values of the variables lie."""
-        expected = [(tuple(v.shape), v.dtype.as_numpy_dtype) for v in self._variables]
-        told = [(p.spec.shape, np.dtype(p.spec.dtype).type) for p in weights]
-        if expected != told:
-            raise InputError(
-                "the replica's variables differ from the coordinator's: expected shapes and "
-                f"dtypes {told}, came {expected}; a factory must make the same model every time"
-            )
-        self._places = weights
 
     def add_plan(self, plan: Plan) -> None:
         args, kwargs = pickle.loads(plan.arguments)
@@ -107,14 +91,6 @@ class Replica:
             if known is not None and known.plan.level == plan.level:
                 self._plans[plan.plan].__dict__.update(known.functions)
 
-    def load(self, version: int, buffer: memoryview) -> None:
-        """Take over the weights in the arena, if they are not the ones held already."""
-        if version == self._version:
-            return
-        for variable, placed in zip(self._variables, self._places, strict=True):
-            variable.assign(placed.view(buffer))
-        self._version = version
-
     def forget(self, calls: Sequence[int]) -> None:
         """Free what is kept for the backward passes of these calls."""
         for call in calls:
@@ -122,13 +98,14 @@ class Replica:
 
     # -- computing -------------------------------------------------------------------------
 
+    @circuit.untraced()
     def survey(self, request: Survey, frame: Frame, finished: int, buffer: memoryview) -> Surveyed:
         """Run the first rows and learn what comes out, what it costs and what depends on what."""
         known = self._plans[request.plan]
         method = dataclasses.replace(  # what is asked here is asked of the model as it is
             known, plan=dataclasses.replace(known.plan, level="eager")
         )
-        self.load(request.weights_version, buffer)
+        self.weights.load(request.weights_version, buffer)
         few, many = (method.plan.rows,) * 2 if method.plan.rows else _SURVEY_ROWS
 
         def run(rows: int) -> Any:
@@ -140,7 +117,7 @@ class Replica:
             structure, outputs = survey.flatten(run(few), few)
             globally = self._draws.drawn_globally_since(0, 0)
             draws = bool(self._draws) or globally
-        self._check_unchanged(self._all_fixed, buffer)
+        self.weights.check_unchanged(buffer, all_of_them=True)
         if survey.losses(self._model) > losses:
             raise StatefulCallError(
                 "the model adds losses in its call (add_loss, an activity regularizer), which a "
@@ -344,8 +321,8 @@ class Replica:
     ) -> None:
         """Compute a tile as :meth:`forward` or :meth:`backward` would, and keep nothing of it."""
         method = self._plans[plan]
-        self.load(version, buffer)
-        self._version = 0  # the coordinator may be writing the next ones: not to be relied on
+        self.weights.load(version, buffer)
+        self.weights.distrust()  # the coordinator may be writing the next ones: not to be relied on
         stop = min(frame.tile, frame.batch)
         rows = self._rows(method.plan, frame.tile, 0, stop)
         arrays = tile_arrays.take(frame.inputs, 0, stop, rows, buffer)
@@ -390,7 +367,7 @@ class Replica:
 
     def _run(self, method: Method, arrays: list[np.ndarray], buffer: memoryview) -> Any:
         outputs = method.compiled(*as_the_model_wants(method.plan, arrays))
-        self._check_unchanged(self._fixed, buffer)
+        self.weights.check_unchanged(buffer)
         return outputs
 
     def _record(self, method: Method, arrays: list[np.ndarray], buffer: memoryview) -> _Kept:
@@ -399,7 +376,7 @@ class Replica:
             tape.watch([x for x in inputs if differentiable(x)])
             tape.watch(self._sources)
             outputs = tf.nest.flatten(method.compiled(*inputs))
-        self._check_unchanged(self._fixed, buffer)
+        self.weights.check_unchanged(buffer)
         return _Kept(tape, inputs, outputs)
 
     def _vjp(
@@ -417,7 +394,7 @@ class Replica:
         """
         inputs = as_the_model_wants(method.plan, arrays)
         found = method.compiled_vjp(*inputs, *seeds)
-        self._check_unchanged(self._fixed, buffer)
+        self.weights.check_unchanged(buffer)
         return tile_arrays.by_source(found, inputs)
 
     def _second(
@@ -437,7 +414,7 @@ class Replica:
         places = tuple(n for n, tangent in enumerate(tangents) if tangent is not None)
         given = [tangents[n] for n in places]
         found = method.compiled_second(places)(*inputs, *seeds, *given)
-        self._check_unchanged(self._fixed, buffer)
+        self.weights.check_unchanged(buffer)
         found = [
             tf.zeros_like(x) if gradient is None else tf.convert_to_tensor(gradient)
             for x, gradient in zip([*sources, *seeds], found, strict=True)
@@ -485,15 +462,3 @@ class Replica:
         if source < inputs:
             return f"input {source}"
         return f"variable {self._sources[source - inputs].name!r}"
-
-    def _check_unchanged(self, places: list[int], buffer: memoryview) -> None:
-        for index in places:
-            variable = self._variables[index]
-            told = self._places[index].view(buffer)
-            if variable.numpy().tobytes() != told.tobytes():
-                self._version = 0  # reload: this replica's variables are no longer the model's
-                raise StatefulCallError(
-                    f"calling the model changed its variable {variable.name!r}, which the pool "
-                    "cannot hand back (each worker would change its own). Call it with "
-                    "training=False, or keep that statistic out of the pooled call"
-                )

@@ -61,9 +61,7 @@ class ThreadTeam(BatchComputer):
             places = store.models[number].places
             build = protocol.Build(number, shipment, places, self.seed, engine)
             try:
-                self._replicas[number] = self._alone(
-                    Replica, build, None, store.buffer, alone=False
-                )
+                self._replicas[number] = self._alone(Replica, build, None, alone=False)
             except BaseException:
                 self.discard(number)
                 raise
@@ -139,7 +137,7 @@ class ThreadTeam(BatchComputer):
 
         number = tiles.count(frame.batch, frame.tile)
         recomputed = replica.recomputed
-        self._alone(replica.load, version, buffer)
+        self._alone(replica.weights.load, version, buffer)
         tangents = tuple(source for source, _ in frame.tangents)
         form = plan.plan, plan.level, kind, frame.tile, tangents
         if plan.level == "eager" or plan.draws:
@@ -159,7 +157,7 @@ class ThreadTeam(BatchComputer):
         """The plan's replica, told what has changed."""
         replica, model = self._replicas[plan.model], self._store.models[plan.model]
         if self._told[plan.model] is not model.places:
-            replica.place(model.places, self._store.buffer)
+            replica.weights.place(model.places)
             self._told[plan.model] = model.places
         replica.add_plan(plan)
         return replica

@@ -61,6 +61,31 @@ def test_checkpointing_changes_no_derivative(batched: tuple[bool, ...], prepared
     assert all(np.any(np.abs(plain[n]) > 1e-6) for n in (1, 3))  # r, theta
 
 
+@pytest.mark.parametrize("batched", [BATCHED, (False,) * 5])
+def test_operation_by_operation_nothing_is_traced_and_the_numbers_are_the_same(batched) -> None:
+    what = Circuit(2, 3, "complex128", GATES, batched)
+    values = parameters(batched)
+
+    def ket_and_slopes() -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            ket = circuit.run(what, values, None)
+            total = tf.reduce_sum(tf.abs(ket) ** 2 * tf.range(3, dtype=tf.float64))
+        return [ket, *tape.gradient(total, values)]
+
+    def traced() -> int:
+        return circuit._compiled(what).experimental_get_tracing_count()
+
+    before = traced()
+    with circuit.untraced():
+        step_by_step = ket_and_slopes()
+    assert traced() == before
+    at_once = ket_and_slopes()
+    assert traced() > before
+    for ours, theirs in zip(step_by_step, at_once, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-13)
+
+
 def test_little_leaves_what_is_compiled_for_a_checkpointed_gradient() -> None:
     what = Circuit(2, 3, "complex128", GATES, BATCHED)
     values = parameters(BATCHED)
