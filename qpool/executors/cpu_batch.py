@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from qpool.executors.base import Executor, Options
 from qpool.shipping import dumps
-from workers import circuit, compiled, recipes, survey
+from workers import affinity, circuit, compiled, recipes, survey
 from workers.draws import global_states
 from workers.engine import traced_engines
 from workers.errors import ConfigurationError, ModelError
@@ -53,10 +53,13 @@ class CpuBatchExecutor(Executor):
     Gradients are TensorFlow's own, of any order. A model that changes variables, draws, or has
     TensorFlow check numbers is not compiled, and neither is a call with an ndarray or a container
     for its first argument (the model would find a tensor in its place).
+
+    From now on this process keeps the memory that it frees (``workers.affinity.keep_memory``).
     """
 
     def __init__(self, model: Any, options: Options) -> None:
         super().__init__(model, options)
+        affinity.keep_memory()
         if options.engine != "traced":
             raise ConfigurationError(
                 f"strategy='cpu_batch' is the compiled engine; engine={options.engine!r} rules it "

@@ -23,20 +23,24 @@ from qpool.executors.base import Options
 from qpool.executors.batches import BatchComputer, Homes
 from qpool.executors.store import Store
 from qpool.executors.tiled import TiledExecutor
-from workers import protocol
+from workers import affinity, protocol
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.protocol import Kind
 from workers.replica import Replica
 
 
 class ThreadTeam(BatchComputer):
-    """Computes batches with ``threads`` threads (default: the cores of the CPU budget)."""
+    """Computes batches with ``threads`` threads (default: the cores of the CPU budget).
+
+    From now on this process keeps the memory that it frees (``workers.affinity.keep_memory``).
+    """
 
     def __init__(self, threads: int | None = None, *, seed: int = 0) -> None:
         super().__init__(seed)
         count = topology.budget().workers if threads is None else threads
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ConfigurationError(f"workers must be a whole number of at least 1, not {count!r}")
+        affinity.keep_memory()
         self._count = count
         self._store = Store(0)
         self._replicas: dict[int, Replica] = {}

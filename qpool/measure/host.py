@@ -149,9 +149,9 @@ def _allocator() -> Finding:
             return Finding("allocator", name)
     library, version = platform.libc_ver()
     if library == "glibc":
-        return Finding("allocator", f"glibc {version}; workers are told to keep freed memory")
+        return Finding("allocator", f"glibc {version}; what computes is told to keep freed memory")
     advice = (
-        "workers give freed memory back and ask for it anew, up to four times slower for large "
+        "freed memory is given back and asked for anew, up to four times slower for large "
         "states; an allocator that keeps it (jemalloc, mimalloc) may be preloaded"
     )
     return Finding("allocator", f"{library or 'the system'} {version}".strip(), "advice", advice)

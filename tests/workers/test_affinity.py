@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,28 @@ def test_pinning_is_done_and_verified() -> None:
         "print(affinity.pin((core,)) == (core,) == tuple(os.sched_getaffinity(0)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+@pytest.mark.parametrize("strategy", ["threads", "cpu_batch"])
+def test_what_computes_keeps_the_memory_that_it_frees(strategy: str) -> None:
+    """A large array made again and again: each time new pages (a fault each), or the same ones."""
+    code = (
+        "import resource, sys; import numpy as np; import qpool\n"
+        "sys.path.append('tests'); from models import Scale\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(10): np.ones(1 << 22)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "as_it_was = faults()\n"
+        f"with qpool.parallelize(Scale(), strategy={strategy!r}):\n"
+        "    np.ones(1 << 22); print(10 * faults() < as_it_was)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+    )
     assert done.stdout.strip() == "True"
 
 
