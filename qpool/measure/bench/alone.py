@@ -1,12 +1,13 @@
-"""Measurements in a process of their own, on one core."""
+"""Measurements in processes of their own, each on one core."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from workers import affinity
@@ -14,15 +15,66 @@ from workers import affinity
 
 def alone_on_a_core(module: str, *arguments: Any) -> Any:
     """What ``module``, run as a program of its own on one core, answers to ``arguments``."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     done = subprocess.run(
-        [sys.executable, "-m", module, str(cores[-1]), json.dumps(arguments)],
+        _command(module, _cores()[-1], arguments),
         env=os.environ | affinity.environment(1),
         capture_output=True,
         text=True,
         check=True,
     )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def side_by_side(count: int, module: str, *arguments: Any) -> Iterator[Callable[[], None]]:
+    """So many programs, each on a core; a call has all of them do their work once (``obey``)."""
+    cores = _cores()[-count:]
+    with contextlib.ExitStack() as stack:
+        programs = [
+            stack.enter_context(
+                subprocess.Popen(
+                    _command(module, core, arguments),
+                    env=os.environ | affinity.environment(1),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                )
+            )
+            for core in cores
+        ]
+
+        def work() -> None:
+            for program in programs:
+                assert program.stdin is not None
+                program.stdin.write("go\n")
+                program.stdin.flush()
+            for program in programs:
+                assert program.stdout is not None
+                if program.stdout.readline() != _DONE:
+                    raise RuntimeError(f"a program of {module} ended in the middle of its work")
+
+        yield work  # at the end their input is closed, by which they end
+
+
+def obey(work: Callable[[], Any]) -> None:
+    """In such a program: do the work whenever asked, until nobody can ask any more."""
+    for _ in sys.stdin:
+        work()
+        sys.stdout.write(_DONE)
+        sys.stdout.flush()
+
+
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+
+
+def _command(module: str, core: int, arguments: tuple[Any, ...]) -> list[str]:
+    return [sys.executable, "-m", module, str(core), json.dumps(arguments)]
+
+
+#: What a program says when it has done its work.
+_DONE = "done\n"
 
 
 def answer(measure: Callable[..., Any]) -> None:

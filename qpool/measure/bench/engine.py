@@ -17,7 +17,7 @@ import psutil
 import tensorflow as tf
 
 from qpool.measure.bench import peers
-from qpool.measure.bench.alone import alone_on_a_core, answer
+from qpool.measure.bench.alone import alone_on_a_core, answer, obey, side_by_side
 from qpool.measure.bench.timing import ratio, turns_of
 from qpool.models import circuit
 from workers import affinity, sf_compat
@@ -258,8 +258,9 @@ def _on_this_core() -> dict[str, float]:
 def pooled() -> dict[str, Any]:
     """The three-mode case at batch 64 in the pool: two workers, one, and one process's threads.
 
-    One pinned core is also set against the arithmetic limit: 35 MFLOP a sample at the rate of the
-    core's own float32 matrix product.
+    Two processes that each compute half of the batch, and hand nothing over, are what a pool of two
+    could reach at most. One pinned core is also set against the arithmetic limit: 35 MFLOP a sample
+    at the rate of the core's own float32 matrix product.
     """
     import qpool
 
@@ -271,11 +272,13 @@ def pooled() -> dict[str, Any]:
         qpool.Pool(workers=2, pin=True) as both,
         qpool.parallelize(case, pool=alone, tile=64) as one,
         qpool.parallelize(case, pool=both, tile=32) as two,
+        side_by_side(2, __name__, "half") as halves,
     ):
         contenders = {
             "one process, TensorFlow's threads": (case.compiled(z), 5),
             "one worker": (case.step(one, z), 5),
             "two workers": (case.step(two, z), 5),
+            "two processes of their own": (halves, 5),
         }
         seconds = turns_of(contenders, 5)
         worker = one.stats()["pool"]["workers"][0]["pid"]
@@ -291,6 +294,9 @@ def pooled() -> dict[str, Any]:
         },
         "two workers against one process": ratio(
             rates["two workers"], rates["one process, TensorFlow's threads"]
+        ),
+        "two processes of their own against one process": ratio(
+            rates["two processes of their own"], rates["one process, TensorFlow's threads"]
         ),
         "two workers against stock batch_size": statistics.median(rates["two workers"])
         * stock[0]
@@ -361,8 +367,18 @@ def accuracy(circuits: int = 12) -> dict[str, Any]:
     return {"case": "accuracy", "circuits": circuits, "worst_relative_error": dict(worst)}
 
 
-def _alone(what: str, *arguments: int) -> dict[str, float]:
-    return _memory_here(*arguments) if what == "memory" else _on_this_core()
+def _half() -> None:
+    case = Case(3, 6, 12, "density")
+    obey(case.compiled(case.z(32)))
+
+
+def _alone(what: str, *arguments: int) -> Any:
+    programs: dict[str, Callable[..., Any]] = {
+        "memory": _memory_here,
+        "rate": _on_this_core,
+        "half": _half,
+    }
+    return programs[what](*arguments)
 
 
 if __name__ == "__main__":
