@@ -59,12 +59,12 @@ class CpuBatchExecutor(Executor):
 
     def __init__(self, model: Any, options: Options) -> None:
         super().__init__(model, options)
-        affinity.keep_memory()
         if options.engine != "traced":
             raise ConfigurationError(
                 f"strategy='cpu_batch' is the compiled engine; engine={options.engine!r} rules it "
                 "out. Use strategy='sequential' for Strawberry Fields as it is"
             )
+        affinity.keep_memory()
         self._ways: dict[Any, _Way] = {}
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -75,7 +75,8 @@ class CpuBatchExecutor(Executor):
         if way.choice is None:
             if tf.executing_eagerly():
                 before = _State(self.model)
-                result = _as_it_is(function, args, kwargs)
+                with circuit.untraced():
+                    result = _as_it_is(function, args, kwargs)
                 way.choice = self._choose(way, inputs, result, before)
                 return result
             way.choice = self._choose_by_draws(way, inputs)
@@ -157,7 +158,8 @@ class CpuBatchExecutor(Executor):
             ]
             before = _State(self.model)
             try:
-                found = way.method(*draws)
+                with circuit.untraced():
+                    found = way.method(*draws)
                 return self._choose(way, draws, found, before)
             except Exception as error:  # the model's own, of draws that it does not take
                 log.info("it is traced as it is, not compiled: on normal draws %r", error)

@@ -12,6 +12,9 @@ from typing import Any
 
 from workers import affinity
 
+#: What a program that obeys says when it has done its work.
+_DONE = "done\n"
+
 
 def alone_on_a_core(module: str, *arguments: Any) -> Any:
     """What ``module``, run as a program of its own on one core, answers to ``arguments``."""
@@ -71,10 +74,6 @@ def _cores() -> list[int]:
 
 def _command(module: str, core: int, arguments: tuple[Any, ...]) -> list[str]:
     return [sys.executable, "-m", module, str(core), json.dumps(arguments)]
-
-
-#: What a program says when it has done its work.
-_DONE = "done\n"
 
 
 def answer(measure: Callable[..., Any]) -> None:
