@@ -123,7 +123,9 @@ def test_fidelity_is_one_for_equals_only() -> None:
     p = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], np.float32)
     found = fidelity(p, np.array([0.5, 0.5, 0.0], np.float32)).numpy()
     np.testing.assert_allclose(found, [1.0, 0.5], atol=1e-6)
-    real = script("optimisation").real_quanta()[0].reshape(1, -1)
+    distribution, _, modes = script("optimisation").real_quanta()
+    assert modes == (2, 3, 4)
+    real = distribution.reshape(1, -1)
     assert fidelity(real, real[0]).numpy() == pytest.approx(1.0, abs=1e-6)
 
 

@@ -19,7 +19,7 @@ _DONE = "done\n"
 def alone_on_a_core(module: str, *arguments: Any) -> Any:
     """What ``module``, run as a program of its own on one core, answers to ``arguments``."""
     done = subprocess.run(
-        _command(module, _cores()[-1], arguments),
+        _command(module, _cores(1)[0], arguments),
         env=os.environ | affinity.environment(1),
         capture_output=True,
         text=True,
@@ -31,7 +31,6 @@ def alone_on_a_core(module: str, *arguments: Any) -> Any:
 @contextlib.contextmanager
 def side_by_side(count: int, module: str, *arguments: Any) -> Iterator[Callable[[], None]]:
     """So many programs, each on a core; a call has all of them do their work once (``obey``)."""
-    cores = _cores()[-count:]
     with contextlib.ExitStack() as stack:
         programs = [
             stack.enter_context(
@@ -44,7 +43,7 @@ def side_by_side(count: int, module: str, *arguments: Any) -> Iterator[Callable[
                     text=True,
                 )
             )
-            for core in cores
+            for core in _cores(count)
         ]
 
         def work() -> None:
@@ -68,8 +67,10 @@ def obey(work: Callable[[], Any]) -> None:
         sys.stdout.flush()
 
 
-def _cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+def _cores(count: int) -> list[int]:
+    """A core for each of so many programs, the last one first; they share where there are fewer."""
+    cores = affinity.current_cores() or (0,)
+    return [cores[-1 - n % len(cores)] for n in range(count)]
 
 
 def _command(module: str, core: int, arguments: tuple[Any, ...]) -> list[str]:
