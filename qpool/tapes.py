@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
-
 try:
     from tensorflow.python.eager import record as _record
 except ImportError:  # pragma: no cover - a TensorFlow that has moved it
@@ -26,8 +23,3 @@ def watched(tensors: Sequence[Any], *, otherwise: bool = True) -> bool:
     """Whether a tape is watching any of these tensors, or what it was made of."""
     ask = getattr(_record, "should_record_backprop", lambda _: otherwise)
     return bool(ask(list(tensors)))
-
-
-def value(variable: tf.Variable) -> np.ndarray:
-    """The variable's value now. The bare read costs a third of what ``.numpy()`` does."""
-    return np.asarray(tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype))

@@ -44,6 +44,8 @@ class Faults:
 
     def reach(self, point: str) -> None:
         """Say that the worker is at this point; it may not come back from here."""
+        if not self._left:
+            return
         due = [f.action for f in self._left if f.point == point and not f.after]
         self._left = [
             replace(f, after=f.after - 1) if f.point == point else f

@@ -6,6 +6,7 @@ memory: a layout is laid over any buffer.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,9 +29,14 @@ class ArraySpec:
     def of(array: np.ndarray) -> ArraySpec:
         return ArraySpec(tuple(array.shape), array.dtype.str)
 
-    @property
+    @functools.cached_property
+    def size(self) -> int:
+        """How many numbers."""
+        return math.prod(self.shape)
+
+    @functools.cached_property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return self.size * np.dtype(self.dtype).itemsize
 
     def with_rows(self, rows: int) -> ArraySpec:
         """The same array with ``rows`` along a new leading axis."""
@@ -51,12 +57,11 @@ class Placed:
     def view(self, buffer: memoryview) -> np.ndarray:
         """The array itself, over ``buffer``, which cannot be closed while the array is there."""
         spec = self.spec
-        if not spec.nbytes:
+        if not spec.size:
             return np.empty(spec.shape, spec.dtype)
         # Not np.ndarray(buffer=...): that lets go of the buffer's lock at once, and an array over
         # a segment that was closed is a segmentation fault.
-        size = math.prod(spec.shape)
-        return np.frombuffer(buffer, spec.dtype, size, self.offset).reshape(spec.shape)
+        return np.frombuffer(buffer, spec.dtype, spec.size, self.offset).reshape(spec.shape)
 
 
 def align(offset: int) -> int:

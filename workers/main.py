@@ -59,7 +59,7 @@ def serve(
         faulthandler.enable(sys.stderr if log is None else log)
     watch = None
     try:
-        start: protocol.Start = pickle.loads(channel.recv_bytes())
+        start: protocol.Start = protocol.decode(channel.recv_bytes())
         watch = _die_with(start.coordinator, nursery)
         _Worker(channel, start, segment_handle).run()
     except (EOFError, ConnectionError):  # the coordinator has let go
@@ -68,7 +68,7 @@ def serve(
         return
     except BaseException:
         with contextlib.suppress(OSError):
-            channel.send_bytes(pickle.dumps(protocol.Crashed(traceback.format_exc())))
+            channel.send_bytes(protocol.encode(protocol.Crashed(traceback.format_exc())))
         os._exit(1)
 
 
@@ -81,6 +81,7 @@ class _Worker:
         self._segment_handle = segment_handle
         self._arena = Arena.attach(self._here(start.segment))
         self._slot = start.slot
+        self._spin = start.spin
         self._faults = Faults(start.faults)
         self._faults.reach("start")
         self._memory = Memory()
@@ -134,11 +135,11 @@ class _Worker:
         )
 
     def run(self) -> None:
-        waiter = Waiter()
-        waiter.add(self._channel)
+        waiter: Waiter[None] = Waiter(self._spin)
+        waiter.add(None, self._channel)
         while True:
             waiter.wait(None)
-            message = pickle.loads(self._channel.recv_bytes())
+            message = protocol.decode(self._channel.recv_bytes())
             self._faults.reach("loop")
             if isinstance(message, protocol.Stop):
                 return
@@ -246,7 +247,7 @@ class _Worker:
     # -- within ----------------------------------------------------------------------------
 
     def _send(self, reply: Any) -> None:
-        self._channel.send_bytes(pickle.dumps(reply, pickle.HIGHEST_PROTOCOL))
+        self._channel.send_bytes(protocol.encode(reply))
 
     def _finished(self) -> int:
         return int(progress_counter(self._arena.buffer, self._slot)[0])

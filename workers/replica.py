@@ -231,9 +231,8 @@ class Replica:
     ) -> None:
         """Compute one tile and write its outputs; with ``keep``, hold on to its tape."""
         method = self._plans[plan]
-        start, stop = tile_rows(index, frame.tile, frame.batch)
-        rows = self._rows(method.plan, frame.tile, start, stop)
-        arrays = self._begin_tile(method, frame, call, index, buffer)
+        start, stop, rows = span = self._span(method.plan, frame, index)
+        arrays = self._begin_tile(method, frame, call, index, span, buffer)
         if keep and method.plan.level == "eager":
             kept = self._record(method, arrays, buffer)
             outputs = kept.outputs
@@ -241,7 +240,8 @@ class Replica:
             while len(self._kept) > KEPT_CALLS:
                 self._kept.popitem(last=False)
         else:
-            outputs = tf.nest.flatten(self._run(method, arrays, buffer))
+            found = self._run(method, arrays, buffer)
+            outputs = [found] if isinstance(found, tf.Tensor) else tf.nest.flatten(found)
         if len(outputs) != len(frame.outputs):
             raise InputError(
                 f"the model returned {len(outputs)} arrays; its first call returned "
@@ -249,10 +249,11 @@ class Replica:
             )
         for output, placed in zip(outputs, frame.outputs, strict=True):
             value = np.asarray(output)
-            if value.shape != (rows, *placed.spec.shape[1:]) or value.dtype != placed.spec.dtype:
+            spec = placed.spec
+            if value.shape != (rows, *spec.shape[1:]) or value.dtype.str != spec.dtype:
                 raise InputError(
                     f"the model returned shape {value.shape}, dtype {value.dtype} for {rows} "
-                    f"rows; expected {(rows, *placed.spec.shape[1:])}, {placed.spec.dtype} "
+                    f"rows; expected {(rows, *spec.shape[1:])}, {spec.dtype} "
                     "as in its first call"
                 )
             placed.view(buffer)[start:stop] = value[: stop - start]
@@ -270,8 +271,7 @@ class Replica:
         """Pull one tile's cotangents back and write its gradients; with ``second``, pull those
         gradients' own cotangents (``frame.tangents``) back through that."""
         method = self._plans[plan]
-        start, stop = tile_rows(index, frame.tile, frame.batch)
-        rows = self._rows(method.plan, frame.tile, start, stop)
+        start, stop, rows = span = self._span(method.plan, frame, index)
         cotangents = [
             None
             if placed is None
@@ -279,7 +279,7 @@ class Replica:
             for placed in frame.cotangents
         ]
         if method.plan.level != "eager":
-            arrays = self._begin_tile(method, frame, call, index, buffer)
+            arrays = self._begin_tile(method, frame, call, index, span, buffer)
             seeds = tile_arrays.seeds(method.plan, rows, cotangents)
             if second:
                 tangents = tile_arrays.tangents(
@@ -323,8 +323,7 @@ class Replica:
         method = self._plans[plan]
         self.weights.load(version, buffer)
         self.weights.distrust()  # the coordinator may be writing the next ones: not to be relied on
-        stop = min(frame.tile, frame.batch)
-        rows = self._rows(method.plan, frame.tile, 0, stop)
+        _, stop, rows = self._span(method.plan, frame, 0)
         arrays = tile_arrays.take(frame.inputs, 0, stop, rows, buffer)
         if kind not in (Kind.BACKWARD, Kind.SECOND):
             self._run(method, arrays, buffer)
@@ -342,24 +341,30 @@ class Replica:
     # -- within ----------------------------------------------------------------------------
 
     @staticmethod
-    def _rows(plan: Plan, tile: int, start: int, stop: int) -> int:
-        """Rows to call the model with for these: more where it needs them (see ``_pad``).
+    def _span(plan: Plan, frame: Frame, index: int) -> tuple[int, int, int]:
+        """First row of a tile, one past its last, and how many to call the model with: more where
+        it needs them.
 
         A compiled model gets whole tiles, so that a ragged last one compiles nothing new.
         """
-        needed = stop - start if plan.level == "eager" else tile
-        return plan.rows or max(plan.least_rows, needed)
+        start, stop = tile_rows(index, frame.tile, frame.batch)
+        needed = stop - start if plan.level == "eager" else frame.tile
+        return start, stop, plan.rows or max(plan.least_rows, needed)
 
     def _begin_tile(
-        self, method: Method, frame: Frame, call: int, index: int, buffer: memoryview
+        self,
+        method: Method,
+        frame: Frame,
+        call: int,
+        index: int,
+        span: tuple[int, int, int],
+        buffer: memoryview,
     ) -> list[np.ndarray]:
         """Seed the tile's draws, and take its rows: the same for a forward pass and its repeat."""
         if method.plan.draws:
             everywhere = method.plan.level == "eager"
             self._draws.seed(call, frame.first + index, everywhere=everywhere)
-        start, stop = tile_rows(index, frame.tile, frame.batch)
-        rows = self._rows(method.plan, frame.tile, start, stop)
-        return tile_arrays.take(frame.inputs, start, stop, rows, buffer)
+        return tile_arrays.take(frame.inputs, *span, buffer)
 
     @staticmethod
     def _first_rows(frame: Frame, rows: int, buffer: memoryview) -> list[np.ndarray]:
@@ -435,7 +440,9 @@ class Replica:
                 "NumPy"
             )
         self.recomputed += 1
-        return self._record(method, self._begin_tile(method, frame, call, index, buffer), buffer)
+        span = self._span(method.plan, frame, index)
+        arrays = self._begin_tile(method, frame, call, index, span, buffer)
+        return self._record(method, arrays, buffer)
 
     def _gradients(
         self, kept: _Kept, cotangents: list[Any] | None, wanted: Collection[int] | None = None

@@ -7,7 +7,7 @@ for each gradient, so what it costs to make one is seen: by DLPack it is a third
 
 from __future__ import annotations
 
-import math
+import ctypes
 
 import numpy as np
 import tensorflow as tf
@@ -25,9 +25,9 @@ def tensor_of(array: np.ndarray) -> tf.Tensor:
     if not array.dtype.isnative or array.dtype.kind not in "fciu":
         return tf.constant(array)  # NumPy's or TensorFlow's DLPack may not have it
     # Aligned: TensorFlow takes the memory as it is, and its products abort where it is not.
-    size = math.prod(array.shape) * array.itemsize
-    room = np.empty(size + ALIGNMENT, np.uint8)
-    start = -room.__array_interface__["data"][0] % ALIGNMENT
-    own = room[start : start + size].view(array.dtype).reshape(array.shape)
+    room = np.empty(array.size + ALIGNMENT // array.itemsize, array.dtype)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    start = -address % ALIGNMENT // array.itemsize
+    own = room[start : start + array.size].reshape(array.shape)
     own[...] = array
     return tf.experimental.dlpack.from_dlpack(own.__dlpack__())

@@ -216,6 +216,8 @@ def test_arrays_lists_and_nan(pool) -> None:
         out = generator(tf.constant(bad)).numpy()
         np.testing.assert_array_equal(out, 2 * bad)
         assert generator.stats()["non_finite_samples"] == 2
+        generator(np.full((3, 2), 1e30, np.float32))  # whose squares are not finite; they are
+        assert generator.stats()["non_finite_samples"] == 2
 
 
 def test_draws_follow_seed_call_and_tile(pool_of) -> None:

@@ -71,7 +71,8 @@ class Crew:
 
     ``progress`` tells the tiles that the worker in a slot has finished; ``rehearsal`` what a new
     worker should be told before it takes part. ``growth``: a worker whose own memory exceeds so
-    many times its warmed-up size is replaced between steps.
+    many times its warmed-up size is replaced between steps. ``spin``: seconds that a worker polls
+    for its next message before it sleeps.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Crew:
         threads: int,
         patience: Patience,
         growth: float,
+        spin: float,
     ) -> None:
         self.launcher = launcher
         self.ready: dict[int, WorkerProcess] = {}
@@ -94,9 +96,11 @@ class Crew:
         self._threads = threads
         self._patience = patience
         self._growth = growth
+        self._spin = spin
         self._joining: dict[int, WorkerProcess] = {}
         #: Successors of workers that are still at work and to be retired.
         self._standby: dict[int, WorkerProcess] = {}
+        self._places = (self.ready, self._joining, self._standby)
         #: Numbers whose last rehearsal ended badly: the next worker joins without one.
         self._unrehearsed: set[int] = set()
         self._failed_starts = 0
@@ -105,7 +109,7 @@ class Crew:
         self._closed = False
         #: Seconds of waiting that no worker's silence has been charged with yet.
         self._unjudged = 0.0
-        self._waiter = Waiter()
+        self._waiter: Waiter[WorkerProcess] = Waiter()
         self._owner = os.getpid()
         self._segment: Callable[[], Segment]
         self._progress: Callable[[int], int]
@@ -131,7 +135,7 @@ class Crew:
         if os.getpid() != self._owner:
             return
         self._closed = True
-        everyone = [*self.ready.values(), *self._joining.values(), *self._standby.values()]
+        everyone = self._everyone()
         for worker in everyone:
             with contextlib.suppress(OSError, ValueError):
                 worker.send(protocol.Stop())
@@ -161,21 +165,21 @@ class Crew:
     def _end(self, worker: WorkerProcess) -> str:
         """Kill a worker, forget it, and say how it ended."""
         worker.kill()
-        for place in (self.ready, self._joining, self._standby):
+        for place in self._places:
             if place.get(worker.number) is worker:
                 del place[worker.number]
-        self._waiter.remove(worker.channel)
+        self._waiter.remove(worker)
         return f"worker {worker.number} (pid {worker.pid}) {worker.collect()}"
 
     def _fill(self) -> None:
         """Launch a worker for each vacant place, where nobody has to wait for that."""
+        if len(self.ready.keys() | self._joining.keys()) == len(self._seats):
+            return
         vacant = [
             number
             for number in range(len(self._seats))
             if number not in self.ready and number not in self._joining
         ]
-        if not vacant:
-            return
         alone = not self.ready and not self._joining
         if not alone and time.monotonic() < self._retry_at:
             return
@@ -199,10 +203,11 @@ class Crew:
             coordinator=os.getpid(),
             segment=segment,
             path=tuple(sys.path),
+            spin=self._spin,
             faults=self.faults_at_start.popleft() if self.faults_at_start else (),
         )
         self._joining[number] = worker
-        self._waiter.add(worker.channel, worker.handle)
+        self._waiter.add(worker, worker.channel, worker.handle)
         with contextlib.suppress(OSError):  # dead already: its end of file will be seen
             worker.send(start)
 
@@ -408,19 +413,24 @@ class Crew:
         whole = len(self.ready) + len(self._joining) >= len(self._seats)
         look = min(_LOOK, (self._patience.fixed or _LOOK) / 4)
         began = time.monotonic()
-        channels = self._waiter.wait(look if whole else _SHORT_LOOK)
+        heard = self._waiter.wait(look if whole else _SHORT_LOOK)
         # A coordinator that was stopped, or a machine that slept, heard nothing for that reason.
         self._unjudged += min(time.monotonic() - began, look + 1.0)
-        everyone = [*self.ready.values(), *self._joining.values(), *self._standby.values()]
-        by_channel = {worker.channel: worker for worker in everyone}
         if self._unjudged >= look:
-            for worker in everyone:
-                if worker.channel not in channels:
+            for worker in self._everyone():
+                if worker not in heard:
                     self._judge(worker, self._unjudged)
             self._unjudged = 0.0
-        for stray in [channel for channel in channels if channel not in by_channel]:
-            self._waiter.remove(stray)
-        return [by_channel[channel] for channel in channels if channel in by_channel]
+        known = []
+        for worker in heard:
+            if any(place.get(worker.number) is worker for place in self._places):
+                known.append(worker)
+            else:
+                self._waiter.remove(worker)
+        return known
+
+    def _everyone(self) -> list[WorkerProcess]:
+        return [worker for place in self._places for worker in place.values()]
 
     def _judge(self, worker: WorkerProcess, waited: float) -> None:
         """Add to a busy worker's silence, and end it if that has become too long."""

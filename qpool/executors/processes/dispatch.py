@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qpool.executors.shares import Run, apportion
+from qpool.tiles import shards
 
 #: A tile that has taken this many workers with it is given up.
 MAX_ATTEMPTS = 3
@@ -123,6 +124,8 @@ class Step:
 
     def begin(self) -> list[Instruction]:
         """Send every tile to its home, and spread the homeless evenly."""
+        if not self._homes:
+            return self._spread(range(self._tiles))
         homes = {w: t for w, t in self._homes.items() if w in self._workers and t}
         housed = {tile for tiles in homes.values() for tile in tiles}
         homeless = [tile for tile in range(self._tiles) if tile not in housed]
@@ -166,19 +169,26 @@ class Step:
             return self._end()
         return self._spread(lost)
 
-    def _spread(self, tiles: list[int]) -> list[Instruction]:
+    def _spread(self, tiles: Sequence[int]) -> list[Instruction]:
         if not tiles:
             return []
         if not self._workers:
             self._waiting += tiles
             return []
         # The least busy first: survivors that have finished take more than those that have not.
-        load = dict.fromkeys(self._workers, 0)
-        for worker, pending in self._in_flight.values():
-            load[worker] += len(pending)
-        order = sorted(self._workers, key=lambda worker: load[worker])
-        cut = apportion(Run(0, len(tiles)), {n: self._speeds.get(n, 1.0) for n in order})
-        return [self._send(n, tuple(tiles[run.first : run.stop])) for n, run in cut.items()]
+        order = self._workers
+        if self._in_flight:
+            load = dict.fromkeys(self._workers, 0)
+            for worker, pending in self._in_flight.values():
+                load[worker] += len(pending)
+            order = sorted(order, key=lambda worker: load[worker])
+        if self._speeds:
+            cut = apportion(Run(0, len(tiles)), {n: self._speeds.get(n, 1.0) for n in order})
+            bounds = [(n, run.first, run.stop) for n, run in cut.items()]
+        else:
+            even = shards(len(tiles), len(order))
+            bounds = [(n, *span) for n, span in zip(order, even, strict=True)]
+        return [self._send(n, tuple(tiles[a:b])) for n, a, b in bounds if a < b]
 
     def _send(self, worker: int, tiles: tuple[int, ...]) -> Send:
         ticket = self._next_ticket

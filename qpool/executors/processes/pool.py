@@ -32,6 +32,7 @@ from workers import protocol
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.faults import Fault
 from workers.protocol import Kind
+from workers.waiting import SPIN_SECONDS
 
 log = logging.getLogger("qpool")
 
@@ -105,7 +106,9 @@ class Pool(BatchComputer):
                 "same bits are not promised"
             )
         launcher.prepare()
-        self._crew = Crew(launcher, seats, threads, Patience(timeout), max_growth)
+        # Where workers take every core, the coordinator is woken on one of theirs.
+        spin = SPIN_SECONDS if count * threads < len(budget.cpus) else 0.0
+        self._crew = Crew(launcher, seats, threads, Patience(timeout), max_growth, spin)
         self._performer: Performer | None = None
         self._started: float | None = None
         self._closed = False
@@ -305,7 +308,7 @@ class Pool(BatchComputer):
         homes: Homes | None,
     ) -> Homes:
         def message(ticket: int, indices: tuple[int, ...]) -> protocol.Compute:
-            return protocol.Compute(ticket, kind, call, plan.plan, frame.frame, version, indices)
+            return protocol.Compute(ticket, call, plan.plan, frame.frame, version, indices, kind)
 
         step, replies = self._performing().perform(
             plan.model,

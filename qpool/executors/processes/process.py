@@ -115,13 +115,13 @@ class WorkerProcess:
 
     def send(self, message: Any) -> None:
         """Send one message; OSError if the worker is gone."""
-        self.channel.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+        self.channel.send_bytes(protocol.encode(message))
 
     def receive(self) -> Any:
         """The next reply; EOFError or OSError if the worker is gone."""
         if self._ended(0) and not self.channel.poll(0):
             raise EOFError("its process ended")  # and a child of it holds its end of the channel
-        return pickle.loads(self.channel.recv_bytes())
+        return protocol.decode(self.channel.recv_bytes())
 
     def _ended(self, seconds: float) -> bool:
         """Whether its process has ended, after waiting for that; False if the system cannot say."""
@@ -172,7 +172,7 @@ class WorkerProcess:
             while self.channel.poll(0.0 if ended else max(0.0, deadline - time.monotonic())):
                 data = self.channel.recv_bytes()
                 with contextlib.suppress(Exception):  # half a message, if a read was interrupted
-                    self.note_last_words(pickle.loads(data))
+                    self.note_last_words(protocol.decode(data))
             if not ended:
                 raise PoolError(
                     f"worker {self.number} (pid {self.pid}) was killed and is still there after "

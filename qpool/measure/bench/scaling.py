@@ -7,7 +7,6 @@ of dispatch with more workers than any machine has.
 
 from __future__ import annotations
 
-import pickle
 import statistics
 import time
 import warnings
@@ -97,7 +96,7 @@ def simulate(workers: int, steps: int = 20) -> dict[str, float]:
     """
     number = 2 * workers
     deciding, packing = [], []
-    answer = pickle.dumps(protocol.Computed(1, 1, (0.1, 0.1), 1.0, 1 << 28, 0))
+    answer = protocol.encode(protocol.Computed(1, 1, (0.1, 0.1), 1.0, 1 << 28, 0))
     for _ in range(steps):
         began = time.perf_counter()
         step = Step(number, range(workers), 1)
@@ -105,10 +104,10 @@ def simulate(workers: int, steps: int = 20) -> dict[str, float]:
         decided = time.perf_counter() - began
         began = time.perf_counter()
         for send in sends:
-            message = protocol.Compute(send.ticket, Kind.FORWARD, 1, 1, 1, 1, send.tiles)
-            pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+            message = protocol.Compute(send.ticket, 1, 1, 1, 1, send.tiles, Kind.FORWARD)
+            protocol.encode(message)
         for _send in sends:
-            pickle.loads(answer)
+            protocol.decode(answer)
         packing.append(time.perf_counter() - began)
         began = time.perf_counter()
         last: Any = None

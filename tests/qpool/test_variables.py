@@ -1,0 +1,54 @@
+"""Variables are read as they are now, few or many."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from qpool.variables import Reader
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 12])
+def test_values_are_those_of_now(count: int) -> None:
+    dtypes = [tf.float32, tf.float64, tf.complex128, tf.int64]
+    variables = [
+        tf.Variable(tf.cast(tf.reshape(tf.range(n, n + 6), (2, 3)), dtypes[n % 4]))
+        for n in range(count)
+    ]
+    read = Reader(variables)
+    before = read()
+    for variable in variables:
+        variable.assign(3 * variable + 1)
+    for variable, was, now in zip(variables, before, read(), strict=True):
+        assert now.dtype == was.dtype == variable.dtype.as_numpy_dtype
+        np.testing.assert_array_equal(now, variable.numpy())
+        np.testing.assert_array_equal(now, 3 * was + 1)  # what was read before stays as it was
+
+
+def test_reading_leaves_a_tape_alone() -> None:
+    variables = [tf.Variable(float(n)) for n in range(8)]
+    read = Reader(variables)
+    with tf.GradientTape() as tape:
+        total = tf.add_n([v * v for v in variables])
+        values = read()
+    assert values == list(range(8))
+    assert tape.gradient(total, variables[3]).numpy() == 6.0
+
+
+def test_scalars_of_no_variables() -> None:
+    assert Reader([])() == []
+
+
+def test_read_within_a_graphs_tracing() -> None:
+    """A model's first call may come while a graph is traced."""
+    variables = [tf.Variable(float(n)) for n in range(8)]
+    read = Reader(variables)
+    found = []
+
+    @tf.function
+    def traced() -> tf.Tensor:
+        with tf.init_scope():
+            found.extend(read())
+        return tf.constant(0.0)
+
+    traced()
+    assert found == list(range(8))
