@@ -15,7 +15,7 @@ from workers.logs import Once
 #: Case -> the module here and the function that measure it.
 CASES = {
     "speedup": "pool:speedup",
-    "roundtrip": "pool:roundtrip",
+    "roundtrip": "roundtrip:roundtrip",
     "monitor": "pool:monitor",
     "trainer": "pool:trainer",
     "own-loop": "pool:loop_of_ones_own",

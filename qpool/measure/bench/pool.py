@@ -1,4 +1,4 @@
-"""The pool's benchmark cases: what it gains, what a call costs, what watching costs."""
+"""The pool's benchmark cases: what it gains, what a step costs, what watching costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from qpool.measure.bench.timing import ratio, turns_of
-from workers.errors import ConfigurationError
 
 #: Steps timed together where single ones are too short to compare.
 _STEPS = 300
@@ -49,64 +48,6 @@ def speedup(turns: int = 7) -> dict[str, Any]:
         "samples_per_second": {n: 16 / statistics.median(s) for n, s in seconds.items()},
         "two workers against one": ratio(seconds["one worker"], seconds["two workers"]),
         "two workers against unpooled": ratio(seconds["unpooled"], seconds["two workers"]),
-    }
-
-
-class _Identity:
-    """An empty eager model: what is left of a call is the pool's own."""
-
-    def __init__(self) -> None:
-        import tensorflow as tf
-
-        self.w = tf.Variable(1.0)
-        self.trainable_variables = [self.w]
-
-    def __call__(self, z: Any) -> Any:
-        return z
-
-
-def roundtrip(turns: int = 15) -> dict[str, Any]:
-    """A forward call of an empty eager model, z 64x4, two tiles, no tape, beside the step of
-    Gymnasium's AsyncVectorEnv with two environments."""
-    import tensorflow as tf
-
-    import qpool
-
-    try:
-        import gymnasium
-    except ImportError:
-        raise ConfigurationError(
-            "the roundtrip case compares with Gymnasium: pip install 'qpool-sf[test]'"
-        ) from None
-    import numpy as np
-
-    from qpool.measure.bench.peers import empty_environment
-
-    z = tf.random.stateless_normal((64, 4), (1, 2))
-    actions: Any = np.zeros((2, 32, 4), np.float32)
-    environments = gymnasium.vector.AsyncVectorEnv([empty_environment] * 2)
-    try:
-        environments.reset()
-        with qpool.parallelize(_Identity(), workers=2, tile=32, engine="stock") as generator:
-            before = generator.stats()["pool"]["seconds"]
-            seconds = turns_of(
-                {
-                    "pooled call": (lambda: generator(z), 300),
-                    "AsyncVectorEnv step": (lambda: environments.step(actions), 300),
-                },
-                turns,
-            )
-            after = generator.stats()["pool"]["seconds"]
-    finally:
-        environments.close()
-    calls = 300 * turns + 1
-    return {
-        "case": "roundtrip",
-        "microseconds": {n: 1e6 * statistics.median(s) for n, s in seconds.items()},
-        "microseconds_by_phase": {p: 1e6 * (after[p] - before[p]) / calls for p in after},
-        "pooled call against AsyncVectorEnv": ratio(
-            seconds["pooled call"], seconds["AsyncVectorEnv step"]
-        ),
     }
 
 
