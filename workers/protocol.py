@@ -301,7 +301,7 @@ class Failed:
 def encode(message: Any) -> bytes:
     """A message as bytes, for :func:`decode` in a process of the same interpreter.
 
-    The two of every step are marshalled, which with reading them takes 1.5 us, pickling 18.
+    The two of every step are marshalled, which with reading them takes 6 us, pickling 18.
     """
     if isinstance(message, Compute):
         return marshal.dumps((*message[:-1], message.kind.value))
