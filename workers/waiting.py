@@ -13,7 +13,7 @@ import select
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 #: Seconds to poll before sleeping: as long as the answer to a small batch takes, and far below
 #: what a batch of any weight takes, so that a busy machine loses next to nothing to it.
@@ -34,25 +34,25 @@ class Waiter(Generic[Who]):
     def __init__(self, spin: float = SPIN_SECONDS) -> None:
         self._spin = spin
         self._poll = select.poll() if hasattr(select, "poll") else None
-        self._channels: dict[Connection, Who] = {}
-        self._handles: dict[int, Who] = {}
+        #: By descriptor, or by channel where there is no poll.
+        self._known: dict[Any, Who] = {}
 
     def add(self, who: Who, channel: Connection, process: int | None = None) -> None:
         """Wait on a channel, and for the end of the process that ``process`` is a descriptor of."""
-        self._channels[channel] = who
-        if self._poll is not None:
-            for handle in (channel.fileno(), process):
-                if handle is not None:
-                    self._handles[handle] = who
-                    self._poll.register(handle, select.POLLIN)
+        if self._poll is None:
+            self._known[channel] = who
+            return
+        for handle in (channel.fileno(), process):
+            if handle is not None:
+                self._known[handle] = who
+                self._poll.register(handle, select.POLLIN)
 
     def remove(self, who: Who) -> None:
         """Stop waiting on someone, if it is one of those waited on."""
-        self._channels = {c: known for c, known in self._channels.items() if known is not who}
-        for handle in [handle for handle, known in self._handles.items() if known is who]:
-            del self._handles[handle]
+        for key in [key for key, known in self._known.items() if known is who]:
+            del self._known[key]
             if self._poll is not None:
-                self._poll.unregister(handle)
+                self._poll.unregister(key)
 
     def wait(self, seconds: float | None) -> list[Who]:
         """Whose channels have something to read, or are at their end; empty after ``seconds``.
@@ -60,7 +60,7 @@ class Waiter(Generic[Who]):
         A channel whose process has ended may have neither: somebody else holds its other end.
         """
         if self._poll is None:
-            return [self._channels[c] for c in wait_for_any(list(self._channels), seconds)]  # type: ignore[index]
+            return [self._known[channel] for channel in wait_for_any(list(self._known), seconds)]
         poll = self._poll.poll
         ready = poll(0)
         if not ready and self._spin:
@@ -70,4 +70,4 @@ class Waiter(Generic[Who]):
                 ready = poll(0)
         if not ready:
             ready = poll(None if seconds is None else max(0, int(seconds * 1000)))
-        return list(dict.fromkeys(self._handles[handle] for handle, _ in ready))
+        return list(dict.fromkeys(self._known[handle] for handle, _ in ready))

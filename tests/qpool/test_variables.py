@@ -34,7 +34,7 @@ def test_reading_leaves_a_tape_alone() -> None:
     assert tape.gradient(total, variables[3]).numpy() == 6.0
 
 
-def test_scalars_of_no_variables() -> None:
+def test_no_variables() -> None:
     assert Reader([])() == []
 
 

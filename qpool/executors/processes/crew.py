@@ -173,13 +173,13 @@ class Crew:
 
     def _fill(self) -> None:
         """Launch a worker for each vacant place, where nobody has to wait for that."""
-        if len(self.ready.keys() | self._joining.keys()) == len(self._seats):
-            return
         vacant = [
             number
             for number in range(len(self._seats))
             if number not in self.ready and number not in self._joining
         ]
+        if not vacant:
+            return
         alone = not self.ready and not self._joining
         if not alone and time.monotonic() < self._retry_at:
             return
