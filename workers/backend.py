@@ -1,8 +1,9 @@
 """Strawberry Fields' TensorFlow backend, with gates that are traced, batched and fused.
 
 Owns what is between Strawberry Fields' backend interface and ``workers.circuit``: it collects the
-gates and runs them when the state is asked for. Whatever is not a gate (preparations, deletion and
-addition of modes, measurements) is Strawberry Fields' own code, run on the state so far.
+gates and runs them when the state is asked for. Whatever is not a gate, a preparation or a
+measurement of a known outcome (deletion and addition of modes, measurements that draw) is
+Strawberry Fields' own code, run on the state so far.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from strawberryfields.backends.tfbackend.backend import TFBackend
 from strawberryfields.backends.tfbackend.circuit import Circuit as SFCircuit
 from strawberryfields.backends.tfbackend.states import FockStateTF
 
-from workers import circuit, gates, plan
+from workers import circuit, gates, plan, projections
 
 
 class TracedTFBackend(TFBackend):
@@ -245,14 +246,26 @@ class TracedCircuit(SFCircuit):
         self._take("loss", [value], (2 * mode, 2 * mode + 1), conjugate=False)
 
     def gaussian_gate(self, S: Any, d: Any, modes: Sequence[int]) -> None:
-        """Strawberry Fields' own, on the state so far: it checks ``S`` in NumPy."""
+        """Strawberry Fields' own, on the state so far. It looks at ``S`` in NumPy: in a graph, the
+        gate is made before it, of numbers."""
         if len(d.shape) == 2:
             self._join_batch(tf.convert_to_tensor(d).shape[0], "d")
         batched, size = self._batched, self._batch_size
-        if batched and len(d.shape) == 1:
-            S, d = (tf.broadcast_to(x, [size, *x.shape]) for x in (S, d))
-        super().gaussian_gate(S, d, modes)
-        self._batched, self._batch_size = batched, size
+        if tf.executing_eagerly():
+            if batched and len(d.shape) == 1:
+                S, d = (tf.broadcast_to(x, [size, *x.shape]) for x in (S, d))
+            super().gaussian_gate(S, d, modes)
+            self._batched, self._batch_size = batched, size
+            return
+        with tf.init_scope():
+            alone = SFCircuit(len(modes), self._cutoff_dim, True, None, self._dtype)
+            alone.gaussian_gate(S, d, list(range(len(modes))))  # which refuses what is no such gate
+            of_samples = len(d.shape) == 2
+            matrix = ops.gaussian_gate_matrix(S, d, self._cutoff_dim, of_samples, self._dtype)
+        if batched and not of_samples:
+            matrix = self._for_batch(matrix)
+        state = ops.n_mode_gate(matrix, modes, self._state, self._state_is_pure, batched)
+        self._update_state(state)
 
     def _add(self, name: str, parameters: Sequence[Any], *modes: int) -> None:
         if len(modes) == 1 and not (isinstance(modes[0], int) and 0 <= modes[0] < self._num_modes):
@@ -323,17 +336,94 @@ class TracedCircuit(SFCircuit):
             )
 
     def prepare_multimode(self, state: Any, modes: Any, input_state_is_pure: bool = False) -> None:
-        """See ``Circuit.prepare_multimode``."""
-        count = 1 if isinstance(modes, int) else len(modes)
-        rank = len(state.shape)
-        if input_state_is_pure:
-            flat = rank == 2 and state.shape[1] == self._cutoff_dim**count
-            batched = flat or rank > count
-        else:
-            batched = rank % 2 == 1
+        """See ``Circuit.prepare_multimode``. What ``state`` is, follows from its shape, as in
+        Strawberry Fields: one state, which all samples share, or one for each sample; a ket or a
+        density matrix, as a tensor or flat.
+
+        ``input_state_is_pure`` says how to take what could be either: a square array of D^n rows
+        is a density matrix, unless kets are expected and the batch is of that size.
+        """
+        if not self._valid_modes(modes):
+            return
+        modes = [modes] if isinstance(modes, int) else list(modes)
+        count, size = len(modes), self._cutoff_dim ** len(modes)
+        shape = tuple(state.shape)
+        square = shape == (size, size)
+        forms = {
+            "density matrix": [(size, size), (self._cutoff_dim,) * (2 * count)],
+            "ket": [(size,), (self._cutoff_dim,) * count],
+        }
+        found = [
+            (kind, batched)
+            for kind, tails in forms.items()
+            for batched in (False, True)
+            if shape[batched:] in tails and len(shape) > batched
+        ]
+        if square and input_state_is_pure and self._batch_size == size:
+            found = [("ket", True)]
+        if not found:
+            expected = [tail for tails in forms.values() for tail in tails]
+            raise ValueError(
+                f"a state of shape {shape} for {count} modes of cutoff {self._cutoff_dim}: expected "
+                f"one of {sorted(set(expected))}, or one of these with a batch axis before it"
+            )
+        kind, batched = found[0]
         if batched:
-            self._join_batch(int(state.shape[0]), "state")
-        super().prepare_multimode(state, modes, input_state_is_pure)
+            self._join_batch(shape[0] or tf.shape(state)[0], "state")
+        axes = (self._cutoff_dim,) * (count if kind == "ket" else 2 * count)
+        value = tf.cast(tf.convert_to_tensor(state), self._dtype)
+        value = tf.reshape(value, [-1, *axes] if batched else axes)
+        self._replace_and_update(value if batched else self._for_batch(value), modes)
+
+    # -- post-selection ----------------------------------------------------------------------
+
+    def measure_fock(self, modes: Any, select: Any = None, **kwargs: Any) -> Any:
+        """See ``Circuit.measure_fock``. ``select``: (modes,) or (batch, modes), of integers."""
+        modes = [modes] if isinstance(modes, int) else [int(mode) for mode in modes]
+        if select is None:
+            return super().measure_fock(modes, None, **kwargs)
+        if not modes or modes != sorted(set(modes)):
+            raise ValueError(f"modes must be increasing, each once; came {modes}")
+        numbers = tf.cast(tf.convert_to_tensor(select), tf.int64)
+        numbers = tf.reshape(numbers, [1]) if not numbers.shape.rank else numbers
+        if numbers.shape.rank > 2 or numbers.shape[-1] != len(modes):
+            raise ValueError(
+                f"'select' has shape {tuple(numbers.shape)}: expected a photon number for each of "
+                f"{len(modes)} modes, or (batch, {len(modes)})"
+            )
+        if numbers.shape.rank == 2:
+            self._join_batch(numbers.shape[0] or tf.shape(numbers)[0], "select")
+        vectors = projections.number_state(numbers, self._cutoff_dim, self._dtype)
+        self._project(modes, tf.unstack(vectors, axis=-2))
+        if not self._batched:
+            return numbers[None]
+        rows = tf.broadcast_to(numbers, [self._batch_size, len(modes)])
+        return tf.cast(rows, tf.int32)[:, None]
+
+    def measure_homodyne(self, phi: Any, mode: int, select: Any = None, **kwargs: Any) -> Any:
+        """See ``Circuit.measure_homodyne``. ``phi`` and ``select`` are scalars or (batch,)."""
+        if select is None:
+            return super().measure_homodyne(phi, mode, None, **kwargs)
+        if not self._valid_modes(mode):
+            raise ValueError("Specified modes are not valid.")
+        angle, value = self._parameter(phi, "phi"), self._parameter(select, "select")
+        ket = projections.quadrature_state(
+            angle, value, self._cutoff_dim, self._dtype, float(self._hbar)
+        )
+        self._project([mode], [ket])
+        value = tf.cast(value, tf.float64)
+        if self._batched:
+            return tf.broadcast_to(value, [self._batch_size])[:, None, None]
+        return tf.cast(value, self._dtype)[None, None]
+
+    def _project(self, modes: list[int], vectors: list[tf.Tensor]) -> None:
+        if len(modes) == self._num_modes:
+            self.reset(pure=self._state_is_pure)
+            return
+        batched = self._batched
+        state = self._state if batched else self._state[None]
+        found = projections.project(state, vectors, modes, pure=self._state_is_pure)
+        self._update_state(found if batched else found[0])
 
     # -- batches ---------------------------------------------------------------------------
 
