@@ -17,7 +17,7 @@ import sympy
 import tensorflow as tf
 
 from workers import sf_compat
-from workers.engine import stock_wanted
+from workers.scope import stock_wanted
 from workers.errors import ConfigurationError
 
 

@@ -8,6 +8,7 @@ Strawberry Fields' own code, run on the state so far.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +52,19 @@ class TracedTFBackend(TFBackend):
         """See ``TFBackend.reset``; a backend that has not begun a circuit is blank already."""
         if self.circuit is not None:
             super().reset(pure, **kwargs)
+
+    def go_on_from(self, stock: TFBackend) -> None:
+        """Take over the modes and the state of a backend of Strawberry Fields' own."""
+        theirs = stock.circuit
+        self.begin_circuit(
+            theirs.num_modes,
+            cutoff_dim=theirs.cutoff_dim,
+            batch_size=theirs._batch_size,
+            dtype=theirs.dtype,
+        )
+        self._modemap, self._init_modes = copy.deepcopy(stock._modemap), stock._init_modes
+        self.circuit._state_is_pure = theirs.state_is_pure
+        self.circuit._update_state(theirs._state)
 
     def state(self, modes: Any = None, **kwargs: Any) -> FockStateTF:
         """See ``TFBackend.state``."""

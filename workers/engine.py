@@ -7,11 +7,9 @@ at all. The physics is the backend's.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ import sympy
 import tensorflow as tf
 from scipy.special import gammaln
 from strawberryfields import ops
-from strawberryfields.engine import Engine, LocalEngine
+from strawberryfields.engine import Engine
 from strawberryfields.parameters import FreeParameter, MeasuredParameter, ParameterError
 
 from workers.backend import TracedTFBackend
@@ -324,41 +322,4 @@ def _check_batches(args: dict[Any, Any]) -> None:
         )
 
 
-@contextlib.contextmanager
-def traced_engines(wanted: bool = True) -> Iterator[None]:
-    """Within, ``sf.Engine("tf", ...)`` makes a TracedEngine (or, unless wanted, stock ones).
-
-    It holds for this thread's calls alone. Engines are otherwise what they were.
-    """
-    _install()
-    token = _traced.set(wanted)
-    try:
-        yield
-    finally:
-        _traced.reset(token)
-
-
-def stock_wanted() -> bool:
-    """Whether stock engines were asked for, of code that would choose a TracedEngine."""
-    return _traced.get() is False
-
-
-#: Whether engines are traced ones; None where nobody has said.
-_traced: contextvars.ContextVar[bool | None] = contextvars.ContextVar("traced", default=None)
-
-
-@functools.cache
-def _install() -> None:
-    original = LocalEngine.__new__
-
-    def new(cls: type, backend: Any, *, backend_options: dict[str, Any] | None = None) -> Any:
-        if cls in (Engine, LocalEngine) and backend == "tf" and _traced.get():
-            return object.__new__(TracedEngine)
-        if issubclass(cls, TracedEngine):
-            return object.__new__(cls)
-        return original(cls, backend, backend_options=backend_options)
-
-    LocalEngine.__new__ = new
-
-
-__all__ = ["ParameterError", "TracedEngine", "evaluate", "stock_wanted", "traced_engines"]
+__all__ = ["ParameterError", "TracedEngine", "evaluate"]

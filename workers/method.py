@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from workers import compiled
-from workers.engine import traced_engines
+from workers.scope import traced_engines
 from workers.protocol import Plan, Sharded
 from workers.tensors import tensor_of
 

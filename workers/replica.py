@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from workers import circuit, compiled, recipes, survey, tile_arrays
 from workers.draws import Draws
-from workers.engine import traced_engines
+from workers.scope import traced_engines
 from workers.errors import ConfigurationError, GradientError, InputError, StatefulCallError
 from workers.layout import tile_rows, tile_worth
 from workers.method import Method, as_the_model_wants, differentiable

@@ -23,7 +23,7 @@ from qpool.executors.base import Executor, Options
 from qpool.shipping import dumps
 from workers import affinity, circuit, compiled, recipes, survey
 from workers.draws import global_states
-from workers.engine import traced_engines
+from workers.scope import traced_engines
 from workers.errors import ConfigurationError, ModelError
 from workers.matrices import within_xla
 from workers.method import Method

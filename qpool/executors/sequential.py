@@ -16,7 +16,7 @@ class SequentialExecutor(Executor):
         with self._counted(args):
             if self.options.engine != "stock":
                 return function(*args, **kwargs)
-            from workers.engine import traced_engines
+            from workers.scope import traced_engines
 
             with traced_engines(False):
                 return function(*args, **kwargs)

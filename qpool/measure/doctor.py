@@ -69,7 +69,7 @@ def _ket(engine: str) -> Any:
     import strawberryfields as sf
     from strawberryfields import ops
 
-    from workers.engine import traced_engines
+    from workers.scope import traced_engines
 
     program = sf.Program(2)
     with program.context as q:
