@@ -36,6 +36,10 @@ _VECTOR = 8
 _checkpoints = ContextVar("checkpoints", default=False)
 _traces = ContextVar("traces", default=True)
 
+#: What computes the circuits of a graph that is being traced, if not :func:`run` itself.
+_computed_by: ContextVar[Callable[..., tf.Tensor] | None] = ContextVar("computed_by", default=None)
+_tally: ContextVar[Tally | None] = ContextVar("tally", default=None)
+
 
 def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None) -> tf.Tensor:
     """The state after all gates.
@@ -48,12 +52,59 @@ def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | No
     Returns:
         complex, (D, ..., D), with a batch axis in front if any parameter or the state has one.
     """
+    if (tally := _tally.get()) is not None:
+        tally.add(circuit, parameters, state)
+    computed_by = _computed_by.get()
+    if computed_by is not None and not tf.executing_eagerly():
+        return computed_by(circuit, parameters, state)
     stacks = stacked(parameters, circuit.batched)
     if tf.executing_eagerly():
         if _traces.get():
             return _compiled(circuit)(stacks, state)
         return _run(circuit, stacks, state, compile_parts=False)
     return (_checkpointed if _checkpoints.get() else _run)(circuit, stacks, state)
+
+
+@dataclass
+class Tally:
+    """Circuits that were run: how many, and how many numbers were multiplied in them, about."""
+
+    runs: int = 0
+    products: float = 0.0
+
+    def add(
+        self, circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None
+    ) -> None:
+        self.runs += 1
+        batch = max(
+            [value.shape[0] or 1 for value in parameters if value.shape.rank]
+            + [state.shape[0] or 1 for _ in [0] if state is not None and circuit.batched_state]
+            + [1]
+        )
+        size = 4 * circuit.cutoff ** (circuit.axes + 1) * batch
+        self.products += size * sum(bool(step.cores) for step in plan(circuit))
+
+
+@contextlib.contextmanager
+def tally() -> Iterator[Tally]:
+    """Count the circuits that are run within."""
+    counted = Tally()
+    before = _tally.set(counted)
+    try:
+        yield counted
+    finally:
+        _tally.reset(before)
+
+
+@contextlib.contextmanager
+def computed_by(function: Callable[..., tf.Tensor]) -> Iterator[None]:
+    """What is traced within this has ``function`` compute circuits, with the arguments of
+    :func:`run`."""
+    before = _computed_by.set(function)
+    try:
+        yield
+    finally:
+        _computed_by.reset(before)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,85 @@
+"""A call that runs circuits for one row after another, as one call for all rows.
+
+    for row in z: state = engine.run(program, args={"x": row[0]}).state; ...
+
+A loop over the batch makes as many circuits as there are rows, each too small to fill a core. Here
+the call is traced for one row, and that graph is vectorised by TensorFlow (``tf.vectorized_map``);
+of a circuit in it only the parameters are taken, and the circuit itself is run once, for the
+parameters of all rows, as a call that was written for batches would have it.
+
+Owns that rewriting. Whether the result is the call's own is for others to check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.ops.parallel_for.pfor import wrap
+
+from workers import circuit, plan
+from workers.errors import UntraceableError
+
+
+def by_rows(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call of tensors (rows, ...) that gives what ``call`` gives, called with one row each.
+
+    For graphs. A call that cannot be vectorised is an error of whatever kind.
+    """
+
+    def one(row: Sequence[tf.Tensor]) -> Any:
+        graph = tf.compat.v1.get_default_graph()
+        known = len(graph.get_operations())
+        with circuit.computed_by(_placeholder):
+            found = call(*(x[None] for x in row))
+        made = graph.get_operations()[known:]
+        if any("_gradient_op_type" in op.node_def.attr for op in made):
+            raise UntraceableError(  # vectorised, it would have the gradient of its operations
+                "a loop over rows is not vectorised where a tf.custom_gradient is in it"
+            )
+        return tf.nest.map_structure(lambda x: x[0], found)
+
+    def all_rows(*inputs: tf.Tensor) -> Any:
+        return tf.vectorized_map(one, tuple(inputs), fallback_to_while_loop=False)
+
+    return all_rows
+
+
+def _placeholder(
+    what: plan.Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None
+) -> tf.Tensor:
+    """A tensor in the place of a row's state. Its operation knows how to be vectorised."""
+    with_axis = any(what.batched) or what.batched_state
+    if any(value.shape.rank and value.shape[0] != 1 for value in parameters):
+        raise UntraceableError("a loop over rows runs circuits that have a batch of their own")
+    shape = [*([1] if with_axis else []), *[what.cutoff] * what.axes]
+    nothing = tf.zeros(shape, what.dtype)
+    given = [*parameters, *([] if state is None else [state]), nothing]
+    found: tf.Tensor = tf.identity_n(given)[-1]
+    found.op.pfor_converter = functools.partial(_all_states, what, shape)
+    return found
+
+
+def _all_states(what: plan.Circuit, shape: list[int], given: Any) -> list[Any]:
+    """Run a circuit for the parameters of all rows, each of them stacked or the same for all."""
+    *values, nothing = given.inputs
+    flags = tuple(value.is_stacked for value in values)
+    count = len(what.batched)
+    axes = [what.cutoff] * what.axes
+    parameters = [
+        tf.reshape(value.t, [-1] if flag else [])
+        for value, flag in zip(values[:count], flags, strict=False)
+    ]
+    state = None
+    if what.prepared:
+        state = tf.reshape(values[-1].t, [-1, *axes] if flags[-1] else axes)
+    for_all = dataclasses.replace(
+        what, batched=flags[:count], batched_state=what.prepared and flags[-1]
+    )
+    found = circuit.run(for_all, parameters, state)
+    stacked = any(flags)
+    found = tf.reshape(found, [-1, *shape] if stacked else shape)
+    return [*values, wrap(found, stacked)]
