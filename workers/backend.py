@@ -378,7 +378,7 @@ class TracedCircuit(SFCircuit):
         if not found:
             expected = [tail for tails in forms.values() for tail in tails]
             raise ValueError(
-                f"a state of shape {shape} for {count} modes of cutoff {self._cutoff_dim}: expected "
+                f"a state of shape {shape} for {count} modes, cutoff {self._cutoff_dim}: expected "
                 f"one of {sorted(set(expected))}, or one of these with a batch axis before it"
             )
         kind, batched = found[0]

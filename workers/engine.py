@@ -92,7 +92,10 @@ class TracedEngine(Engine):
         self._symbolic_samples = None
         result = self._run_all(programs, args, compile_options or {}, kwargs)
         if self._symbolic_samples is not None:  # a result does not take them: it asks their length
-            self.samples, result._result["output"] = self._symbolic_samples, [self._symbolic_samples]
+            self.samples, result._result["output"] = (
+                self._symbolic_samples,
+                [self._symbolic_samples],
+            )
         return result
 
     def _run_all(
@@ -143,7 +146,9 @@ class TracedEngine(Engine):
             return self._apply_as_is(command, **kwargs)
         if isinstance(op, ops.Catstate):
             parameters = [evaluate(p, prog) for p in op.p[:3]]
-            self.backend.prepare_ket_state(cat_state(*parameters, self.backend.get_cutoff_dim()), *modes)
+            self.backend.prepare_ket_state(
+                cat_state(*parameters, self.backend.get_cutoff_dim()), *modes
+            )
             return None
         if isinstance(op, ops.MeasureFock | ops.MeasureHomodyne) and op.select is not None:
             return self._post_select(command, prog, modes, kwargs.get("shots", 1))
@@ -188,8 +193,8 @@ class TracedEngine(Engine):
         if tf.executing_eagerly() or fixed or isinstance(command.op, _CONSTANT):
             return command.op.apply(command.reg, self.backend, **kwargs)
         raise UntraceableError(
-            f"{_described(command)} cannot be traced: Strawberry Fields computes it with NumPy, from numbers "
-            "that a tf.function does not have yet. Run this program eagerly, or take the "
+            f"{_described(command)} cannot be traced: Strawberry Fields computes it with "
+            "NumPy, from numbers that a tf.function does not have yet. Run this program eagerly, or take the "
             "operation out of the tf.function"
         )
 
@@ -254,9 +259,11 @@ def _real(value: Any, name: str) -> tf.Tensor:
 
 
 def _selected(select: Any, modes: int, program: sf.Program) -> Any:
-    """Photon numbers to post-select, (modes,) or (batch, modes): of numbers, parameters, tensors."""
+    """Photon numbers, (modes,) or (batch, modes), from numbers, parameters and tensors."""
     values = [tf.convert_to_tensor(evaluate(value, program)) for value in select]
-    if len(values) == 1 and values[0].shape.rank:  # a tensor, which Strawberry Fields puts in a list
+    if (
+        len(values) == 1 and values[0].shape.rank
+    ):  # a tensor, which Strawberry Fields puts in a list
         only = values[0]
         alone = only.shape.rank == 1 and modes == 1 and only.shape[0] != 1
         return only[:, None] if alone else only

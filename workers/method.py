@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from workers import compiled
-from workers.scope import traced_engines
+from workers import compiled, rows, symbols
 from workers.protocol import Plan, Sharded
+from workers.scope import traced_engines
 from workers.tensors import tensor_of
 
 
@@ -96,12 +96,17 @@ class Method:
         return made
 
     def __call__(self, *inputs: Any) -> Any:
+        if self.plan.by_rows and not tf.executing_eagerly():
+            return rows.by_rows(self._call, self.plan.by_rows)(*inputs)
+        return self._call(*inputs)
+
+    def _call(self, *inputs: Any) -> Any:
         args = [inputs[a.index] if isinstance(a, Sharded) else a for a in self.args]
         kwargs = {
             name: inputs[a.index] if isinstance(a, Sharded) else a
             for name, a in self.kwargs.items()
         }
-        with traced_engines(self.traced):
+        with traced_engines(self.traced), symbols.answered():
             return self.call(*args, **kwargs)
 
 

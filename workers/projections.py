@@ -43,7 +43,7 @@ def quadrature_state(
 def project(
     state: tf.Tensor, vectors: Sequence[tf.Tensor], modes: Sequence[int], *, pure: bool
 ) -> tf.Tensor:
-    """What is left of a batch of states, normalised, the modes found in ``vectors`` in vacuum again.
+    """What is left of a batch of states, normalised, with the modes that were measured in vacuum.
 
     Args:
         state: (batch, D, ...).

@@ -90,8 +90,9 @@ class Plan:
     ``least_rows`` is how many it needs (engines made for one row at a time are of another kind:
     Strawberry Fields' ``batch_size`` is at least 2). A survey
     finds out whether the method ``draws`` random numbers, and whether seeding makes the draws
-    ``reproducible``, at which ``level`` it can be compiled (``workers.compiled``), and what
-    one row of its ``outputs`` is; the plan is then told anew.
+    ``reproducible``, at which ``level`` it can be compiled (``workers.compiled``), which of its
+    inputs it is vectorised over because it loops over their rows (``by_rows``, empty for none), and
+    what one row of its ``outputs`` is; the plan is then told anew.
     """
 
     plan: int
@@ -104,6 +105,7 @@ class Plan:
     draws: bool = False
     reproducible: bool = True
     level: str = "eager"
+    by_rows: tuple[bool, ...] = ()
     outputs: tuple[ArraySpec, ...] = ()
 
 
@@ -257,7 +259,8 @@ class Surveyed:
 
     ``draws``: the model draws random numbers; ``reproducible``: seeding makes them the same.
     ``fixed_cost``: interpreter work per call that does not depend on its rows, in rows.
-    ``level``, ``reason``, ``compile_seconds``: see ``workers.compiled.Choice``.
+    ``level``, ``reason``, ``compile_seconds``: see ``workers.compiled.Choice``. ``by_rows``: see
+    :class:`Plan`. ``circuits``: how many circuits a call of a few rows runs.
     ``connected``: for each gradient source, whether any output depends on it; empty if not asked.
     """
 
@@ -274,6 +277,8 @@ class Surveyed:
     level: str
     reason: str
     compile_seconds: float
+    by_rows: tuple[bool, ...] = ()
+    circuits: int = 0
 
 
 class Computed(NamedTuple):

@@ -23,11 +23,11 @@ import tensorflow as tf
 
 from workers import circuit, compiled, recipes, survey, tile_arrays
 from workers.draws import Draws
-from workers.scope import traced_engines
 from workers.errors import ConfigurationError, GradientError, InputError, StatefulCallError
 from workers.layout import tile_rows, tile_worth
 from workers.method import Method, as_the_model_wants, differentiable
 from workers.protocol import Build, Frame, Kind, Plan, Survey, Surveyed
+from workers.scope import traced_engines
 from workers.tensors import tensor_of
 from workers.weights import Weights
 
@@ -88,7 +88,8 @@ class Replica:
         known = self._plans.get(plan.plan)
         if known is None or known.plan != plan:
             self._plans[plan.plan] = Method(plan, call, args, kwargs, self._traced, self._sources)
-            if known is not None and known.plan.level == plan.level:
+            same = known is not None and known.plan.level == plan.level
+            if known is not None and same and known.plan.by_rows == plan.by_rows:
                 self._plans[plan.plan].__dict__.update(known.functions)
 
     def forget(self, calls: Sequence[int]) -> None:
@@ -112,7 +113,7 @@ class Replica:
             return self._run(method, self._first_rows(frame, rows, buffer), buffer)
 
         losses = survey.losses(self._model)
-        with survey.no_new_variables():
+        with survey.no_new_variables(), circuit.tally() as of_few:
             self._draws.seed(0, 0)
             structure, outputs = survey.flatten(run(few), few)
             globally = self._draws.drawn_globally_since(0, 0)
@@ -127,7 +128,8 @@ class Replica:
         calls_few, second = survey.interpreter_calls(lambda: run(few))
         reproducible = survey.bits(outputs) == survey.bits(tf.nest.flatten(second))
         self._draws.seed(0, 0)
-        of_many = survey.flatten(run(many), many)[1]
+        with circuit.tally() as of_all:
+            of_many = survey.flatten(run(many), many)[1]
         calls_many, _ = survey.interpreter_calls(lambda: run(many))
         if [survey.row_spec(output) for output in outputs] != [
             survey.row_spec(output) for output in of_many
@@ -148,10 +150,22 @@ class Replica:
         fixed_cost = fixed / per_row if per_row else float("inf")
         seedable = not globally and self._draws.in_variables and reproducible
         choice = compiled.Choice("eager", self._why_eager(method, outputs, seedable), 0.0)
+        by_rows: tuple[bool, ...] = ()
         if not choice.reason:
-            rows = method.plan.rows or tile_worth(fixed_cost, request.largest_tile)
-            arrays = self._first_rows(frame, rows, buffer)
-            choice = self._compile(known, method, arrays, request.gradient, buffer)
+            looped = survey.loops((few, of_few.runs), (many, of_all.runs)) and not draws
+            for by_rows in [(True,) * len(method.plan.as_tensor)] * looped + [()]:
+                cost = float("inf") if by_rows else fixed_cost
+                rows = method.plan.rows or tile_worth(cost, request.largest_tile)
+                arrays = self._first_rows(frame, rows, buffer)
+                trial = dataclasses.replace(
+                    method, plan=dataclasses.replace(method.plan, by_rows=by_rows)
+                )
+                choice = self._compile(
+                    known, trial, arrays, of_many, gradient=request.gradient, buffer=buffer
+                )
+                if choice.level != "eager":
+                    fixed_cost = cost
+                    break
         return Surveyed(
             request.ticket,
             finished,
@@ -166,6 +180,8 @@ class Replica:
             choice.level,
             choice.reason,
             choice.seconds,
+            by_rows,
+            of_few.runs,
         )
 
     def _why_eager(self, method: Method, outputs: Sequence[Any], seedable: bool) -> str:
@@ -186,17 +202,28 @@ class Replica:
         known: Method,
         method: Method,
         arrays: list[np.ndarray],
+        of_many: list[Any],
+        *,
         gradient: bool,
         buffer: memoryview,
     ) -> compiled.Choice:
         """The level for this plan from now on, with a tile's shape compiled already.
 
         ``method`` is the model as it is; ``known`` may have been compiled before, without
-        gradients.
+        gradients. ``of_many`` is what a few rows gave, if the tile has as many: a loop over all
+        of them takes its time.
         """
         self._draws.seed(0, 0)
-        expected = tf.nest.flatten(self._run(method, arrays, buffer))
-        seeds = [tf.ones_like(output) for output in expected if differentiable(output)]
+        rows = len(arrays[0])
+        if method.plan.by_rows and rows >= len(of_many[0]):
+            expected = of_many
+        else:
+            expected = tf.nest.flatten(self._run(method, arrays, buffer))
+        seeds = [
+            tf.ones([rows, *output.shape[1:]], output.dtype)
+            for output in expected
+            if differentiable(output)
+        ]
 
         def pull_back(function: Callable[..., Any], level: str) -> None:
             plan = dataclasses.replace(
@@ -211,7 +238,8 @@ class Replica:
                 self._vjp(trial, arrays, seeds, buffer)
 
         inputs = as_the_model_wants(method.plan, arrays)
-        ready = known.functions.get("compiled") if known.plan.level != "eager" else None
+        same = known.plan.level != "eager" and known.plan.by_rows == method.plan.by_rows
+        ready = known.functions.get("compiled") if same else None
         choice = compiled.choose(
             method,
             inputs,
@@ -223,7 +251,8 @@ class Replica:
             levels=self._levels,
         )
         if choice.level == "eager":
-            self._plans[method.plan.plan] = method
+            plan = dataclasses.replace(method.plan, by_rows=())
+            self._plans[plan.plan] = dataclasses.replace(method, plan=plan)
         return choice
 
     def forward(

@@ -24,17 +24,19 @@ from workers import circuit, plan
 from workers.errors import UntraceableError
 
 
-def by_rows(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The call of tensors (rows, ...) that gives what ``call`` gives, called with one row each.
+def by_rows(call: Callable[..., Any], over: Sequence[bool]) -> Callable[..., Any]:
+    """The call of tensors that gives what ``call`` gives, called with one row at a time.
 
-    For graphs. A call that cannot be vectorised is an error of whatever kind.
+    ``over`` says which of its arguments are (rows, ...); it is called with all of the others. For
+    graphs. A call that cannot be vectorised is an error of whatever kind.
     """
 
-    def one(row: Sequence[tf.Tensor]) -> Any:
+    def one(row: Sequence[tf.Tensor], whole: Sequence[tf.Tensor]) -> Any:
         graph = tf.compat.v1.get_default_graph()
         known = len(graph.get_operations())
+        rows, others = iter(row), iter(whole)
         with circuit.computed_by(_placeholder):
-            found = call(*(x[None] for x in row))
+            found = call(*(next(rows)[None] if flag else next(others) for flag in over))
         made = graph.get_operations()[known:]
         if any("_gradient_op_type" in op.node_def.attr for op in made):
             raise UntraceableError(  # vectorised, it would have the gradient of its operations
@@ -43,7 +45,9 @@ def by_rows(call: Callable[..., Any]) -> Callable[..., Any]:
         return tf.nest.map_structure(lambda x: x[0], found)
 
     def all_rows(*inputs: tf.Tensor) -> Any:
-        return tf.vectorized_map(one, tuple(inputs), fallback_to_while_loop=False)
+        rows = tuple(x for x, flag in zip(inputs, over, strict=True) if flag)
+        whole = [x for x, flag in zip(inputs, over, strict=True) if not flag]
+        return tf.vectorized_map(lambda row: one(row, whole), rows, fallback_to_while_loop=False)
 
     return all_rows
 
@@ -65,7 +69,7 @@ def _placeholder(
 
 def _all_states(what: plan.Circuit, shape: list[int], given: Any) -> list[Any]:
     """Run a circuit for the parameters of all rows, each of them stacked or the same for all."""
-    *values, nothing = given.inputs
+    *values, _ = given.inputs
     flags = tuple(value.is_stacked for value in values)
     count = len(what.batched)
     axes = [what.cutoff] * what.axes

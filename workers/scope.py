@@ -9,7 +9,6 @@ outside. Owns that, and nothing of what engines do.
 from __future__ import annotations
 
 import contextlib
-
 import functools
 import weakref
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ class Scope:
         self.traced: list[StandIn] = []
 
 
-#: The scope that code runs in; False where stock engines were asked for, None where nobody has said.
+#: The scope that code runs in; False where stock engines were asked for, None where nobody said.
 _scope: ContextVar[Scope | bool | None] = ContextVar("scope", default=None)
 
 

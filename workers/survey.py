@@ -127,3 +127,11 @@ def least_rows(run: Callable[[int], Any]) -> int:
     except Exception:  # whatever it is: two rows work, as the survey has seen
         return 2
     return 1
+
+
+def loops(few: tuple[int, int], many: tuple[int, int]) -> bool:
+    """Whether a call runs circuits for one row after another: of two calls, (rows, circuits)."""
+    each = [divmod(runs, rows) for rows, runs in (few, many)]
+    if few[0] == many[0]:  # one count of rows is all that can be asked for
+        return few[0] > 1 and each[0][0] > 0 and each[0][1] == 0
+    return each[0] == each[1] and each[0][0] > 0 and each[0][1] == 0

@@ -166,5 +166,6 @@ class Computer(abc.ABC):
             draws=surveyed.draws,
             reproducible=surveyed.reproducible,
             level=surveyed.level,
+            by_rows=surveyed.by_rows,
             outputs=surveyed.outputs,
         )

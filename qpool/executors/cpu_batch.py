@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from qpool.executors.base import Executor, Options
+from qpool.executors.base import Executor, Options, argument_names
 from qpool.shipping import dumps
 from workers import affinity, circuit, compiled, recipes, survey
 from workers.draws import global_states
-from workers.scope import traced_engines
 from workers.errors import ConfigurationError, ModelError
 from workers.matrices import within_xla
 from workers.method import Method
 from workers.protocol import Plan, Sharded
+from workers.scope import traced_engines
 
 log = logging.getLogger("qpool")
 
@@ -41,9 +41,10 @@ _EFFECTS = re.compile(
 
 @dataclasses.dataclass
 class _Way:
-    """One way of calling one method."""
+    """One way of calling one method. ``sharded``: which of its inputs have a row a sample."""
 
     method: Method
+    sharded: tuple[bool, ...]
     choice: compiled.Choice | None = None
 
 
@@ -75,9 +76,9 @@ class CpuBatchExecutor(Executor):
         if way.choice is None:
             if tf.executing_eagerly():
                 before = _State(self.model)
-                with circuit.untraced():
+                with circuit.untraced(), circuit.tally() as run:
                     result = _as_it_is(function, args, kwargs)
-                way.choice = self._choose(way, inputs, result, before)
+                way.choice = self._choose(way, inputs, result, before, run.runs)
                 return result
             way.choice = self._choose_by_draws(way, inputs)
         with self._counted(args) if tf.executing_eagerly() else contextlib.nullcontext():
@@ -125,17 +126,26 @@ class CpuBatchExecutor(Executor):
         self, method: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[_Way, list[tf.Tensor]]:
         inputs: list[tf.Tensor] = []
+        sharded: list[bool] = []
 
-        def mark(value: Any, first: bool) -> Any:
+        def mark(value: Any, name: str, first: bool) -> Any:
             if first and not tf.is_tensor(value):
                 value = tf.convert_to_tensor(value)
             if not tf.is_tensor(value):
                 return value
             inputs.append(tf.convert_to_tensor(value))
+            sharded.append(first or name in self.options.sharded)
             return Sharded(len(inputs) - 1)
 
-        marked = tuple(mark(value, place == 0) for place, value in enumerate(args))
-        named = {name: mark(value, False) for name, value in kwargs.items()}
+        names = argument_names(self.model, method) if len(args) > 1 else ()
+        marked = tuple(
+            mark(value, names[place] if place < len(names) else "", place == 0)
+            for place, value in enumerate(args)
+        )
+        named = {
+            name: mark(value, name, not args and place == 0)
+            for place, (name, value) in enumerate(kwargs.items())
+        }
         key = (
             method,
             (marked, named) == ((Sharded(0),), {}) or dumps((marked, named), "arguments"),
@@ -144,7 +154,7 @@ class CpuBatchExecutor(Executor):
             if key[1] is not True:  # constants as they are now, whatever becomes of the caller's
                 marked, named = pickle.loads(key[1])
             plan = Plan(0, 0, method, b"", (True,) * len(inputs), 0)
-            self._ways[key] = _Way(Method(plan, function, marked, named, True))
+            self._ways[key] = _Way(Method(plan, function, marked, named, True), tuple(sharded))
         return self._ways[key], inputs
 
     def _choose_by_draws(self, way: _Way, inputs: list[tf.Tensor]) -> compiled.Choice | None:
@@ -158,17 +168,18 @@ class CpuBatchExecutor(Executor):
             ]
             before = _State(self.model)
             try:
-                with circuit.untraced():
+                with circuit.untraced(), circuit.tally() as run:
                     found = way.method(*draws)
-                return self._choose(way, draws, found, before)
+                return self._choose(way, draws, found, before, run.runs)
             except Exception as error:  # the model's own, of draws that it does not take
                 log.info("it is traced as it is, not compiled: on normal draws %r", error)
                 return None
             finally:
                 before.put_back()
 
-    @staticmethod
-    def _choose(way: _Way, inputs: list[tf.Tensor], result: Any, before: _State) -> compiled.Choice:
+    def _choose(
+        self, way: _Way, inputs: list[tf.Tensor], result: Any, before: _State, circuits: int
+    ) -> compiled.Choice:
         """Compile, unless the call that gave ``result`` did more than compute."""
         outputs = tf.nest.flatten(result)
         reason = before.what_changed()
@@ -177,13 +188,23 @@ class CpuBatchExecutor(Executor):
         if reason:
             return compiled.Choice("eager", reason, 0.0)
         original = way.method
+        choice = None
+        rows = int(inputs[0].shape[0]) if inputs[0].shape.rank else 0
+        looped = rows > 1 and survey.loops((rows, circuits), (rows, circuits))
+        for by_rows in [way.sharded] * looped + [()]:
+            plan = dataclasses.replace(original.plan, by_rows=by_rows)
+            trial = dataclasses.replace(original, plan=plan)
 
-        def use(function: Any, level: str) -> None:
-            plan = dataclasses.replace(original.plan, level=level)
-            way.method = dataclasses.replace(original, plan=plan)
-            way.method.__dict__["compiled"] = function
+            def use(function: Any, level: str, trial: Method = trial) -> None:
+                plan = dataclasses.replace(trial.plan, level=level)
+                way.method = dataclasses.replace(trial, plan=plan)
+                way.method.__dict__["compiled"] = function
 
-        return compiled.choose(_computing(original), inputs, outputs, use)
+            choice = compiled.choose(_computing(trial), inputs, outputs, use)
+            if choice.level != "eager":
+                break
+        assert choice is not None
+        return choice
 
 
 def _computing(method: Method) -> Callable[..., Any]:

@@ -19,8 +19,8 @@ from strawberryfields.engine import LocalEngine  # noqa: E402
 
 from workers.backend import TracedTFBackend  # noqa: E402
 from workers.engine import TracedEngine  # noqa: E402
-from workers.scope import traced_engines  # noqa: E402
 from workers.errors import UntraceableError  # noqa: E402
+from workers.scope import traced_engines  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*disconnected components.*")
 

@@ -437,5 +437,6 @@ def _of_bits(surveyed: protocol.Surveyed) -> Any:
         surveyed.draws,
         surveyed.reproducible,
         surveyed.level,
+        surveyed.by_rows,
         surveyed.outputs,
     )

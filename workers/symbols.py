@@ -1,0 +1,90 @@
+"""What a model's Python asks of a tensor without a value, answered where it is known all the same.
+
+``for row in z``, ``range(tf.shape(z)[0])``, ``if tf.rank(x) > 0``, ``len(z)``: eagerly they are
+numbers, and while a graph is traced TensorFlow refuses them, although the shape is known there
+too. Within :func:`answered` they are what they are eagerly; what is truly not known is refused as
+before. ``tf.map_fn`` is the loop in Python there that it is eagerly, and not a loop of the graph's,
+whose turns nothing can be done about. Owns that, for this thread's traces alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework.ops import SymbolicTensor
+from tensorflow.python.framework.smart_cond import smart_constant_value
+
+_answered = ContextVar("answered", default=False)
+
+
+@contextlib.contextmanager
+def answered() -> Iterator[None]:
+    """Within, sizes are numbers and rows can be gone through while a graph is traced."""
+    _install()
+    before = _answered.set(True)
+    try:
+        yield
+    finally:
+        _answered.reset(before)
+
+
+def _value(tensor: tf.Tensor) -> Any:
+    """A scalar's value, if the graph tells; else None."""
+    if not _answered.get() or tensor.shape.rank != 0:
+        return None
+    return smart_constant_value(tensor)
+
+
+def _rows(tensor: tf.Tensor) -> Iterator[tf.Tensor] | None:
+    if not _answered.get() or not tensor.shape.rank or tensor.shape[0] is None:
+        return None
+    return iter(tf.unstack(tensor))
+
+
+def _length(tensor: tf.Tensor) -> int | None:
+    if not _answered.get() or not tensor.shape.rank:
+        return None
+    length: int | None = tensor.shape[0]
+    return length
+
+
+@functools.cache
+def _install() -> None:
+    def answer(name: str, known: Callable[[Any], Any], convert: Callable[[Any], Any]) -> None:
+        before = getattr(SymbolicTensor, name, None)
+
+        def method(self: Any) -> Any:
+            value = known(self)
+            if value is not None:
+                return convert(value)
+            if before is None:
+                raise TypeError(f"{self!r} has no value while a graph is traced: expected a number")
+            return before(self)
+
+        setattr(SymbolicTensor, name, method)
+
+    map_fn = tf.map_fn
+
+    @functools.wraps(map_fn)
+    def map_rows(fn: Callable[..., Any], elems: Any, *args: Any, **kwargs: Any) -> Any:
+        leaves = tf.nest.flatten(elems)
+        lengths = {leaf.shape[0] for leaf in leaves if tf.is_tensor(leaf) and leaf.shape.rank}
+        known = len(lengths) == 1 and None not in lengths and all(map(tf.is_tensor, leaves))
+        if not known or not _answered.get() or tf.executing_eagerly():
+            return map_fn(fn, elems, *args, **kwargs)
+        columns = [tf.unstack(leaf) for leaf in leaves]
+        found = [fn(tf.nest.pack_sequence_as(elems, row)) for row in zip(*columns, strict=True)]
+        return tf.nest.map_structure(lambda *rows: tf.stack(rows), *found)
+
+    tf.map_fn = map_rows
+    answer("__bool__", _value, bool)
+    answer("__index__", _value, lambda value: value.__index__())
+    answer("__int__", _value, int)
+    answer("__float__", _value, float)
+    answer("__len__", _length, int)
+    answer("__iter__", _rows, iter)
