@@ -12,14 +12,22 @@ import contextlib
 import copy
 import functools
 import inspect
+import logging
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+from qpool import notices
+from qpool.engines import held_engines
 from qpool.executors import Executor, Options, executor_class
 from qpool.executors.base import argument_names
 from workers import sf_compat
 from workers.errors import ConfigurationError, InputError, ModelError, PoolClosedError, nearest
+
+if TYPE_CHECKING:
+    from qpool.executors.unpooled import Unpooled
+
+log = logging.getLogger("qpool")
 
 #: Engines that a replica can hold.
 _ENGINES = ("traced", "stock")
@@ -36,23 +44,60 @@ class _Room:
         self.strategy = strategy
         self.options = options
         self.closed = False
+        self.pooled_calls = 0
         self._executors: dict[type[Executor], Executor] = {}
+        self._engines = held_engines(model)
+        self._unpooled: Unpooled | None = None
 
     def executor(self, strategy: str | None = None) -> Executor:
         """The strategy's executor, made when it is first asked for."""
         if self.closed:
             raise PoolClosedError("this generator was closed; parallelize the model again")
+        if not all(engine.is_there() for engine in self._engines):
+            log.info("the model's engine was replaced: what was computed with it is made anew")
+            self._let_go()
+            self._engines = held_engines(self.model)
         chosen = executor_class(strategy or self.strategy)
         if chosen not in self._executors:
             self._executors[chosen] = chosen(self.model, self.options)
         return self._executors[chosen]
 
+    def unpooled(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call a method that is not pooled: on the traced engine, unless stock is asked for."""
+        stock = self.options.engine == "stock" or self.strategy == "sequential"
+        if self.closed or stock:
+            return function(*args, **kwargs)
+        self.executor()  # which sees to it that its engines are those of the model
+        if self._unpooled is None:
+            from qpool.executors.unpooled import Unpooled
+
+            self._unpooled = Unpooled(self.model, lambda: self.pooled_calls)
+        return self._unpooled.call(name, function, args, kwargs)
+
+    def summary(self) -> str:
+        """See :func:`qpool.notices.summary`."""
+        stats = {"strategy": "closed"} if self.closed else self.executor().stats()
+        unpooled = self._unpooled.stats() if self._unpooled else []
+        left = [str(engine) for engine in self._engines if engine.backend != "tf"]
+        return notices.summary(type(self.model).__name__, stats, unpooled, left)
+
+    def stats(self) -> dict[str, Any]:
+        unpooled = self._unpooled.stats() if self._unpooled else []
+        return {**self.executor().stats(), "unpooled": unpooled}
+
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            for executor in self._executors.values():
-                executor.close()
+            self._let_go()
             _drop_traces(self.model)
+
+    def _let_go(self) -> None:
+        for executor in self._executors.values():
+            executor.close()
+        self._executors.clear()
+        self._unpooled = None
 
 
 def _drop_traces(model: Any) -> None:
@@ -104,7 +149,11 @@ class ParallelGenerator:
 
     def stats(self) -> dict[str, Any]:
         """What was measured: samples/s, CPU use of each worker, time by phase."""
-        return self._qpool.executor().stats()
+        return self._qpool.stats()
+
+    def __str__(self) -> str:
+        """What computes it, and which method is compiled how far."""
+        return self._qpool.summary()
 
     def close(self) -> None:
         """Free what the pooled call holds; the model itself stays as usable as it was."""
@@ -389,6 +438,8 @@ def _pooled_class(cls: type, methods: tuple[str, ...]) -> type:
         # Keras's own __call__ stays in charge (building, masks, scopes); it calls ``call``.
         target = "call" if name == "__call__" and keras_class else name
         namespace[target] = _pooled_method(name, getattr(cls, target, None), target)
+    for name in _unpooled_methods(cls, methods):
+        namespace[name] = _unpooled_method(name, getattr(cls, name))
     if keras_class:
         # XLA cannot hold the way to a pool; fit(jit_compile="auto") asks this.
         namespace["supports_jit"] = property(_within_xla, lambda self, value: None)
@@ -396,6 +447,32 @@ def _pooled_class(cls: type, methods: tuple[str, ...]) -> type:
     if keras_class:
         _save_as(subclass, cls)
     return subclass
+
+
+def _unpooled_methods(cls: type, pooled: Iterable[str]) -> Iterator[str]:
+    """Public methods that the user wrote, and that no library knows by name and calls itself."""
+    libraries = ("keras.", "tensorflow.", "builtins")
+    theirs = [base for base in cls.__mro__ if f"{base.__module__}.".startswith(libraries)]
+    for name in dict.fromkeys(name for base in cls.__mro__ for name in vars(base)):
+        taken = name.startswith("_") or name in pooled or hasattr(ParallelGenerator, name)
+        if taken or any(hasattr(base, name) for base in theirs):
+            continue
+        found = inspect.getattr_static(cls, name)
+        generator = inspect.isgeneratorfunction(found) or inspect.iscoroutinefunction(found)
+        if inspect.isfunction(found) and not generator:
+            yield name
+
+
+def _unpooled_method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(self, "_qpool", None) is None:
+            return original(self, *args, **kwargs)
+        return self._qpool.unpooled(name, original.__get__(self), args, kwargs)
+
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(method)
 
 
 def _save_as(subclass: type, cls: type) -> None:
@@ -419,6 +496,7 @@ def _pooled_method(name: str, original: Any, called: str) -> Callable[..., Any]:
             # Made by something that makes objects of our class (a clone): the model unpooled.
             return original(self, *args, **kwargs)
         strategy = kwargs.pop("strategy", None)
+        self._qpool.pooled_calls += 1
         if called == "call" and "training" not in kwargs:
             # Keras hands the phase down by context where a call has no argument for it.
             phase = getattr(self._get_call_context(), "training", None)

@@ -113,6 +113,11 @@ def _engine_batch_size(value: Any) -> int:
     return int(options.get("batch_size") or 0) if isinstance(options, dict) else 0
 
 
+def engines_batch_size(model: Any) -> int:
+    """The one batch size that a model's engines were built with; 0 for any."""
+    return _batch_size({_engine_batch_size(part) for part in recipes.walk(model)} - {0})
+
+
 class _FromFactory:
     """Unpickles to what the factory makes, with its variables found there."""
 

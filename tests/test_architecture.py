@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+#: Strategies that call the model in this process, and what they share.
+IN_PLACE = ("sequential.py", "cpu_batch.py", "ways.py", "unpooled.py")
+
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted([*ROOT.glob("qpool/**/*.py"), *ROOT.glob("workers/**/*.py")])
 
@@ -34,7 +37,7 @@ def test_dispatch_and_tiles_are_pure() -> None:
 
 def test_only_the_bridge_and_the_trainer_know_tensorflow_and_the_pool() -> None:
     for path in ROOT.glob("qpool/executors/**/*.py"):
-        in_place = path.name in ("sequential.py", "cpu_batch.py") or path.parent.name == "auto"
+        in_place = path.name in IN_PLACE or path.parent.name == "auto"
         if not in_place:
             assert "tensorflow" not in imports(path), path
 

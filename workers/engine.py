@@ -145,10 +145,9 @@ class TracedEngine(Engine):
         if any(isinstance(p, np.ndarray) and p.dtype == object for p in op.p):
             return self._apply_as_is(command, **kwargs)
         if isinstance(op, ops.Catstate):
-            parameters = [evaluate(p, prog) for p in op.p[:3]]
-            self.backend.prepare_ket_state(
-                cat_state(*parameters, self.backend.get_cutoff_dim()), *modes
-            )
+            a, phi, p = (evaluate(p, prog) for p in op.p[:3])
+            ket = cat_state(a, phi, p, self.backend.get_cutoff_dim())
+            self.backend.prepare_ket_state(ket, *modes)
             return None
         if isinstance(op, ops.MeasureFock | ops.MeasureHomodyne) and op.select is not None:
             return self._post_select(command, prog, modes, kwargs.get("shots", 1))
@@ -194,8 +193,8 @@ class TracedEngine(Engine):
             return command.op.apply(command.reg, self.backend, **kwargs)
         raise UntraceableError(
             f"{_described(command)} cannot be traced: Strawberry Fields computes it with "
-            "NumPy, from numbers that a tf.function does not have yet. Run this program eagerly, or take the "
-            "operation out of the tf.function"
+            "NumPy, from numbers that a tf.function does not have yet. Run this program eagerly, "
+            "or take the operation out of the tf.function"
         )
 
 

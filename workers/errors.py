@@ -18,6 +18,8 @@ QPoolError
 ├── DataError (ValueError)            training data that cannot be used
 └── CheckpointError                   a checkpoint that cannot be written, read or gone on from
 
+NotCompiledWarning (UserWarning)  a method that computes circuits and stays slow, and why
+
 This module owns the tree and the wording that all errors share; it knows no other module.
 """
 
@@ -56,6 +58,10 @@ class StatefulCallError(ModelError):
 
 class UntraceableError(ModelError):
     """An operation needs numbers, where a graph has only tensors."""
+
+
+class NotCompiledWarning(UserWarning):
+    """A method computes circuits and could not be compiled: it is as slow as it was."""
 
 
 class GradientError(QPoolError):

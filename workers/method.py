@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from workers import compiled, rows, symbols
+from workers import compiled, rows
 from workers.protocol import Plan, Sharded
 from workers.scope import traced_engines
 from workers.tensors import tensor_of
@@ -106,7 +106,7 @@ class Method:
             name: inputs[a.index] if isinstance(a, Sharded) else a
             for name, a in self.kwargs.items()
         }
-        with traced_engines(self.traced), symbols.answered():
+        with traced_engines(self.traced):
             return self.call(*args, **kwargs)
 
 

@@ -30,7 +30,7 @@ def quadrature_state(
     matrix that is cut there too, then rotated. ``phi`` and ``x`` are scalars or (batch,).
     """
     n = np.arange(cutoff)
-    half = n // 2
+    half: np.ndarray = n // 2
     size = np.exp(0.5 * gammaln(n + 1) - gammaln(half + 1) - half * np.log(2.0))
     squeezed = np.where(n % 2 == 0, (-1.0) ** half * size, 0.0)
     displacement = gates.displacement(tf.cast(x, gates.FLOAT) * np.sqrt(0.5 / hbar), cutoff)

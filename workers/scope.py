@@ -19,6 +19,7 @@ import tensorflow as tf
 from strawberryfields.backends.tfbackend.backend import TFBackend
 from strawberryfields.engine import Engine, LocalEngine
 
+from workers import symbols
 from workers.engine import TracedEngine
 from workers.errors import UntraceableError
 
@@ -48,7 +49,8 @@ def traced_engines(wanted: bool = True) -> Iterator[Scope | None]:
     scope = Scope() if wanted else None
     token = _scope.set(scope or False)
     try:
-        yield scope
+        with symbols.answered() if wanted else contextlib.nullcontext():
+            yield scope
     finally:
         _scope.reset(token)
         for engine in scope.traced if scope else ():
@@ -72,7 +74,7 @@ class StandIn(TracedEngine):
         super().__init__("tf", backend_options=dict(options))
         self.made_of = dict(options)
         self.run_progs = list(object.__getattribute__(held, "run_progs"))
-        self.samples = object.__getattribute__(held, "samples")
+        self.samples: Any = object.__getattribute__(held, "samples")
         self._held: Any = object.__getattribute__(held, "backend") if self.run_progs else None
         self._last: Scope | None = None
 

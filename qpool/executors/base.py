@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Options:
     address: str | None = None
     nodes: int | None = None
     devices: tuple[str, ...] | None = None
+    #: Methods of this model of which it has been said that they stay slow.
+    warned: set[str] = field(default_factory=set, compare=False, repr=False)
 
 
 def argument_names(model: Any, method: str) -> tuple[str, ...]:

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from qpool import tiles
+from qpool import notices, tiles
 from qpool.executors.computer import Computer
 from qpool.shipping import Shipment
+from workers.compiled import Choice
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.layout import ArraySpec
 
@@ -46,6 +47,8 @@ class Plan:
     level: str
     reason: str
     compile_seconds: float
+    method: str
+    by_rows: bool
 
 
 @dataclasses.dataclass
@@ -61,10 +64,20 @@ class Result:
 class RemoteModel:
     """A model's replicas, called with arrays."""
 
-    def __init__(self, pool: Computer, shipment: Shipment, tile: int | None, engine: str) -> None:
+    def __init__(
+        self,
+        pool: Computer,
+        shipment: Shipment,
+        tile: int | None,
+        engine: str,
+        model: Any = None,
+        options: Any = None,
+    ) -> None:
+        """``model`` and ``options`` are what it is warned of, and whether it has been."""
         self.pool = pool
         self.variables = shipment.variables
         self.differentiable = shipment.differentiable
+        self._model, self._options = model, options
         self._closed = False
         self._rows = shipment.rows
         self._tile = check_tile(tile, self._rows)
@@ -116,11 +129,13 @@ class RemoteModel:
             found.level,
             found.reason,
             found.compile_seconds,
+            method,
+            any(found.by_rows),
         )
         if known is not None:
             plan.fixed_cost = known.fixed_cost
         self._plans[key] = plan
-        _say(method, plan)
+        self._say(plan, found.circuits)
         self._survey_seconds += time.perf_counter() - began
         return plan
 
@@ -223,7 +238,13 @@ class RemoteModel:
             "samples_per_second": rate,
             "random_draws": randomness,
             "compiled": [
-                {"level": p.level, "why_not_better": p.reason, "seconds": p.compile_seconds}
+                {
+                    "method": p.method,
+                    "level": p.level,
+                    "by_rows": p.by_rows,
+                    "why_not_better": p.reason,
+                    "seconds": p.compile_seconds,
+                }
                 for p in self._plans.values()
             ],
             "fixed_cost_in_rows": [plan.fixed_cost for plan in self._plans.values()],
@@ -234,6 +255,17 @@ class RemoteModel:
         """Have the workers forget the model; a call after that is a PoolClosedError."""
         self._closed = True
         self.pool.discard(self._number)
+
+    def _say(self, plan: Plan, circuits: int) -> None:
+        """Tell once what a method was compiled to; aloud, if it stays slow."""
+        if plan.level == "eager":
+            log.info("%s runs eagerly in the workers: %s", plan.method, plan.reason)
+            choice = Choice(plan.level, plan.reason, plan.compile_seconds)
+            notices.not_compiled(self._model, plan.method, choice, circuits, self._options)
+            return
+        better = f" (not better: {plan.reason})" if plan.reason else ""
+        told = (plan.method, plan.compile_seconds, plan.level, better)
+        log.info("%s was compiled in %.1f s: %s%s", *told)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -254,23 +286,6 @@ def check_tile(tile: int | None, rows: int) -> int | None:
     if not rows and tile & (tile - 1):
         raise ConfigurationError(f"tile must be a power of two, not {tile}")
     return tile
-
-
-def _say(method: str, plan: Plan) -> None:
-    """Tell once what a method was compiled to; aloud, if tracing it failed."""
-    if plan.level == "eager":
-        tried = plan.reason.startswith("xla")
-        log.log(
-            logging.WARNING if tried else logging.INFO,
-            "%s runs eagerly in the workers, which is slower than compiled: %s",
-            method,
-            plan.reason,
-        )
-    else:
-        better = f" (not better: {plan.reason})" if plan.reason else ""
-        log.info(
-            "%s was compiled in %.1f s: %s%s", method, plan.compile_seconds, plan.level, better
-        )
 
 
 def _non_finite_rows(inputs: Sequence[np.ndarray]) -> int:

@@ -25,7 +25,9 @@ class TiledExecutor(Executor):
         self._owns = options.pool is None
         self.computer: Computer = self._make(options)
         try:
-            self._remote = RemoteModel(self.computer, shipment, options.tile, options.engine)
+            self._remote = RemoteModel(
+                self.computer, shipment, options.tile, options.engine, model, options
+            )
         except BaseException:
             if self._owns:
                 self.computer.close()

@@ -1,0 +1,225 @@
+"""Calls of a model's methods in this process: each way of calling one is compiled once.
+
+Owns what has been compiled for each way, and whether a call may be: it must do no more than
+compute. Arguments that are tensors are inputs of the compiled function; all others are constants of
+it, known by content. ``cpu_batch`` and the methods that are not pooled (``unpooled``) call by it.
+
+Where a tape is outside of the compiled function, gradients are checkpointed (``workers.circuit``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from qpool.executors.base import argument_names
+from qpool.shipping import dumps
+from workers import circuit, compiled, recipes, survey
+from workers.draws import global_states
+from workers.errors import ModelError
+from workers.method import Method
+from workers.protocol import Plan, Sharded
+from workers.scope import traced_engines
+
+#: Operations that do more than compute, or whose checks XLA drops. Reads of variables, and draws
+#: from a seed that is an argument, are none of them.
+_EFFECTS = re.compile(
+    r"Assign|Resource(?!Gather)|Random|Multinomial|(Parameterized)?TruncatedNormal"
+    r"|Stateful(?!PartitionedCall)|(Eager)?PyFunc|Assert|CheckNumerics|Print"
+)
+
+
+@dataclasses.dataclass
+class Way:
+    """One way of calling one method.
+
+    ``sharded``: which of its inputs have a row a sample. ``choice`` is None until it is made;
+    ``calls`` and ``seconds`` are those of its eager calls before that.
+    """
+
+    method: Method
+    sharded: tuple[bool, ...]
+    choice: compiled.Choice | None = None
+    calls: int = 0
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``stats()``; a choice must have been made."""
+        assert self.choice is not None
+        return {
+            "method": self.method.plan.method,
+            "level": self.choice.level,
+            "by_rows": any(self.method.plan.by_rows),
+            "why_not_better": self.choice.reason,
+            "seconds": self.choice.seconds,
+        }
+
+
+class Ways:
+    """The ways in which the methods of one model have been called."""
+
+    def __init__(self, model: Any, sharded: Sequence[str]) -> None:
+        self._model = model
+        self._sharded = sharded
+        self._known: dict[Any, Way] = {}
+
+    @property
+    def decided(self) -> list[Way]:
+        """Those for which a choice was made."""
+        return [way for way in self._known.values() if way.choice is not None]
+
+    @property
+    def known(self) -> list[Way]:
+        return list(self._known.values())
+
+    def find(
+        self,
+        method: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        batched: bool = True,
+    ) -> tuple[Way, list[tf.Tensor]]:
+        """The way of this call, and the inputs of the compiled function.
+
+        ``batched``: the first argument is a batch, and becomes a tensor if it is none.
+
+        Raises:
+            ShippingError: constants that do not pickle, which could not be told apart.
+        """
+        inputs: list[tf.Tensor] = []
+        sharded: list[bool] = []
+
+        def mark(value: Any, name: str, first: bool) -> Any:
+            if first and batched and not tf.is_tensor(value):
+                value = tf.convert_to_tensor(value)
+            if not tf.is_tensor(value):
+                return value
+            inputs.append(tf.convert_to_tensor(value))
+            sharded.append(batched and (first or name in self._sharded))
+            return Sharded(len(inputs) - 1)
+
+        names = argument_names(self._model, method) if len(args) > 1 else ()
+        marked = tuple(
+            mark(value, names[place] if place < len(names) else "", place == 0)
+            for place, value in enumerate(args)
+        )
+        named = {
+            name: mark(value, name, not args and place == 0)
+            for place, (name, value) in enumerate(kwargs.items())
+        }
+        only = (marked, named) == ((Sharded(0),), {})
+        constants = b"" if only else dumps((marked, named), "arguments")
+        # Not batched, their shapes too: what is right for one need not be for another.
+        shapes = () if batched else tuple((*x.shape, x.dtype.name) for x in inputs)
+        key = (method, constants, shapes)
+        if key not in self._known:
+            if not only:  # constants as they are now, whatever becomes of the caller's
+                marked, named = pickle.loads(constants)
+            plan = Plan(0, 0, method, b"", (True,) * len(inputs), 0)
+            found = Method(plan, function, marked, named, True)
+            self._known[key] = Way(found, tuple(sharded))
+        return self._known[key], inputs
+
+    @staticmethod
+    def choose(
+        way: Way,
+        inputs: list[tf.Tensor],
+        result: Any,
+        reason: str,
+        circuits: int,
+        levels: Sequence[str] = compiled.LEVELS[:-1],
+    ) -> compiled.Choice:
+        """Compile, unless for a ``reason``, to what gives the ``result`` of the eager call.
+
+        ``circuits``: how many that call ran. As many as it had rows: it is vectorised over them, if
+        it can be.
+        """
+        outputs = tf.nest.flatten(result)
+        if not reason and not (outputs and all(map(tf.is_tensor, outputs))):
+            reason = "it takes or returns NumPy arrays"
+        if reason:
+            return compiled.Choice("eager", reason, 0.0)
+        original = way.method
+        rows = int(inputs[0].shape[0]) if any(way.sharded) and inputs[0].shape.rank else 0
+        looped = rows > 1 and survey.loops((rows, circuits), (rows, circuits))
+        choice = None
+        for by_rows in [way.sharded] * looped + [()]:
+            plan = dataclasses.replace(original.plan, by_rows=by_rows)
+            trial = dataclasses.replace(original, plan=plan)
+
+            def use(function: Any, level: str, trial: Method = trial) -> None:
+                plan = dataclasses.replace(trial.plan, level=level)
+                way.method = dataclasses.replace(trial, plan=plan)
+                way.method.__dict__["compiled"] = function
+
+            choice = compiled.choose(_computing(trial), inputs, outputs, use, levels=levels)
+            if choice.level != "eager":
+                break
+        assert choice is not None
+        return choice
+
+
+def as_it_is(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Called with what is around it, compiled or not."""
+    with traced_engines():
+        return function(*args, **kwargs)
+
+
+def _computing(method: Method) -> Callable[..., Any]:
+    """The call, for a tape that is outside of what is compiled; it must do no more than compute."""
+
+    def call(*inputs: tf.Tensor) -> Any:
+        with circuit.checkpointing():
+            found = method(*inputs)
+        if not tf.executing_eagerly():
+            definition = tf.compat.v1.get_default_graph().as_graph_def()
+            inner = (node for function in definition.library.function for node in function.node_def)
+            effects = {n.op for n in (*definition.node, *inner) if _EFFECTS.match(n.op)}
+            if effects:
+                raise ModelError(f"it does more than compute: {', '.join(sorted(effects))}")
+        return found
+
+    return call
+
+
+class State:
+    """What a call may change in a model, and in what it draws from."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._shipped = recipes.inspect(model, {})
+        self._values = [variable.numpy() for variable in self._shipped.variables]
+        self._sources = global_states()
+
+    def what_changed(self) -> str:
+        """Why the call did more than compute; empty if it did not."""
+        for variable, value in zip(self._shipped.variables, self._values, strict=True):
+            if not _same(variable.numpy(), value):
+                return f"the call changes its variable {variable.name!r}"
+        if self._shipped.draws or global_states() != self._sources:
+            return "the model draws random numbers"
+        weights = getattr(self._model, "trainable_weights", ())
+        regularised = sum(getattr(v, "regularizer", None) is not None for v in weights)
+        if survey.losses(self._model) > regularised:
+            return "the call adds losses"
+        return ""
+
+    def put_back(self) -> None:
+        """Give the variables that were changed their values again."""
+        for variable, value in zip(self._shipped.variables, self._values, strict=True):
+            if not _same(variable.numpy(), value):
+                variable.assign(value)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """To the bit; of strings, which are objects, by value."""
+    a, b = np.asarray(a), np.asarray(b)
+    return bool(np.array_equal(a, b)) if a.dtype == object else a.tobytes() == b.tobytes()

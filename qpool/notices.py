@@ -1,0 +1,130 @@
+"""What is said to a person: that a method stays slow and what to write instead; a summary.
+
+Owns the wording. Knows nothing of how it was found out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from workers.errors import NotCompiledWarning
+
+if TYPE_CHECKING:
+    from workers.compiled import Choice
+
+#: What stopped a trace, and what to write instead; the first that is found in the reason.
+_ADVICE = (
+    (
+        r"NumPy arrays",
+        "take and return tensors: tf.convert_to_tensor(...) before the call, no .numpy() in it",
+    ),
+    (
+        r"numpy|__array__|EagerTensor|float\(\)|astype|item",
+        "compute with TensorFlow throughout: no .numpy(), float(...) or np. functions on tensors",
+    ),
+    (
+        r"as a Python `?bool|__bool__|not allowed in Graph",
+        "decide by tf.where, or by what does not depend on the inputs' values",
+    ),
+    (r"earlier call|engine\.reset", "call engine.reset() before each engine.run(...)"),
+    (
+        r"Measure",
+        "post-select the outcome (select=...), or read the state's expectation values instead",
+    ),
+    (
+        r"random numbers|seeded",
+        "draw outside of the call, or from a keras.random.SeedGenerator or tf.random.Generator "
+        "that the model holds",
+    ),
+    (
+        r"changes its variable|adds losses",
+        "return what is to be kept, and assign it, or add it, in the caller",
+    ),
+)
+
+
+def advice(reason: str) -> str:
+    """What to write instead; empty if nothing is known."""
+    return next((text for pattern, text in _ADVICE if re.search(pattern, reason)), "")
+
+
+def not_compiled(model: Any, method: str, choice: Choice, circuits: int, options: Any) -> None:
+    """Warn, once a model and method, of one that computes circuits and is not compiled."""
+    asked_for = options is not None and options.engine == "stock"
+    if choice.level != "eager" or not circuits or asked_for:
+        return
+    warned = options.warned if options is not None else set()
+    if method in warned:
+        return
+    warned.add(method)
+    name = type(model).__name__
+    called = name if method == "__call__" else f"{name}.{method}"
+    instead = advice(choice.reason)
+    warnings.warn(
+        f"{called} is not compiled, and computes circuits as slowly as before. What stopped it: "
+        f"{choice.reason or 'not known'}." + (f" Instead: {instead}." if instead else ""),
+        NotCompiledWarning,
+        stacklevel=_stacklevel(),
+    )
+
+
+def _stacklevel() -> int:
+    """How many frames up from the caller the first one is that is neither ours nor a library's."""
+    ours = os.path.dirname(os.path.abspath(__file__))
+    workers = os.path.join(os.path.dirname(ours), "workers")
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None:
+        file = frame.f_code.co_filename
+        if not (file.startswith((ours, workers, "<")) or "site-packages" in file):
+            return level
+        frame, level = frame.f_back, level + 1
+    return 2
+
+
+def summary(
+    name: str,
+    stats: dict[str, Any],
+    unpooled: Sequence[dict[str, Any]],
+    left_alone: Iterable[str],
+) -> str:
+    """A few lines on a pooled model: how it is computed, and which method at which level.
+
+    Args:
+        name: of the model's class.
+        stats: its executor's.
+        unpooled: as ``stats["compiled"]``, of methods that were called without being pooled.
+        left_alone: engines of other backends, as text.
+    """
+    pool = stats.get("pool", {})
+    count = pool.get("workers") if isinstance(pool, dict) else None
+    count = len(count) if isinstance(count, list | dict) else count
+    parts = [stats.get("strategy", "not called yet")]
+    if count is not None:
+        parts.append(f"{count} workers")
+    elif isinstance(pool, dict) and pool.get("threads"):
+        parts.append(f"{pool['threads']} threads")
+    if stats.get("tiles_by_batch"):
+        tiles = sorted(set(stats["tiles_by_batch"].values()))
+        parts.append(f"tiles of {', '.join(map(str, tiles))} rows")
+    if stats.get("samples_per_second"):
+        parts.append(f"{stats['samples_per_second']:,.0f} samples/s")
+    lines = [f"{name}, pooled: {', '.join(parts)}"]
+    for found, note in ((stats.get("compiled", ()), ""), (unpooled, " (not pooled)")):
+        for way in found:
+            lines.append(f"  {way['method']}{note}: {_level(way)}")
+    lines += [f"  left as it is: {engine}" for engine in left_alone]
+    return "\n".join(lines)
+
+
+def _level(way: dict[str, Any]) -> str:
+    if way["level"] == "eager":
+        reason = way["why_not_better"]
+        instead = advice(reason)
+        return f"not compiled: {reason}" + (f". Instead: {instead}" if instead else "")
+    level = {"xla": "compiled by XLA", "graph": "a graph"}[way["level"]]
+    return level + (", its loop over rows vectorised" if way.get("by_rows") else "")
