@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from qpool.executors import register_strategy
     from qpool.executors.cluster.team import Cluster
     from qpool.executors.processes.pool import Pool
-    from qpool.generator import ParallelGenerator, create_parallel_generator, parallelize
+    from qpool.generator import create_parallel_generator, parallelize
     from qpool.layers import CircuitLayer
     from qpool.measure.batch_size import suggest_batch
     from qpool.measure.gradient_flow import gradient_flow, gradient_norms
     from qpool.measure.monitor import Monitor, MonitorCallback
+    from qpool.pooled import ParallelGenerator
     from qpool.training.trainer import QuantumGANTrainer
 
 __version__ = "0.1.0"
@@ -53,7 +54,7 @@ _HOMES = {
     "CircuitLayer": "qpool.layers",
     "Cluster": "qpool.executors.cluster.team",
     "Engine": "qpool.engine",
-    "ParallelGenerator": "qpool.generator",
+    "ParallelGenerator": "qpool.pooled",
     "Monitor": "qpool.measure.monitor",
     "MonitorCallback": "qpool.measure.monitor",
     "Pool": "qpool.executors.processes.pool",

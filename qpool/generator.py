@@ -9,20 +9,19 @@ forward can be incomplete. Owns that object and the choice of strategy per call.
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qpool import notices
 from qpool.engines import held_engines
 from qpool.executors import Executor, Options, executor_class
 from qpool.executors.base import argument_names
+from qpool.pooled import ParallelGenerator, pooled_class
 from workers import sf_compat
-from workers.errors import ConfigurationError, InputError, ModelError, PoolClosedError, nearest
+from workers.errors import ConfigurationError, ModelError, PoolClosedError, nearest
 
 if TYPE_CHECKING:
     from qpool.executors.unpooled import Unpooled
@@ -105,75 +104,6 @@ def _drop_traces(model: Any) -> None:
     for name in ("train_function", "test_function", "predict_function"):
         if name in vars(model):
             vars(model)[name] = None
-
-
-class ParallelGenerator:
-    """What :func:`parallelize` adds to a model. Made by it, never directly."""
-
-    __slots__ = ()
-    _qpool: _Room
-    #: The model's ``generate``, or its call where it has none; takes ``strategy=`` too.
-    generate: Callable[..., Any]
-
-    def warm_up(self, batch: Any) -> None:
-        """Do ahead what the first call and its gradient would do: compile, size, allocate.
-
-        ``batch`` is a batch of inputs, or a number of rows if the model says its ``latent_dim``
-        (rows are then drawn from the standard normal distribution).
-        """
-        import numpy as np
-        import tensorflow as tf
-
-        if isinstance(batch, int) and not isinstance(batch, bool):
-            width = getattr(self._qpool.model, "latent_dim", None)
-            if not isinstance(width, int):
-                raise InputError(
-                    "warm_up(rows) needs a model with a latent_dim; pass a batch of inputs instead"
-                )
-            if batch < 1:
-                raise InputError(f"warm_up needs at least one row, not {batch}")
-            draws = np.random.default_rng(0).standard_normal((batch, width))
-            dtype = self._qpool.model.trainable_variables[0].dtype
-            batch = tf.constant(draws, tf.as_dtype(dtype).real_dtype)
-        with tf.GradientTape() as tape:
-            outputs = tf.nest.flatten(self.generate(batch))
-        tape.gradient(outputs, self._qpool.model.trainable_variables)
-
-    def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
-        """The gradient of each sample: one (batch, *variable.shape) tensor per variable.
-
-        ``cotangent`` has the structure and shapes of the outputs; sample n's outputs are
-        contracted with its row n. Variables are in the order of ``trainable_variables``.
-        """
-        return self._qpool.executor().per_sample_gradients(z, cotangent)
-
-    def stats(self) -> dict[str, Any]:
-        """What was measured: samples/s, CPU use of each worker, time by phase."""
-        return self._qpool.stats()
-
-    def __str__(self) -> str:
-        """What computes it, and which method is compiled how far."""
-        return self._qpool.summary()
-
-    def close(self) -> None:
-        """Free what the pooled call holds; the model itself stays as usable as it was."""
-        self._qpool.close()
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __reduce_ex__(self, _protocol: Any) -> Any:
-        # A pool does not travel, nor is it stored: a copy is the model itself.
-        return _unpooled, (self._qpool.model,)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self._qpool.model, memo)
-
-    def __copy__(self) -> Any:
-        return copy.copy(self._qpool.model)
 
 
 def parallelize(
@@ -320,10 +250,6 @@ def _where(
     return "ray" if of_cluster else strategy
 
 
-def _unpooled(model: Any) -> Any:
-    return model
-
-
 def _model_and_factory(given: Any) -> tuple[Any, Callable[[], Any] | None]:
     """The model itself, and the factory it came from if it came from one."""
     if isinstance(given, type) or not hasattr(given, "trainable_variables"):
@@ -406,109 +332,12 @@ def _share(model: Any, room: _Room) -> Any:
             UserWarning,
             stacklevel=3,
         )
-    pooled: Any = object.__new__(_pooled_class(cls, room.methods))  # type: ignore[arg-type]
+    pooled: Any = object.__new__(pooled_class(cls, room.methods))  # type: ignore[arg-type]
     object.__setattr__(pooled, "__dict__", model.__dict__)
     object.__setattr__(pooled, "_qpool", room)
     _drop_traces(model)
     return pooled
 
 
-def _within_xla(pooled: Any) -> bool:
-    room = getattr(pooled, "_qpool", None)
-    return room is not None and not room.closed and room.executor().within_xla
-
-
 def _names(slots: str | Iterable[str]) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-@functools.cache
-def _pooled_class(cls: type, methods: tuple[str, ...]) -> type:
-    """A subclass of ``cls`` with these methods pooled, by its name and module."""
-    namespace: dict[str, Any] = {
-        "__slots__": ("_qpool",),
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-    }
-    keras_class = any(base.__module__.startswith("keras.") for base in cls.__mro__)
-    if "generate" not in methods:
-        namespace["generate"] = _pooled_method("__call__", None, "generate")
-    for name in methods:
-        # Keras's own __call__ stays in charge (building, masks, scopes); it calls ``call``.
-        target = "call" if name == "__call__" and keras_class else name
-        namespace[target] = _pooled_method(name, getattr(cls, target, None), target)
-    for name in _unpooled_methods(cls, methods):
-        namespace[name] = _unpooled_method(name, getattr(cls, name))
-    if keras_class:
-        # XLA cannot hold the way to a pool; fit(jit_compile="auto") asks this.
-        namespace["supports_jit"] = property(_within_xla, lambda self, value: None)
-    subclass = type(cls)(cls.__name__, (ParallelGenerator, cls), namespace)
-    if keras_class:
-        _save_as(subclass, cls)
-    return subclass
-
-
-def _unpooled_methods(cls: type, pooled: Iterable[str]) -> Iterator[str]:
-    """Public methods that the user wrote, and that no library knows by name and calls itself."""
-    libraries = ("keras.", "tensorflow.", "builtins")
-    theirs = [base for base in cls.__mro__ if f"{base.__module__}.".startswith(libraries)]
-    for name in dict.fromkeys(name for base in cls.__mro__ for name in vars(base)):
-        taken = name.startswith("_") or name in pooled or hasattr(ParallelGenerator, name)
-        if taken or any(hasattr(base, name) for base in theirs):
-            continue
-        found = inspect.getattr_static(cls, name)
-        generator = inspect.isgeneratorfunction(found) or inspect.iscoroutinefunction(found)
-        if inspect.isfunction(found) and not generator:
-            yield name
-
-
-def _unpooled_method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(self, "_qpool", None) is None:
-            return original(self, *args, **kwargs)
-        return self._qpool.unpooled(name, original.__get__(self), args, kwargs)
-
-    import tensorflow as tf
-
-    return tf.autograph.experimental.do_not_convert(method)
-
-
-def _save_as(subclass: type, cls: type) -> None:
-    """Have Keras save instances of ``subclass`` under the name by which it loads ``cls``."""
-    import keras
-
-    package, found, name = keras.saving.get_registered_name(cls).rpartition(">")
-    if found:
-        for registered in (subclass, cls):  # the last one is what the name loads
-            keras.saving.register_keras_serializable(package, name)(registered)
-
-
-def _pooled_method(name: str, original: Any, called: str) -> Callable[..., Any]:
-    """The method ``called`` of a pooled object, computed as ``name`` of the model.
-
-    It takes one argument more than the model's own: ``strategy``, for this call.
-    """
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(self, "_qpool", None) is None:
-            # Made by something that makes objects of our class (a clone): the model unpooled.
-            return original(self, *args, **kwargs)
-        strategy = kwargs.pop("strategy", None)
-        self._qpool.pooled_calls += 1
-        if called == "call" and "training" not in kwargs:
-            # Keras hands the phase down by context where a call has no argument for it.
-            phase = getattr(self._get_call_context(), "training", None)
-            if phase is not None:
-                kwargs["training"] = phase
-        return self._qpool.executor(strategy).call(name, args, kwargs)
-
-    if inspect.isfunction(original):
-        functools.update_wrapper(method, original)
-    else:
-        method.__name__ = called
-    import tensorflow as tf
-
-    # A user's tf.function would otherwise have AutoGraph rewrite the pool's code.
-    return tf.autograph.experimental.do_not_convert(method)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 #: What stopped a trace, and what to write instead; the first that is found in the reason.
 _ADVICE = (
     (
-        r"NumPy arrays",
-        "take and return tensors: tf.convert_to_tensor(...) before the call, no .numpy() in it",
+        r"returns NumPy",
+        "return tensors, and call .numpy() on what comes back",
     ),
     (
         r"numpy|__array__|EagerTensor|float\(\)|astype|item",

@@ -53,7 +53,7 @@ def test_every_error_is_public() -> None:
     defined = {
         name
         for name, value in vars(workers.errors).items()
-        if isinstance(value, type) and issubclass(value, workers.errors.QPoolError)
+        if isinstance(value, type) and issubclass(value, workers.errors.QPoolError | Warning)
     }
     assert set(qpool.errors.__all__) == defined
 

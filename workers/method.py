@@ -53,7 +53,7 @@ class Method:
             count = len(self.plan.as_tensor)
             inputs, cotangents = arguments[:count], arguments[count:]
             with tf.GradientTape() as tape:
-                sources = [x for x in inputs if differentiable(x)]
+                sources = self.sources(inputs)
                 tape.watch(sources)
                 tape.watch(self.variables)
                 outputs = [x for x in tf.nest.flatten(self(*inputs)) if differentiable(x)]
@@ -75,7 +75,7 @@ class Method:
                 count = len(self.plan.as_tensor)
                 inputs, given = arguments[:count], arguments[count:]
                 cotangents = given[: len(given) - len(places)]
-                sources = [*(x for x in inputs if differentiable(x)), *self.variables]
+                sources = [*self.sources(inputs), *self.variables]
                 with tf.GradientTape() as outer:
                     outer.watch([*sources, *cotangents])
                     with tf.GradientTape() as inner:
@@ -95,7 +95,15 @@ class Method:
 
         return made
 
+    def sources(self, inputs: Sequence[Any]) -> list[tf.Tensor]:
+        """The inputs that a gradient may be for: not those that the model is given as ndarrays."""
+        pairs = zip(inputs, self.plan.as_tensor, strict=True)
+        return [x for x, as_tensor in pairs if as_tensor and differentiable(x)]
+
     def __call__(self, *inputs: Any) -> Any:
+        if self.plan.narrowed and not tf.executing_eagerly():
+            pairs = zip(inputs, self.plan.as_tensor, strict=True)
+            inputs = tuple(x if as_tensor else narrow(x) for x, as_tensor in pairs)
         if self.plan.by_rows and not tf.executing_eagerly():
             return rows.by_rows(self._call, self.plan.by_rows)(*inputs)
         return self._call(*inputs)
@@ -116,6 +124,17 @@ def as_the_model_wants(plan: Plan, arrays: list[np.ndarray]) -> list[Any]:
         tensor_of(array) if as_tensor else array.copy()
         for array, as_tensor in zip(arrays, plan.as_tensor, strict=True)
     ]
+
+
+def as_tensors(inputs: Sequence[Any]) -> list[tf.Tensor]:
+    """What a compiled call takes: tensors, of ndarrays too."""
+    return [x if isinstance(x, tf.Tensor) else tensor_of(x) for x in inputs]
+
+
+def narrow(value: tf.Tensor) -> tf.Tensor:
+    """In single precision, if it was in double."""
+    singles = {tf.float64: tf.float32, tf.complex128: tf.complex64}
+    return tf.cast(value, singles.get(value.dtype, value.dtype))
 
 
 def differentiable(value: Any) -> bool:

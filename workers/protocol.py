@@ -91,8 +91,10 @@ class Plan:
     Strawberry Fields' ``batch_size`` is at least 2). A survey
     finds out whether the method ``draws`` random numbers, and whether seeding makes the draws
     ``reproducible``, at which ``level`` it can be compiled (``workers.compiled``), which of its
-    inputs it is vectorised over because it loops over their rows (``by_rows``, empty for none), and
-    what one row of its ``outputs`` is; the plan is then told anew.
+    inputs it is vectorised over because it loops over their rows (``by_rows``, empty for none),
+    whether its ndarrays of double precision are tensors of single precision where it is compiled
+    (``narrowed``; eagerly TensorFlow converts them to whatever they meet), and what one row of its
+    ``outputs`` is; the plan is then told anew.
     """
 
     plan: int
@@ -106,7 +108,13 @@ class Plan:
     reproducible: bool = True
     level: str = "eager"
     by_rows: tuple[bool, ...] = ()
+    narrowed: bool = False
     outputs: tuple[ArraySpec, ...] = ()
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What is compiled: plans of one form share it."""
+        return self.level, self.by_rows, self.narrowed
 
 
 @dataclass(frozen=True)
@@ -259,8 +267,8 @@ class Surveyed:
 
     ``draws``: the model draws random numbers; ``reproducible``: seeding makes them the same.
     ``fixed_cost``: interpreter work per call that does not depend on its rows, in rows.
-    ``level``, ``reason``, ``compile_seconds``: see ``workers.compiled.Choice``. ``by_rows``: see
-    :class:`Plan`. ``circuits``: how many circuits a call of a few rows runs.
+    ``level``, ``reason``, ``compile_seconds``: see ``workers.compiled.Choice``. ``by_rows`` and
+    ``narrowed``: see :class:`Plan`. ``circuits``: how many circuits a call of a few rows runs.
     ``connected``: for each gradient source, whether any output depends on it; empty if not asked.
     """
 
@@ -278,6 +286,7 @@ class Surveyed:
     reason: str
     compile_seconds: float
     by_rows: tuple[bool, ...] = ()
+    narrowed: bool = False
     circuits: int = 0
 
 

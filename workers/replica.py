@@ -25,7 +25,7 @@ from workers import circuit, compiled, recipes, survey, tile_arrays
 from workers.draws import Draws
 from workers.errors import ConfigurationError, GradientError, InputError, StatefulCallError
 from workers.layout import tile_rows, tile_worth
-from workers.method import Method, as_the_model_wants, differentiable
+from workers.method import Method, as_tensors, as_the_model_wants, differentiable
 from workers.protocol import Build, Frame, Kind, Plan, Survey, Surveyed
 from workers.scope import traced_engines
 from workers.tensors import tensor_of
@@ -88,8 +88,7 @@ class Replica:
         known = self._plans.get(plan.plan)
         if known is None or known.plan != plan:
             self._plans[plan.plan] = Method(plan, call, args, kwargs, self._traced, self._sources)
-            same = known is not None and known.plan.level == plan.level
-            if known is not None and same and known.plan.by_rows == plan.by_rows:
+            if known is not None and known.plan.form == plan.form:
                 self._plans[plan.plan].__dict__.update(known.functions)
 
     def forget(self, calls: Sequence[int]) -> None:
@@ -150,22 +149,20 @@ class Replica:
         fixed_cost = fixed / per_row if per_row else float("inf")
         seedable = not globally and self._draws.in_variables and reproducible
         choice = compiled.Choice("eager", self._why_eager(method, outputs, seedable), 0.0)
-        by_rows: tuple[bool, ...] = ()
         if not choice.reason:
             looped = survey.loops((few, of_few.runs), (many, of_all.runs)) and not draws
-            for by_rows in [(True,) * len(method.plan.as_tensor)] * looped + [()]:
-                cost = float("inf") if by_rows else fixed_cost
+            for form in survey.forms(method.plan, outputs, looped=looped):
+                cost = float("inf") if form.by_rows else fixed_cost
                 rows = method.plan.rows or tile_worth(cost, request.largest_tile)
                 arrays = self._first_rows(frame, rows, buffer)
-                trial = dataclasses.replace(
-                    method, plan=dataclasses.replace(method.plan, by_rows=by_rows)
-                )
+                trial = dataclasses.replace(method, plan=form)
                 choice = self._compile(
                     known, trial, arrays, of_many, gradient=request.gradient, buffer=buffer
                 )
                 if choice.level != "eager":
                     fixed_cost = cost
                     break
+        form = self._plans[request.plan].plan
         return Surveyed(
             request.ticket,
             finished,
@@ -180,7 +177,8 @@ class Replica:
             choice.level,
             choice.reason,
             choice.seconds,
-            by_rows,
+            form.by_rows,
+            form.narrowed,
             of_few.runs,
         )
 
@@ -193,8 +191,8 @@ class Replica:
                 "the model draws random numbers from a source that a compiled call cannot have "
                 "seeded for each tile; a keras.random.SeedGenerator or tf.random.Generator can be"
             )
-        if not all(method.plan.as_tensor) or not all(map(tf.is_tensor, outputs)):
-            return "it takes or returns NumPy arrays"
+        if not all(map(tf.is_tensor, outputs)):
+            return "it returns NumPy arrays"
         return ""
 
     def _compile(
@@ -237,8 +235,10 @@ class Replica:
             if gradient:
                 self._vjp(trial, arrays, seeds, buffer)
 
-        inputs = as_the_model_wants(method.plan, arrays)
-        same = known.plan.level != "eager" and known.plan.by_rows == method.plan.by_rows
+        inputs = as_tensors(as_the_model_wants(method.plan, arrays))
+        same = known.plan.level != "eager" and known.plan == dataclasses.replace(
+            method.plan, level=known.plan.level, outputs=known.plan.outputs
+        )
         ready = known.functions.get("compiled") if same else None
         choice = compiled.choose(
             method,
@@ -251,7 +251,7 @@ class Replica:
             levels=self._levels,
         )
         if choice.level == "eager":
-            plan = dataclasses.replace(method.plan, by_rows=())
+            plan = dataclasses.replace(method.plan, by_rows=(), narrowed=False)
             self._plans[plan.plan] = dataclasses.replace(method, plan=plan)
         return choice
 
@@ -312,7 +312,7 @@ class Replica:
             seeds = tile_arrays.seeds(method.plan, rows, cotangents)
             if second:
                 tangents = tile_arrays.tangents(
-                    frame, len(self._sources), start, stop, rows, buffer
+                    method.plan, frame, len(self._sources), start, stop, rows, buffer
                 )
                 gradients, of_cotangents = self._second(method, arrays, seeds, tangents, buffer)
                 for placed, gradient in zip(frame.cotangent_gradients, of_cotangents, strict=True):
@@ -364,7 +364,9 @@ class Replica:
         if kind is Kind.BACKWARD:
             self._vjp(method, arrays, seeds, buffer)
         else:
-            tangents = tile_arrays.tangents(frame, len(self._sources), 0, stop, rows, buffer)
+            tangents = tile_arrays.tangents(
+                method.plan, frame, len(self._sources), 0, stop, rows, buffer
+            )
             self._second(method, arrays, seeds, tangents, buffer)
 
     # -- within ----------------------------------------------------------------------------
@@ -400,7 +402,10 @@ class Replica:
         return tile_arrays.take(frame.inputs, 0, min(rows, frame.batch), rows, buffer)
 
     def _run(self, method: Method, arrays: list[np.ndarray], buffer: memoryview) -> Any:
-        outputs = method.compiled(*as_the_model_wants(method.plan, arrays))
+        inputs = as_the_model_wants(method.plan, arrays)
+        if method.plan.level != "eager":
+            inputs = as_tensors(inputs)
+        outputs = method.compiled(*inputs)
         self.weights.check_unchanged(buffer)
         return outputs
 
@@ -427,7 +432,7 @@ class Replica:
         ``seeds`` are the cotangents of the real and complex outputs.
         """
         inputs = as_the_model_wants(method.plan, arrays)
-        found = method.compiled_vjp(*inputs, *seeds)
+        found = method.compiled_vjp(*as_tensors(inputs), *seeds)
         self.weights.check_unchanged(buffer)
         return tile_arrays.by_source(found, inputs)
 
@@ -447,7 +452,7 @@ class Replica:
         sources = [*(x for x in inputs if differentiable(x)), *self._sources]
         places = tuple(n for n, tangent in enumerate(tangents) if tangent is not None)
         given = [tangents[n] for n in places]
-        found = method.compiled_second(places)(*inputs, *seeds, *given)
+        found = method.compiled_second(places)(*as_tensors(inputs), *seeds, *given)
         self.weights.check_unchanged(buffer)
         found = [
             tf.zeros_like(x) if gradient is None else tf.convert_to_tensor(gradient)

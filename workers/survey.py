@@ -6,6 +6,7 @@ Owns the questions, each a function; the replica asks them in its survey.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import sys
 import weakref
@@ -17,6 +18,7 @@ import tensorflow as tf
 
 from workers.errors import InputError, StatefulCallError
 from workers.layout import ArraySpec
+from workers.protocol import Plan
 
 #: How far, relative to the largest output, a row may move when other rows join it: far above
 #: rounding in single precision, far below what a batch mean does.
@@ -127,6 +129,16 @@ def least_rows(run: Callable[[int], Any]) -> int:
     except Exception:  # whatever it is: two rows work, as the survey has seen
         return 2
     return 1
+
+
+def forms(plan: Plan, outputs: Sequence[Any], *, looped: bool) -> Iterator[Plan]:
+    """The forms in which the plan may be compiled, the best one first."""
+    wide = not all(plan.as_tensor) and all(
+        np.asarray(x).dtype not in (np.float64, np.complex128) for x in outputs
+    )
+    for by_rows in [(True,) * len(plan.as_tensor)] * looped + [()]:
+        for narrowed in [False] + [True] * wide:
+            yield dataclasses.replace(plan, by_rows=by_rows, narrowed=narrowed)
 
 
 def loops(few: tuple[int, int], many: tuple[int, int]) -> bool:

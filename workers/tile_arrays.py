@@ -58,16 +58,22 @@ def pad(array: np.ndarray, rows: int, *, repeat: bool) -> np.ndarray:
 
 
 def tangents(
-    frame: Frame, variables: int, start: int, stop: int, rows: int, buffer: memoryview
+    plan: Plan,
+    frame: Frame,
+    variables: int,
+    start: int,
+    stop: int,
+    rows: int,
+    buffer: memoryview,
 ) -> list[tf.Tensor | None]:
     """For each differentiable source the cotangent of its gradient; None for zeros.
 
-    The sources are the real and complex inputs, then so many ``variables``.
+    The sources are the real and complex inputs that are tensors, then so many ``variables``.
     """
     given = dict(frame.tangents)
     arrays: list[np.ndarray | None] = []
     for n, placed in enumerate(frame.inputs):
-        if np.dtype(placed.spec.dtype).kind in "fc":
+        if plan.as_tensor[n] and np.dtype(placed.spec.dtype).kind in "fc":
             part = given[n].view(buffer)[start:stop] if n in given else None
             arrays.append(None if part is None else pad(part, rows, repeat=False))
     for n in range(len(frame.inputs), len(frame.inputs) + variables):

@@ -167,5 +167,6 @@ class Computer(abc.ABC):
             reproducible=surveyed.reproducible,
             level=surveyed.level,
             by_rows=surveyed.by_rows,
+            narrowed=surveyed.narrowed,
             outputs=surveyed.outputs,
         )

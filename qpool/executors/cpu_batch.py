@@ -6,7 +6,6 @@ import contextlib
 import logging
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from qpool import notices
@@ -24,8 +23,8 @@ class CpuBatchExecutor(Executor):
     """Calls the model here, with Strawberry Fields' engines traced and the call compiled.
 
     Gradients are TensorFlow's own, of any order. A model that changes variables, draws, or has
-    TensorFlow check numbers is not compiled, and neither is a call with an ndarray or a container
-    for its first argument (the model would find a tensor in its place).
+    TensorFlow check numbers is not compiled, and neither is a call with a container for its first
+    argument (the model would find a tensor in its place).
 
     From now on this process keeps the memory that it frees (``workers.affinity.keep_memory``).
     """
@@ -48,7 +47,7 @@ class CpuBatchExecutor(Executor):
         if way.choice is None:
             if tf.executing_eagerly():
                 before = State(self.model)
-                with circuit.untraced(), circuit.tally() as run:
+                with circuit.untraced(), circuit.tally() as run, self._counted(args):
                     result = as_it_is(function, args, kwargs)
                 self._choose(way, inputs, result, before, run.runs)
                 return result
@@ -98,13 +97,17 @@ class CpuBatchExecutor(Executor):
 
     def _choose_by_draws(self, way: Way, inputs: list[tf.Tensor]) -> compiled.Choice | None:
         """What draws in the place of a graph's inputs show; None if they cannot be had."""
-        if not all(x.dtype.is_floating and x.shape[1:].is_fully_defined() for x in inputs):
+        if not all(
+            x.dtype.is_floating and x.shape.rank is not None and x.shape[1:].is_fully_defined()
+            for x in inputs
+        ):
             return None
         rows = engines_batch_size(self.model) or 2
         with tf.init_scope():
             draws = [
                 tf.random.stateless_normal(
-                    (rows if sharded else x.shape[0] or rows, *x.shape[1:].as_list()),
+                    [rows if sharded or size is None else size for size in x.shape[:1]]
+                    + x.shape[1:].as_list(),
                     (n, 0),
                     dtype=x.dtype,
                 )
@@ -124,9 +127,9 @@ class CpuBatchExecutor(Executor):
 
 
 def _is_for_the_model_alone(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a compiled call would be given something else than the model is: a tensor for an
-    array, a constant for what a tape may be watching."""
-    if args and isinstance(args[0], np.ndarray | list | tuple | dict):
+    """Whether a compiled call would be given something else than the model is: a tensor for a
+    list, a constant for what a tape may be watching."""
+    if args and isinstance(args[0], list | tuple | dict):
         return True
     parts = [x for x in (*args[1:], *kwargs.values()) if isinstance(x, list | tuple | dict)]
     return any(tf.is_tensor(leaf) for leaf in tf.nest.flatten(parts))

@@ -96,6 +96,7 @@ class Ways:
         """
         inputs: list[tf.Tensor] = []
         sharded: list[bool] = []
+        arrays = bool(args) and isinstance(args[0], np.ndarray)
 
         def mark(value: Any, name: str, first: bool) -> Any:
             if first and batched and not tf.is_tensor(value):
@@ -119,11 +120,12 @@ class Ways:
         constants = b"" if only else dumps((marked, named), "arguments")
         # Not batched, their shapes too: what is right for one need not be for another.
         shapes = () if batched else tuple((*x.shape, x.dtype.name) for x in inputs)
-        key = (method, constants, shapes)
+        key = (method, constants, shapes, arrays)
         if key not in self._known:
             if not only:  # constants as they are now, whatever becomes of the caller's
                 marked, named = pickle.loads(constants)
-            plan = Plan(0, 0, method, b"", (True,) * len(inputs), 0)
+            as_tensor = tuple(not arrays or n > 0 for n in range(len(inputs)))
+            plan = Plan(0, 0, method, b"", as_tensor, 0)
             found = Method(plan, function, marked, named, True)
             self._known[key] = Way(found, tuple(sharded))
         return self._known[key], inputs
@@ -144,16 +146,17 @@ class Ways:
         """
         outputs = tf.nest.flatten(result)
         if not reason and not (outputs and all(map(tf.is_tensor, outputs))):
-            reason = "it takes or returns NumPy arrays"
+            reason = "it returns NumPy arrays"
         if reason:
             return compiled.Choice("eager", reason, 0.0)
         original = way.method
         rows = int(inputs[0].shape[0]) if any(way.sharded) and inputs[0].shape.rank else 0
         looped = rows > 1 and survey.loops((rows, circuits), (rows, circuits))
         choice = None
-        for by_rows in [way.sharded] * looped + [()]:
-            plan = dataclasses.replace(original.plan, by_rows=by_rows)
-            trial = dataclasses.replace(original, plan=plan)
+        for form in survey.forms(original.plan, outputs, looped=looped):
+            by_rows = way.sharded if form.by_rows else ()
+            form = dataclasses.replace(form, by_rows=by_rows)
+            trial = dataclasses.replace(original, plan=form)
 
             def use(function: Any, level: str, trial: Method = trial) -> None:
                 plan = dataclasses.replace(trial.plan, level=level)

@@ -75,7 +75,7 @@ def gradient_norms(model: Any, z: Any, cotangent: Any) -> Any:
     """
     import tensorflow as tf
 
-    from qpool.generator import ParallelGenerator
+    from qpool.pooled import ParallelGenerator
     from workers.errors import InputError
 
     if not isinstance(model, ParallelGenerator):

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from qpool.generator import ParallelGenerator
+from qpool.pooled import ParallelGenerator
 from qpool.training.config import LOSSES
 from workers import recipes
 from workers.errors import ConfigurationError, nearest

@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from qpool.executors import executor_class
-from qpool.generator import ParallelGenerator, parallelize
+from qpool.generator import parallelize
 from qpool.measure.batch_size import suggest_batch
+from qpool.pooled import ParallelGenerator
 from qpool.training import data
 from qpool.training.gan import QuantumGAN, default_critic
 from workers.errors import CheckpointError, ConfigurationError

@@ -61,14 +61,15 @@ def test_engine_stock_is_strawberry_fields_as_it_is(pool) -> None:
         assert "stock" in compiled["why_not_better"]
 
 
-def test_a_model_that_loops_over_its_batch_is_compiled_a_row_at_a_time(pool) -> None:
+def test_a_model_that_loops_over_its_batch_is_vectorised(pool) -> None:
     model = models.Displaced(tf.complex128, cutoff=4)
     z = tf.constant(np.random.default_rng(1).normal(size=(5, 2)) * 0.5)
     with qpool.parallelize(model, pool=pool) as generator:
         ours = value_and_gradients(generator, model, z)
         assert_close(ours, value_and_gradients(model, model, z), atol=1e-9)
         assert generator.stats()["compiled"][0]["level"] == "xla"
-        assert generator.stats()["tiles_by_batch"] == {5: 1}
+        assert generator.stats()["compiled"][0]["by_rows"]
+        assert generator.stats()["tiles_by_batch"] == {5: 2}
 
 
 def test_what_cannot_be_traced_runs_eagerly_and_says_where(pool) -> None:

@@ -1,8 +1,10 @@
-"""``auto``: the strategy that was fastest when the model's own training step was measured.
+"""``auto``: begins at once with a good guess, and compares others while the model's own steps run.
 
-Owns which candidates are worth a try, and keeps to a choice for as long as the executor lives:
-strategies agree to rounding, not to the bit. ``contest`` measures; ``choices`` remembers, on disk,
-for the next run of the same model, size of batch and machine.
+Owns which candidates are worth a try and when: a guess follows from the circuits that a first call
+runs (``guess``); others are measured between steps, in a share of the time that the model has taken
+so far (``course``), and the fastest goes on. Strategies agree to rounding, not to the bit: in a
+graph, and in a run that is recorded, what was chosen first stays. ``contest`` measures; ``choices``
+remembers, on disk, for the next run of the same model, size of batch and machine.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import hashlib
 import logging
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,17 +27,22 @@ import tensorflow as tf
 from qpool import tiles
 from qpool.arguments import is_eager
 from qpool.executors import executor_class, remote, topology
+from qpool.executors.auto import guess
 from qpool.executors.auto.choices import Candidate, Choice, Memory, remembered
 from qpool.executors.auto.contest import BUDGET, Contest, Within
+from qpool.executors.auto.course import Course
 from qpool.executors.base import Executor, Options, argument_names
 from qpool.executors.processes import pool
 from qpool.shipping import pack
 from workers import recipes
-from workers.errors import InputError
+from workers.errors import InputError, QPoolError
 
 __all__ = ["AutoExecutor", "Candidate", "Choice", "choose", "remembered"]
 
 log = logging.getLogger("qpool")
+
+#: Seconds that a trial takes beside compiling; seconds that a pool may take to start.
+_TRIAL_SECONDS, _POOL_STARTS = 1.0, 5.0
 
 #: What a pool costs a step at best, in seconds. Where a step in this process takes less, none is
 #: started to be measured.
@@ -45,7 +53,7 @@ _LARGEST_WHOLE = 1024
 
 
 class AutoExecutor(Executor):
-    """Measures at the first call of each size of batch (by powers of two), and then delegates.
+    """Delegates each size of batch (by powers of two) to what is best for it, as far as is known.
 
     With ``workers=`` or ``pool=`` it is ``processes``: workers were asked for.
     """
@@ -53,7 +61,7 @@ class AutoExecutor(Executor):
     def __init__(self, model: Any, options: Options) -> None:
         super().__init__(model, options)
         self._asked: Executor | None = None
-        self._choices: dict[Any, Choice] = {}
+        self._courses: dict[Any, Course] = {}
         self._executors: dict[Candidate, Executor] = {}
         self._pools: dict[tuple[int, int], Any] = {}
         self._used: Executor | None = None
@@ -71,12 +79,21 @@ class AutoExecutor(Executor):
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._asked is not None:
             return self._asked.call(method, args, kwargs)
-        return self._chosen(method, args, kwargs).call(method, args, kwargs)
+        values = [*args, *kwargs.values()]
+        if _in_graph(values):
+            return self._for_graph(method, args, kwargs).call(method, args, kwargs)
+        with self._lock:
+            course = self._course(method, args, kwargs, "nothing")
+            if course.is_due(self._expected_seconds(course)):
+                self._apart(self._challenge, course, method, args, kwargs)
+            began = time.perf_counter()
+            call = self._use(course.candidate).call if course.calls else self._first(course)
+            result = call(method, args, kwargs)
+            course.note(time.perf_counter() - began)
+            return result
 
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
-        method = "__call__" if callable(self.model) else "generate"
-        executor = self._asked or self._chosen(method, (z,), {})
-        return executor.per_sample_gradients(z, cotangent)
+        return self.executor_for(z).per_sample_gradients(z, cotangent)
 
     @property
     def calls(self) -> int:
@@ -92,8 +109,9 @@ class AutoExecutor(Executor):
             why = "workers= or pool= was given: nothing was measured"
             return {**self._asked.stats(), "auto": {"why": why, "choices": []}}
         used = {"strategy": "auto"} if self._used is None else self._used.stats()
-        choices = [choice.as_dict() for choice in self._choices.values()]
-        return {**used, "auto": {"why": "the fastest of those measured", "choices": choices}}
+        choices = [course.choice.as_dict() for course in self._courses.values()]
+        why = "a guess first, then the fastest of those measured so far"
+        return {**used, "auto": {"why": why, "choices": choices}}
 
     def close(self) -> None:
         for executor in self._all():
@@ -106,36 +124,73 @@ class AutoExecutor(Executor):
 
     # -- choosing --------------------------------------------------------------------------
 
-    def _chosen(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Executor:
-        values = [*args, *kwargs.values()]
-        tensors = [x for x in values if tf.is_tensor(x)]
-        in_graph = not tf.executing_eagerly() or not all(map(is_eager, tensors))
-        within: Within = "graph" if in_graph else "nothing"
-        batch = _rows(values)
-        key: Any = (method, (batch - 1).bit_length(), within)
+    def _for_graph(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Executor:
+        """The executor of a call that is being traced: it stays what it is."""
         with self._lock:
-            if in_graph and self._symbolic_constant(
-                method, args, kwargs
-            ):  # nobody else could be given it
-                candidate = Candidate(
-                    "sequential" if self.options.engine == "stock" else "cpu_batch"
+            if self._symbolic_constant(method, args, kwargs):  # nobody else could be given it
+                stock = self.options.engine == "stock"
+                return self._use(Candidate("sequential" if stock else "cpu_batch"))
+            return self._use(self._course(method, args, kwargs, "graph").candidate)
+
+    def _course(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], within: Within
+    ) -> Course:
+        """What is known of calls like this one, beginning with a guess."""
+        batch = _rows([*args, *kwargs.values()])
+        key = method, (batch - 1).bit_length(), within
+        if key not in self._courses:
+            memory = Memory(self._fingerprint(method, args, kwargs, batch, within))
+            known = memory.read()
+            if known is not None:
+                log.info("auto: %s, as was measured on %s", known.candidate, known.measured)
+                self._courses[key] = Course(
+                    known, memory, within == "nothing" and not known.complete
                 )
             else:
-                if key not in self._choices:
-                    self._choices[key] = self._apart(method, args, kwargs, batch, within)
-                candidate = self._choices[key].candidate
-            if candidate not in self._executors:
-                with tf.init_scope():  # executors are made out of the graph
-                    self._executor(candidate)
-            self._used = self._executors[candidate]
-            return self._used
+                choice = self._apart(self._guess, method, args, kwargs, batch)
+                log.info("auto: begins with %s: %s", choice.candidate, choice.why)
+                self._courses[key] = Course(choice, memory, within == "nothing")
+        return self._courses[key]
 
-    def _apart(self, method: str, *rest: Any) -> Choice:
-        """Choose in a thread of its own, which has no graph around it and no tapes: those of the
+    def _use(self, candidate: Candidate) -> Executor:
+        if candidate not in self._executors:
+            with tf.init_scope():  # executors are made out of the graph
+                self._executor(candidate)
+        self._used = self._executors[candidate]
+        return self._used
+
+    def _guess(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int
+    ) -> Choice:
+        args, kwargs = (_stand_ins(part, batch) for part in (args, kwargs))
+        with _left_as_it_was(self.model):
+            work = guess.work_of(self.model, self.options, method, args, kwargs)
+        draws = bool(recipes.inspect(self.model, {}).draws)
+        order = guess.in_order(
+            work, batch, topology.budget(), self.options, self._rows, draws=draws
+        )
+        return Choice.guessed(order[0], batch, str(work), order[1:])
+
+    def _first(self, course: Course) -> Callable[..., Any]:
+        """The first call by a guess, which its strategy may refuse: then by the next one."""
+
+        def call(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            while course.choice.others:
+                try:
+                    return self._use(course.candidate).call(method, args, kwargs)
+                except QPoolError as error:
+                    log.info("auto: %s cannot be: %s", course.candidate, error)
+                    course.choice = course.choice.without_first(error)
+            return self._use(course.candidate).call(method, args, kwargs)
+
+        return call
+
+    def _apart(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Measure in a thread of its own, which has no graph around it and no tapes: those of the
         caller would be paused, or see all that is measured."""
         self._stop.clear()
         with ThreadPoolExecutor(1, thread_name_prefix="qpool-auto") as thread:
-            future = thread.submit(self._choose, method, *rest)
+            future = thread.submit(function, *args)
             try:
                 return future.result()
             except BaseException:  # Ctrl-C: the thread ends after the step under way
@@ -143,9 +198,48 @@ class AutoExecutor(Executor):
                 raise
 
     def executor_for(self, z: Any) -> Executor:
-        """The executor of batches like ``z``, which has values."""
+        """The executor of batches like ``z``, which has values. It stays what it is."""
+        if self._asked is not None:
+            return self._asked
         method = "__call__" if callable(self.model) else "generate"
-        return self._asked or self._chosen(method, (z,), {})
+        with self._lock:
+            course = self._course(method, (z,), {}, "nothing")
+            course.settle()
+            return self._use(course.candidate)
+
+    def _expected_seconds(self, course: Course) -> float:
+        """What the next trial will take, about: it compiles what the present executor has."""
+        used = self._executors.get(course.candidate)
+        found = used.stats().get("compiled", ()) if used is not None else ()
+        compiling = sum(way.get("seconds", 0.0) for way in found)
+        return _TRIAL_SECONDS + 2.0 * compiling + _POOL_STARTS
+
+    def _challenge(
+        self, course: Course, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Measure one other candidate beside the present one; the faster one goes on."""
+        batch = _rows([*args, *kwargs.values()])
+        if course.contest is None:
+            course.contest = Contest(
+                self.model, self._executor, method, args, kwargs, "nothing", self._stop.is_set
+            )
+            course.candidates = self._candidates(batch, course.contest)
+        contest, present = course.contest, course.candidate
+        calls = {executor: executor.calls for executor in self._executors.values()}
+        went = self._executors[present].calls
+        with _left_as_it_was(self.model):
+            if present not in contest.entered:
+                contest.enter(present)
+            known = {*contest.entered, *(course.choice.milliseconds if not contest.empty else ())}
+            trial = next((c for c in course.candidates or () if not {c, str(c)} & known), None)
+            if trial is not None:
+                contest.enter(trial)
+            choice = contest.decide(batch, self._executors)
+        course.take(choice, complete=trial is None)
+        self._keep_only(course.candidate)
+        for executor in self._executors.values():  # draws follow from a call's number
+            executor.calls = calls.get(executor, went)
+        log.info("auto: %s after %s was tried", course.candidate, trial or "everything")
 
     def _symbolic_constant(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -158,31 +252,24 @@ class AutoExecutor(Executor):
             for name, x in named.items()
         )
 
-    def _choose(
+    def measure(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int, within: Within
     ) -> Choice:
+        """The fastest of all candidates, measured now, within the budget; nothing is computed."""
         memory = Memory(self._fingerprint(method, args, kwargs, batch, within))
         known = memory.read()
-        if known is not None:
+        if known is not None and known.complete:
             log.info("auto: %s, as was measured on %s", known.candidate, known.measured)
             return known
         log.info("auto: measuring strategies for batches of %d; up to %.0f s", batch, BUDGET)
         args, kwargs = (_stand_ins(part, batch) for part in (args, kwargs))
-        calls = {executor: executor.calls for executor in self._executors.values()}
         contest = Contest(
             self.model, self._executor, method, args, kwargs, within, self._stop.is_set
         )
-        try:
-            with _left_as_it_was(self.model):
-                for candidate in self._candidates(batch, contest):
-                    contest.enter(candidate)
-                choice = contest.decide(batch, self._executors)
-        except BaseException:
-            self._keep_only(None)
-            raise
-        self._keep_only(choice.candidate)
-        for executor in self._executors.values():  # draws follow from a call's number
-            executor.calls = calls.get(executor, 0)
+        with _left_as_it_was(self.model):
+            for candidate in self._candidates(batch, contest):
+                contest.enter(candidate)
+            choice = contest.decide(batch, self._executors)
         memory.write(choice)
         log.info(
             "auto: %s for batches of %d; milliseconds a training step: %s",
@@ -196,7 +283,7 @@ class AutoExecutor(Executor):
         """What is worth a try, in turn; ``contest`` knows how the ones before did."""
         cores = topology.budget()
         tile = self.options.tile
-        if self._rows:
+        if self._rows and batch != self._rows:
             pass  # engines of a fixed batch size: only tiles can be filled up to it
         elif self.options.engine == "stock":
             yield Candidate("sequential")
@@ -204,8 +291,9 @@ class AutoExecutor(Executor):
             if not recipes.inspect(self.model, {}).draws:  # in place, draws follow another order
                 yield Candidate("cpu_batch")
             whole = 1 << (batch - 1).bit_length()
-            yield Candidate("threads", 1, tile=tile or min(whole, _LARGEST_WHOLE))
-            if batch > 1 and cores.workers > 1:
+            if not self._rows:
+                yield Candidate("threads", 1, tile=tile or min(whole, _LARGEST_WHOLE))
+            if not self._rows and batch > 1 and cores.workers > 1:
                 yield Candidate("threads", cores.workers, tile=tile)
             if contest.empty:
                 return  # the model's own error: a pool would only repeat it
@@ -273,7 +361,7 @@ class AutoExecutor(Executor):
 
     def _keep_only(self, chosen: Candidate | None, *, pools_alone: bool = False) -> None:
         """Close what no choice uses; what an earlier one does use stays."""
-        used = {*filter(None, [chosen]), *(choice.candidate for choice in self._choices.values())}
+        used = {*filter(None, [chosen]), *(course.candidate for course in self._courses.values())}
         for candidate in [c for c in self._executors if c not in used]:
             if candidate.strategy == "processes" or not pools_alone:
                 self._executors.pop(candidate).close()
@@ -316,9 +404,14 @@ def choose(model: Any, z: Any, options: Options | None = None, *, within: Within
     auto = AutoExecutor(model, options or Options())
     try:
         method = "__call__" if callable(model) else "generate"
-        return auto._choose(method, (z,), {}, len(z), within)
+        return auto.measure(method, (z,), {}, len(z), within)
     finally:
         auto.close()
+
+
+def _in_graph(values: list[Any]) -> bool:
+    tensors = [x for x in values if tf.is_tensor(x)]
+    return not tf.executing_eagerly() or not all(map(is_eager, tensors))
 
 
 def _rows(values: list[Any]) -> int:

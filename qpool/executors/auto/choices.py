@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ class Candidate:
 class Choice:
     """What was chosen for a size of batch, and why: milliseconds of a training step by candidate.
 
-    ``measured`` is when (ISO 8601); ``remembered`` whether that was in another process.
+    ``measured`` is when (ISO 8601), empty for a guess, for which ``why`` says what it is made from;
+    ``remembered`` whether that was in another process; ``complete`` whether all candidates have
+    been tried. ``others`` are to be taken where a guess cannot be.
     """
 
     candidate: Candidate
@@ -47,12 +50,29 @@ class Choice:
     seconds: float
     measured: str
     remembered: bool = False
+    complete: bool = True
+    why: str = ""
+    others: tuple[Candidate, ...] = ()
+
+    @staticmethod
+    def guessed(candidate: Candidate, batch: int, why: str, others: Sequence[Candidate]) -> Choice:
+        """One that nothing was measured for."""
+        return Choice(candidate, batch, {}, {}, 0.0, "", False, False, why, tuple(others))
+
+    def without_first(self, error: Exception) -> Choice:
+        """The next one of a guess, since the first cannot be for the reason that ``error`` says."""
+        first, *others = self.others
+        refused = {**self.not_measured, str(self.candidate): f"{type(error).__name__}: {error}"}
+        return dataclasses.replace(
+            self, candidate=first, others=tuple(others), not_measured=refused
+        )
 
     def as_dict(self) -> dict[str, Any]:
+        hidden = ("candidate", "others")
         return {
             **dataclasses.asdict(self.candidate),
             "chosen": str(self.candidate),
-            **{n: v for n, v in dataclasses.asdict(self).items() if n != "candidate"},
+            **{n: v for n, v in dataclasses.asdict(self).items() if n not in hidden},
         }
 
 
@@ -69,6 +89,7 @@ def _read(file: Path) -> Choice | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(file.read_text())
         found["candidate"] = Candidate(**found["candidate"])
+        found["others"] = ()
         return dataclasses.replace(Choice(**found), remembered=True)
     return None
 

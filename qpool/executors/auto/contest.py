@@ -17,7 +17,8 @@ from qpool.executors.auto.choices import Candidate, Choice
 from qpool.executors.base import Executor
 from workers import recipes
 
-#: Seconds that measuring one size of batch may take; no further candidate is begun after that.
+#: Seconds that measuring one size of batch may take, where a run waits for it; no further candidate
+#: is begun after that.
 BUDGET = 60.0
 
 #: A candidate is measured in so many turns with the others, at least, each of so many seconds.
@@ -47,10 +48,11 @@ class Contest:
         self._stopped = stopped
         self._executor = executor
         self._step = lambda executor: _step(model, executor, method, args, kwargs, within)
-        self._began = time.perf_counter()
         self._steps: dict[Candidate, Callable[[], Any]] = {}
         self._seconds: dict[Candidate, list[float]] = {}
+        self.spent = 0.0
         self._errors: list[Exception] = []
+        self._failed: set[Candidate] = set()
         self.skipped: dict[str, str] = {}
 
     @property
@@ -72,19 +74,31 @@ class Contest:
         sizes = self._executor(candidate).stats().get("tiles_by_batch", {})
         return candidate.tile or sizes.get(batch)
 
+    @property
+    def entered(self) -> set[Candidate]:
+        """Those that were tried, with or without success."""
+        return {*self._seconds, *self._failed}
+
     def enter(self, candidate: Candidate) -> None:
         """Compile and time it, unless the budget is spent."""
         if self._stopped():
             raise KeyboardInterrupt
-        elapsed = time.perf_counter() - self._began
-        if self._seconds and elapsed > BUDGET:
+        if self._seconds and self.spent > BUDGET:
             self.skipped[str(candidate)] = f"the budget of {BUDGET:.0f} s was spent"
             return
+        began = time.perf_counter()
+        try:
+            self._enter(candidate)
+        finally:
+            self.spent += time.perf_counter() - began
+
+    def _enter(self, candidate: Candidate) -> None:
         try:
             step = self._step(self._executor(candidate))
             step()  # compiles
         except Exception as error:  # the model's own, perhaps: another strategy may take it
             self._errors.append(error)
+            self._failed.add(candidate)
             self.skipped[str(candidate)] = f"{type(error).__name__}: {error}"
             return
         self._steps[candidate] = step
@@ -102,6 +116,7 @@ class Contest:
                 done += 1
         except Exception as error:
             self._errors.append(error)
+            self._failed.add(candidate)
             self.skipped[str(candidate)] = f"{type(error).__name__}: {error}"
             del self._steps[candidate], self._seconds[candidate]
             return
@@ -115,12 +130,14 @@ class Contest:
         if not self._seconds:
             raise self._errors[0]
         close = [c for c in self._steps if c in alive and self._of(c) < 1.5 * self.best]
+        began = time.perf_counter()
         while len(close) > 1 and min(len(self._seconds[c]) for c in close) < _TURNS:
-            if time.perf_counter() - self._began > 2 * BUDGET:
+            if self.spent + time.perf_counter() - began > 2 * BUDGET:
                 break
             for candidate in close:  # in turns: a machine is not equally quick all the time
                 self._turn(candidate)
             close = [candidate for candidate in close if candidate in self._steps]
+        self.spent += time.perf_counter() - began
         if not self._seconds:
             raise self._errors[-1]
         best = self.leader
@@ -133,7 +150,7 @@ class Contest:
             batch,
             {str(c): 1e3 * self._of(c) for c in self._seconds},
             self.skipped,
-            time.perf_counter() - self._began,
+            self.spent,
             datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
 

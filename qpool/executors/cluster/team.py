@@ -438,5 +438,6 @@ def _of_bits(surveyed: protocol.Surveyed) -> Any:
         surveyed.reproducible,
         surveyed.level,
         surveyed.by_rows,
+        surveyed.narrowed,
         surveyed.outputs,
     )

@@ -9,10 +9,12 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 
 import qpool
-from qpool.executors import auto
-from qpool.executors.auto import Candidate, contest
+from qpool.executors import Options, auto
+from qpool.executors.auto import Candidate, contest, course, guess
 from qpool.executors.base import Executor
 from qpool.executors.topology import Budget
 from workers.errors import ConfigurationError, InputError
@@ -38,17 +40,43 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setenv("QPOOL_CACHE", str(tmp_path / "cache"))
 
 
-def test_it_measures_once_says_what_it_chose_and_keeps_to_it() -> None:
+@pytest.fixture
+def eager_to_try(monkeypatch):
+    """Whatever a trial takes, it is within the share."""
+    monkeypatch.setattr(course, "SHARE", 1e9)
+    monkeypatch.setattr(course, "_FIRST_CALLS", 0)
+
+
+def choice_of(generator) -> dict:
+    (choice,) = generator.stats()["auto"]["choices"]
+    return choice
+
+
+def test_it_begins_at_once_with_a_guess_and_says_from_what() -> None:
     model = Scaled()
     z = tf.random.stateless_normal((8, 2), (1, 2))
     with qpool.parallelize(model) as generator:
         assert generator.stats()["auto"]["choices"] == []
-        np.testing.assert_allclose(generator(z), model(z), atol=1e-6)
-        (choice,) = generator.stats()["auto"]["choices"]
+        for _ in range(4):
+            np.testing.assert_allclose(generator(z), model(z), atol=1e-6)
+        choice = choice_of(generator)
+    assert (choice["chosen"], choice["milliseconds"]) == ("cpu_batch", {})
+    assert "0 circuits" in choice["why"]
+    assert not choice["complete"]
+
+
+def test_others_are_tried_between_calls_and_the_fastest_goes_on(eager_to_try) -> None:
+    model = Scaled()
+    z = tf.random.stateless_normal((8, 2), (1, 2))
+    with qpool.parallelize(model) as generator:
+        for _ in range(6):
+            np.testing.assert_allclose(generator(z), model(z), atol=1e-6)
+        choice = choice_of(generator)
         assert choice["batch"] == 8
         assert choice["chosen"] in choice["milliseconds"]
         assert set(choice["milliseconds"]) > {"cpu_batch", "threads workers=1 tile=8"}
         assert "less than a pool's messages" in choice["not_measured"]["processes"]
+        assert choice["complete"]
         bits = generator(z).numpy().tobytes()
         for rows in (8, 7, 5):  # the same size, in powers of two
             generator(z[:rows])
@@ -58,21 +86,57 @@ def test_it_measures_once_says_what_it_chose_and_keeps_to_it() -> None:
         assert [c["batch"] for c in generator.stats()["auto"]["choices"]] == [8, 2]
 
 
-def test_it_remembers_the_same_model_and_no_other(caplog) -> None:
+def test_a_trial_waits_until_its_share_is_due() -> None:
+    now = course.Course(
+        auto.Choice.guessed(Candidate("cpu_batch"), 8, "", ()), auto.Memory(""), True
+    )
+    for _ in range(course._FIRST_CALLS):
+        now.note(1e6)  # compiling
+    assert not now.is_due(1.0)
+    now.note(1.0 / course.SHARE / course._STEP)
+    assert now.is_due(1.0)
+    assert not now.is_due(1.01)
+    now.settle()
+    assert not now.is_due(0.0)
+
+
+@given(
+    step=st.floats(0.0, 10.0),
+    workers=st.integers(1, 256),
+    batch=st.integers(1, 4096),
+    rows=st.sampled_from([0, 0, 8]),
+    draws=st.booleans(),
+    engine=st.sampled_from(["traced", "stock"]),
+)
+def test_a_guess_is_followed_by_what_is_there_when_it_cannot_be(
+    step, workers, batch, rows, draws, engine
+) -> None:
+    cores = Budget(tuple(range(workers)), workers, None, tuple((n,) for n in range(workers)))
+    work = guess.Work(1, step * guess._PRODUCTS_PER_SECOND / 3, step)
+    order = guess.in_order(work, batch, cores, Options(engine=engine), rows, draws=draws)
+    assert len(order) == len(set(order)) >= 1
+    names = [candidate.strategy for candidate in order]
+    assert ("cpu_batch" in names) == (engine == "traced" and not draws and rows in (0, batch))
+    assert all((candidate.workers or 1) <= min(workers, batch) for candidate in order)
+    if step * (1 - 1 / workers) > 1 and engine == "traced" and not rows and batch > 1:
+        assert order[0].workers == min(workers, batch)
+
+
+def test_it_remembers_the_same_model_and_no_other(eager_to_try, caplog) -> None:
     z = tf.ones((4, 2))
     with qpool.parallelize(Scaled()) as generator:
-        generator(z)
-        first = generator.stats()["auto"]["choices"][0]
+        for _ in range(6):
+            generator(z)
+        first = choice_of(generator)
     assert not first["remembered"]
     with qpool.parallelize(Scaled()) as generator, caplog.at_level(logging.INFO, "qpool"):
         generator(z)
-        again = generator.stats()["auto"]["choices"][0]
-    assert again == {**first, "remembered": True}
+        assert choice_of(generator) == {**first, "remembered": True}
     assert "as was measured on" in caplog.text
     assert [choice.batch for choice in auto.remembered()] == [4]
     with qpool.parallelize(Scaled(width=3)) as generator:
         generator(tf.ones((4, 3)))
-        assert not generator.stats()["auto"]["choices"][0]["remembered"]
+        assert not choice_of(generator)["remembered"]
 
 
 def test_a_remembered_choice_is_made_in_a_graph_too(monkeypatch) -> None:
@@ -107,11 +171,13 @@ class Watched(Scaled):
 
 
 @pytest.mark.parametrize("recording", [False, True])
-def test_what_is_measured_has_a_gradient(recording: bool) -> None:
+def test_what_is_measured_has_a_gradient(eager_to_try, recording: bool) -> None:
     """Also where the caller records on a tape of its own, which sees its own call alone."""
     model = Watched()
     z = tf.ones((4, 2))
     with qpool.parallelize(model, engine="stock") as generator, tf.GradientTape() as tape:
+        with tape.stop_recording():
+            generator(z)
         with contextlib.nullcontext() if recording else tape.stop_recording():
             loss = tf.reduce_sum(generator(z))
         measured = model.gradients
@@ -161,8 +227,7 @@ def test_what_a_model_draws_does_not_depend_on_how_long_was_measured() -> None:
     for _ in range(2):
         with qpool.parallelize(Drawing(), seed=9) as generator:
             found.append(generator(z).numpy().tobytes())
-            (choice,) = generator.stats()["auto"]["choices"]
-            assert "cpu_batch" not in choice["milliseconds"]
+            assert choice_of(generator)["strategy"] != "cpu_batch"
     assert found[0] == found[1]
 
 
@@ -175,7 +240,7 @@ def test_the_samples_are_counted_whoever_computes_them() -> None:
         assert stats["samples_per_second"] > 0
 
 
-def test_within_a_graph_it_measures_within_a_graph() -> None:
+def test_what_a_graph_was_traced_with_stays(eager_to_try) -> None:
     model = Scaled()
     with qpool.parallelize(model) as generator:
 
@@ -188,8 +253,9 @@ def test_within_a_graph_it_measures_within_a_graph() -> None:
         z = tf.random.stateless_normal((6, 2), (3, 4))
         expected = tf.reduce_sum(z * tf.cos(z), 0)
         np.testing.assert_allclose(gradient(z), expected, atol=1e-5)
-        assert len(generator.stats()["auto"]["choices"]) == 1
-        generator(z)  # and eagerly: another thing to measure
+        gradient(z)
+        assert choice_of(generator)["milliseconds"] == {}
+        generator(z)  # and eagerly: another thing to choose
         assert len(generator.stats()["auto"]["choices"]) == 2
 
 
@@ -205,7 +271,7 @@ class Counting(Scaled):
         return super().__call__(z) + np.random.normal()
 
 
-def test_measuring_leaves_the_model_and_the_users_draws_as_they_were() -> None:
+def test_measuring_leaves_the_model_and_the_users_draws_as_they_were(eager_to_try) -> None:
     model = Counting()
     np.random.seed(3)
     expected = np.random.normal()
@@ -213,9 +279,12 @@ def test_measuring_leaves_the_model_and_the_users_draws_as_they_were() -> None:
     with qpool.parallelize(model) as generator:
         assert float(tf.reduce_mean(generator(tf.zeros((4, 2))))) == pytest.approx(expected)
         assert float(model.calls) == 1.0
-        (choice,) = generator.stats()["auto"]["choices"]
-        assert choice["strategy"] == "cpu_batch"
-        assert "StatefulCallError" in choice["not_measured"]["threads workers=1 tile=4"]
+        generator(tf.zeros((4, 2)))
+        assert float(model.calls) == 2.0
+        assert choice_of(generator)["strategy"] == "cpu_batch"
+        assert (
+            "StatefulCallError" in choice_of(generator)["not_measured"]["threads workers=1 tile=4"]
+        )
 
 
 def test_workers_that_were_asked_for_are_had(pool) -> None:
@@ -319,14 +388,15 @@ class Laborious(Scaled):
         return super().__call__(z)
 
 
-def test_a_pool_is_measured_and_kept_where_it_wins(monkeypatch) -> None:
+def test_a_pool_is_measured_and_kept_where_it_wins(eager_to_try, monkeypatch) -> None:
     monkeypatch.setattr(auto, "_POOL_SECONDS", 0.0)
     monkeypatch.setattr(auto.topology, "budget", lambda: Budget((0, 1), 2, None, ((0, 1),)))
     model = Laborious()
     with qpool.parallelize(model, engine="stock", pin=False) as generator:
         z = tf.ones((8, 2))
-        np.testing.assert_allclose(generator(z), tf.sin(z), atol=1e-6)
-        (choice,) = generator.stats()["auto"]["choices"]
+        for _ in range(6):
+            np.testing.assert_allclose(generator(z), tf.sin(z), atol=1e-6)
+        choice = choice_of(generator)
         assert (choice["strategy"], choice["workers"]) == ("processes", 2)
         assert choice["milliseconds"]["sequential"] > choice["milliseconds"][choice["chosen"]]
         assert len(choice["milliseconds"]) >= 3  # another tile was tried too
