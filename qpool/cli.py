@@ -15,12 +15,34 @@ import click
 
 from qpool.training.config import Config
 from workers.errors import QPoolError
+from workers.logs import Once, hushed
 
 _DEFAULT = Config()
 
 
+class _Computing(click.Command):
+    """A command that loads TensorFlow, once its options are known to be right."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with hushed():
+            from workers import sf_compat
+
+            sf_compat.install()
+            import tensorflow as tf
+
+            tf.get_logger().addFilter(Once())
+            tf.config.list_physical_devices("GPU")  # or it would look, and say so, later
+        return super().invoke(ctx)
+
+
+class _Commands(click.Group):
+    command_class = _Computing
+
+
 @click.group(
-    "qpool", context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+    "qpool",
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.version_option(package_name="qpool-sf", prog_name="qpool")
 def cli() -> None:

@@ -32,7 +32,7 @@ from workers import affinity, device, protocol, sf_compat
 from workers.arena import Arena, Segment
 from workers.errors import ArenaError, QPoolError, RemoteError, ShippingError
 from workers.faults import Faults
-from workers.logs import Once
+from workers.logs import Once, hushed
 from workers.memory import Memory
 from workers.waiting import Waiter
 
@@ -91,14 +91,15 @@ class _Worker:
         affinity.yield_to_coordinator()
         affinity.keep_memory()
         device.reveal(start.device)
-        sf_compat.install()
-        import strawberryfields
-        import tensorflow as tf
+        with hushed():
+            sf_compat.install()
+            import strawberryfields
+            import tensorflow as tf
 
-        affinity.bound_tensorflow(start.threads)
-        tf.get_logger().addFilter(Once(silent=start.worker != 0))  # all run the same code
-        self._scope = device.scope(start.device)
-        tf.constant(0.0)  # TensorFlow's runtime starts here, within its bounds
+            affinity.bound_tensorflow(start.threads)
+            tf.get_logger().addFilter(Once(silent=start.worker != 0))  # all run the same code
+            self._scope = device.scope(start.device)
+            tf.constant(0.0)  # TensorFlow's runtime starts here, within its bounds
         cores = affinity.pin(start.cores)  # again: a library may have reset it while loading
         self._replicas: dict[int, Any] = {}
         self._models_of_plans: dict[int, int] = {}

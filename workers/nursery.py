@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from workers.logs import hushed
+
 _LIMIT = 4096
 
 
@@ -70,7 +72,7 @@ def serve(control: socket.socket) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     began = time.perf_counter()
-    with _ended_by(control):
+    with _ended_by(control), hushed():
         _preload()
     control.send(pickle.dumps(Ready(time.perf_counter() - began)))
     children: set[int] = set()
