@@ -32,6 +32,9 @@ class TracedTFBackend(TFBackend):
     * The batch is whatever leading axis the gates' arguments have, 1 included; the state has a
       batch axis as soon as one argument has. ``batch_size`` may be given too, and is then held to.
     * Scalar arguments stay scalars: the matrix of such a gate is built once for all samples.
+    * Modes and samples that are post-selected are each projected onto their own number, as if one
+      after another: Strawberry Fields takes the first sample's for all samples, and the wrong axes
+      from the second mode on.
     * Gates run when the state is needed, all together; eagerly, as one cached ``tf.function``.
     """
 

@@ -35,7 +35,8 @@ def by_rows(call: Callable[..., Any], over: Sequence[bool]) -> Callable[..., Any
         graph = tf.compat.v1.get_default_graph()
         known = len(graph.get_operations())
         rows, others = iter(row), iter(whole)
-        with circuit.computed_by(_placeholder):
+        token = tf.reshape(row[0], [-1])[:1]
+        with circuit.computed_by(functools.partial(_placeholder, token)):
             found = call(*(next(rows)[None] if flag else next(others) for flag in over))
         made = graph.get_operations()[known:]
         if any("_gradient_op_type" in op.node_def.attr for op in made):
@@ -47,21 +48,27 @@ def by_rows(call: Callable[..., Any], over: Sequence[bool]) -> Callable[..., Any
     def all_rows(*inputs: tf.Tensor) -> Any:
         rows = tuple(x for x, flag in zip(inputs, over, strict=True) if flag)
         whole = [x for x, flag in zip(inputs, over, strict=True) if not flag]
+        if rows[0].shape[0] == 1:  # TensorFlow would not vectorise it
+            return call(*inputs)
         return tf.vectorized_map(lambda row: one(row, whole), rows, fallback_to_while_loop=False)
 
     return all_rows
 
 
 def _placeholder(
-    what: plan.Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None
+    token: tf.Tensor,
+    what: plan.Circuit,
+    parameters: Sequence[tf.Tensor],
+    state: tf.Tensor | None,
 ) -> tf.Tensor:
-    """A tensor in the place of a row's state. Its operation knows how to be vectorised."""
+    """A tensor in the place of a row's state. Its operation knows how to be vectorised, and is,
+    since it depends on the row: on ``token``, if on nothing else."""
     with_axis = any(what.batched) or what.batched_state
     if any(value.shape.rank and value.shape[0] != 1 for value in parameters):
         raise UntraceableError("a loop over rows runs circuits that have a batch of their own")
     shape = [*([1] if with_axis else []), *[what.cutoff] * what.axes]
     nothing = tf.zeros(shape, what.dtype)
-    given = [*parameters, *([] if state is None else [state]), nothing]
+    given = [*parameters, *([] if state is None else [state]), token, nothing]
     found: tf.Tensor = tf.identity_n(given)[-1]
     found.op.pfor_converter = functools.partial(_all_states, what, shape)
     return found
@@ -69,7 +76,7 @@ def _placeholder(
 
 def _all_states(what: plan.Circuit, shape: list[int], given: Any) -> list[Any]:
     """Run a circuit for the parameters of all rows, each of them stacked or the same for all."""
-    *values, _ = given.inputs
+    *values, token, _ = given.inputs
     flags = tuple(value.is_stacked for value in values)
     count = len(what.batched)
     axes = [what.cutoff] * what.axes
@@ -86,4 +93,4 @@ def _all_states(what: plan.Circuit, shape: list[int], given: Any) -> list[Any]:
     found = circuit.run(for_all, parameters, state)
     stacked = any(flags)
     found = tf.reshape(found, [-1, *shape] if stacked else shape)
-    return [*values, wrap(found, stacked)]
+    return [*values, token, wrap(found, stacked)]

@@ -1,0 +1,220 @@
+"""Models as public programs write them, each an idiom of its own. Workers import this module too.
+
+Where they were seen: generators and discriminators of CV quantum GANs, classifiers, tutorials.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from workers import sf_compat
+
+sf_compat.install()
+import strawberryfields as sf  # noqa: E402
+from strawberryfields import ops  # noqa: E402
+
+#: An engine of the module, as scripts have it.
+ENGINE = sf.Engine("tf", backend_options={"cutoff_dim": 4})
+BATCH = 4
+
+
+def new(**options: Any) -> sf.Engine:
+    return sf.Engine("tf", backend_options={"cutoff_dim": 4, **options})
+
+
+def gates(q: Any, z: Any, w: Any) -> None:
+    ops.Dgate(0.3 * z[0], z[1]) | q[0]
+    ops.Sgate(w[0], w[1]) | q[0]
+    ops.BSgate(w[2], w[3]) | (q[0], q[1])
+    ops.Kgate(w[4]) | q[0]
+    ops.Dgate(w[5]) | q[1]
+
+
+class Base:
+    """Weights, and a program with a free parameter for each number, bound by name."""
+
+    def __init__(self) -> None:
+        draws = np.random.default_rng(0).normal(0, 0.2, 6)
+        self.w = tf.Variable(draws.astype("float32"), name="w")
+        self.engine = new()
+        self.program = sf.Program(2)
+        self.names = np.array([f"p{n}" for n in range(6)])
+        self.z = [self.program.params(f"z{n}") for n in range(2)]
+        p = [self.program.params(name) for name in self.names]
+        with self.program.context as q:
+            gates(q, self.z, p)
+
+    @property
+    def trainable_variables(self) -> list[tf.Variable]:
+        return [self.w]
+
+    def state(self, x: Any, y: Any, engine: Any = None) -> Any:
+        engine = engine or self.engine
+        if engine.run_progs:
+            engine.reset()
+        args = {name: w for name, w in zip(self.names, tf.reshape(self.w, [-1]))}  # noqa: B905, C416
+        return engine.run(self.program, args={**args, "z0": x, "z1": y}).state
+
+
+def photons(state: Any) -> tf.Tensor:
+    return tf.stack([state.mean_photon(m)[0] for m in range(2)], -1)
+
+
+class FixedBatch(Base):
+    """batch_size in the engine's options, once and for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = new(batch_size=BATCH)
+
+    def __call__(self, z):
+        return photons(self.state(z[:, 0], z[:, 1]))
+
+
+class LoopByIndex(Base):
+    """The commonest: one circuit a sample; the batch is tf.shape's."""
+
+    def __call__(self, z):
+        batch_size = tf.shape(z)[0]
+        samples = []
+        for i in range(batch_size):
+            samples.append(photons(self.state(z[i, 0], z[i, 1])))
+        return tf.stack(samples, axis=0)
+
+
+class LoopByRows(Base):
+    """for row in z, density matrices, a number that is a Python list's."""
+
+    def __call__(self, z):
+        found = []
+        for row in z:
+            state = self.state(row[0], row[1])
+            rho = state.reduced_dm([0])
+            found.append([tf.math.real(rho[1, 1]), state.fock_prob([0, 1])])
+        return tf.convert_to_tensor(found)
+
+
+class MapFn(Base):
+    """tf.map_fn over the rows, quadratures out."""
+
+    def one(self, row):
+        state = self.state(row[0], row[1])
+        return tf.stack([state.quad_expectation(m)[0] for m in range(2)])
+
+    def __call__(self, z):
+        return tf.map_fn(self.one, z, fn_output_signature=tf.float32)
+
+
+class MadeInEachCall(Base):
+    """Program and engine made in the call, variables put straight into gates."""
+
+    def __call__(self, z):
+        program = sf.Program(2)
+        engine = new(batch_size=int(z.shape[0]))
+        with program.context as q:
+            gates(q, [z[:, 0], z[:, 1]], tf.unstack(self.w))
+        return photons(engine.run(program).state)
+
+
+class OfTheModule(Base):
+    """An engine that is a global of the module, options that Strawberry Fields ignores."""
+
+    def __call__(self, z):
+        return tf.stack([photons(self.state(row[0], row[1], ENGINE)) for row in tf.unstack(z)])
+
+
+class InAList(Base):
+    """Engines in a list of a dict, an encoder before the circuit, a linear read-out behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engines = {"train": [new(pure=True, eval=False)]}
+        self.encoder = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, "tanh")])
+        rng = np.random.default_rng(3)
+        for weight in self.encoder.weights:
+            weight.assign(rng.normal(0, 0.4, weight.shape))
+
+    @property
+    def trainable_variables(self):
+        return [self.w, *self.encoder.trainable_variables]
+
+    def generate(self, z):
+        encoded = self.encoder(z)
+        engine = self.engines["train"][0]
+        return tf.stack(
+            [photons(self.state(row[0], row[1], engine)) for row in tf.unstack(encoded)]
+        )
+
+
+class Arrays(Base):
+    """Latent vectors as ndarrays, of NumPy's own precision."""
+
+    def __call__(self, z):
+        return tf.stack([photons(self.state(z[i, 0], z[i, 1])) for i in range(len(z))])
+
+
+class Heralded(Base):
+    """A photon found in one mode, of a cat state that it met: photon subtraction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heralded = sf.Program(2)
+        z, a, b = self.heralded.params("z", "a", "b")
+        with self.heralded.context as q:
+            ops.Catstate(0.5, 0.3, p=1) | q[1]
+            ops.Dgate(z, 0.4) | q[0]
+            ops.Sgate(a) | q[0]
+            ops.BSgate(b, 0.2) | (q[0], q[1])
+            ops.MeasureFock(select=1) | q[1]
+
+    def __call__(self, z):
+        found = []
+        for row in tf.unstack(z):
+            if self.engine.run_progs:
+                self.engine.reset()
+            args = {"z": row[0], "a": self.w[0], "b": self.w[2]}
+            state = self.engine.run(self.heralded, args=args).state
+            found.append(state.mean_photon(0)[0])
+        return tf.stack(found)
+
+
+class Layer(keras.layers.Layer):
+    """A Keras layer that holds an engine, within another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.circuit = Base()
+        self.w = self.add_weight(shape=(6,), initializer="zeros")
+        self.w.assign(self.circuit.w)
+        self.circuit.w = self.w.value
+
+    def call(self, z):
+        return photons(self.circuit.state(z[:, 0], z[:, 1], self.circuit.engine))
+
+
+class Within(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Layer()
+        self.layer.circuit.engine = new(batch_size=BATCH)
+
+    def call(self, z):
+        return self.layer(z)
+
+
+IDIOMS = (
+    FixedBatch,
+    LoopByIndex,
+    LoopByRows,
+    MapFn,
+    MadeInEachCall,
+    OfTheModule,
+    InAList,
+    Arrays,
+    Heralded,
+    Within,
+)

@@ -1,0 +1,223 @@
+"""Models as public programs write them: compiled by every strategy, and as stock computes them."""
+
+from __future__ import annotations
+
+import idioms
+import numpy as np
+import pytest
+import strawberryfields as sf
+import tensorflow as tf
+from idioms import BATCH, IDIOMS
+
+import qpool
+from qpool.executors.auto import course
+from workers import recipes
+
+ROWS = np.random.default_rng(1).normal(0, 0.5, (BATCH, 2))
+
+
+def rows_of(idiom):
+    return ROWS if idiom is idioms.Arrays else tf.constant(ROWS.astype("float32"))
+
+
+def made(idiom):
+    model = idiom()
+    if idiom is idioms.Within:
+        model(rows_of(idiom))  # built
+    return model
+
+
+def step(call, z, model):
+    variables = recipes.trainable_variables(model)
+    with tf.GradientTape() as tape:
+        found = call(z)
+        loss = tf.reduce_sum(tf.sin(found))
+    return [found, *tape.gradient(loss, variables)]
+
+
+def call_of(model):
+    return model if callable(model) else model.generate
+
+
+def assert_like_stock(ours, stock) -> None:
+    for a, b in zip(ours, stock, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        np.testing.assert_allclose(a, b, atol=1e-5 * (1 + np.abs(b).max()))
+
+
+@pytest.mark.parametrize("idiom", IDIOMS, ids=lambda idiom: idiom.__name__)
+def test_in_place_it_is_compiled_and_the_model_is_left_as_it_was(idiom) -> None:
+    model = made(idiom)
+    z = rows_of(idiom)
+    stock = step(call_of(model), z, model)
+    engines = [part for part in recipes.walk(model) if isinstance(part, sf.engine.LocalEngine)]
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        for _ in range(2):
+            assert_like_stock(step(generator.generate, z, model), stock)
+        (way,) = generator.stats()["compiled"]
+        assert way["level"] == "xla"
+        assert way["by_rows"] == (idiom in LOOPS)
+        assert ("loop over rows vectorised" in str(generator)) == way["by_rows"]
+    assert [type(engine) for engine in engines] == [sf.Engine] * len(engines)
+    assert_like_stock(step(call_of(model), z, model), stock)
+
+
+LOOPS = {
+    idioms.LoopByIndex,
+    idioms.LoopByRows,
+    idioms.MapFn,
+    idioms.OfTheModule,
+    idioms.InAList,
+    idioms.Arrays,
+    idioms.Heralded,
+}
+
+
+@pytest.mark.parametrize("strategy", ["processes", "threads", "auto"])
+@pytest.mark.parametrize(
+    "idiom",
+    [idioms.FixedBatch, idioms.LoopByIndex, idioms.Arrays],
+    ids=lambda idiom: idiom.__name__,
+)
+def test_every_strategy_compiles_it(pool, monkeypatch, strategy: str, idiom) -> None:
+    monkeypatch.setattr(course, "SHARE", 0.0)
+    model = made(idiom)
+    z = rows_of(idiom)
+    stock = step(call_of(model), z, model)
+    options = {"processes": {"pool": pool}, "threads": {"workers": 2}, "auto": {}}[strategy]
+    with qpool.parallelize(model, strategy=strategy, **options) as generator:
+        for _ in range(2):
+            assert_like_stock(step(generator.generate, z, model), stock)
+        (way,) = generator.stats()["compiled"]
+    assert (way["level"], way["by_rows"]) == ("xla", idiom in LOOPS)
+
+
+def test_an_engine_that_is_replaced_is_the_new_one_from_the_next_call_on() -> None:
+    model = idioms.FixedBatch()
+    z = rows_of(idioms.FixedBatch)
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        for _ in range(2):
+            generator(z)
+        model.engine = idioms.new(batch_size=BATCH, cutoff_dim=7)
+        stock = model(z)
+        for _ in range(2):
+            np.testing.assert_allclose(generator(z), stock, atol=1e-5)
+        model.engine.backend_options["cutoff_dim"] = 3
+        model.engine.reset()
+        stock = model(z)
+        np.testing.assert_allclose(generator(z), stock, atol=1e-5)
+
+
+class Mixed(idioms.FixedBatch):
+    """Beside its own, an engine of another backend, and methods for a trainer's validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.single = idioms.new()
+        self.gaussian = sf.Engine("gaussian")
+        self.seen = 0
+        self.counter = tf.Variable(0.0, trainable=False)
+
+    def distribution(self, row, scale=1.0):
+        return scale * tf.abs(self.state(row[0], row[1], self.single).ket()) ** 2
+
+    def squeezed(self, row):
+        program = sf.Program(1)
+        with program.context as q:
+            ops_squeeze(q)
+        variance = self.gaussian.run(program).state.quad_expectation(0)[1]
+        self.gaussian.reset()
+        return self.distribution(row) * variance
+
+    def printed(self, row):
+        print("looking")
+        return self.distribution(row)
+
+    def counted(self, row):
+        self.seen += 1
+        return self.distribution(row)
+
+    def assigned(self, row):
+        self.counter.assign_add(1.0)
+        return self.distribution(row)
+
+    def pooled(self, z):
+        return 2 * self(z)
+
+    def classical(self, row):
+        return 2.0 * row
+
+    def several(self, count):
+        for n in range(count):
+            yield n
+
+
+def ops_squeeze(q) -> None:
+    idioms.ops.Sgate(0.2) | q[0]
+
+
+def test_methods_that_nobody_named_are_compiled_when_they_are_called_again(capsys) -> None:
+    model = Mixed()
+    z = rows_of(Mixed)
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        expected = model.distribution(z[0])
+        for n in range(4):
+            np.testing.assert_allclose(generator.distribution(z[0]), expected, atol=1e-6)
+            assert bool(generator.stats()["unpooled"]) == (n > 0)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(generator.distribution(z[1], scale=2.0) ** 2)
+        with tf.GradientTape() as stock:
+            same = tf.reduce_sum(model.distribution(z[1], scale=2.0) ** 2)
+        np.testing.assert_allclose(
+            tape.gradient(loss, model.w), stock.gradient(same, model.w), atol=1e-5
+        )
+        for name in ("printed", "counted", "assigned", "squeezed"):
+            for _ in range(3):
+                theirs = getattr(model, name)(z[0])
+                np.testing.assert_allclose(getattr(generator, name)(z[0]), theirs, atol=1e-6)
+        assert capsys.readouterr().out.count("looking") == 6
+        assert (model.seen, float(model.counter)) == (6, 6.0)
+        for _ in range(3):
+            np.testing.assert_allclose(generator.pooled(z), 2 * model(z), atol=1e-5)
+            assert generator.classical(3.0) == 6.0
+        assert list(generator.several(2)) == [0, 1]
+        levels = {way["method"]: way["level"] for way in generator.stats()["unpooled"]}
+        reasons = {way["method"]: way["why_not_better"] for way in generator.stats()["unpooled"]}
+        assert levels["distribution"] in ("graph", "xla")
+        assert {n for n, level in levels.items() if level == "eager"} >= {"printed", "pooled"}
+        assert "prints" in reasons["printed"]
+        assert "attributes" in reasons["counted"]
+        assert "variable" in reasons["assigned"]
+        assert "pooled" in reasons["pooled"]
+        assert "'gaussian'" in str(generator)
+    assert type(model.single) is sf.Engine
+    np.testing.assert_allclose(generator.distribution(z[0]), expected, atol=1e-6)
+
+
+class LooksAtNumbers(idioms.Base):
+    def __call__(self, z):
+        x = [float(v) for v in z[:, 0].numpy()]
+        return tf.stack([photons_of(self, v) for v in x])
+
+
+def photons_of(model, value):
+    return idioms.photons(model.state(value, 0.1))
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "threads"])
+def test_what_stays_slow_is_warned_of_once_with_the_line_and_what_to_write(strategy: str) -> None:
+    model = LooksAtNumbers()
+    z = rows_of(LooksAtNumbers)
+    with qpool.parallelize(model, strategy=strategy) as generator:
+        with pytest.warns(qpool.errors.NotCompiledWarning) as caught:
+            for _ in range(3):
+                step(generator, z, model)
+        ours = [one for one in caught if one.category is qpool.errors.NotCompiledWarning]
+        assert len(ours) == 1
+        said = str(ours[0].message)
+        assert "LooksAtNumbers is not compiled" in said
+        assert "test_idioms.py" in said
+        assert ".numpy()" in said
+        assert "Instead" in said
+        assert ours[0].filename == __file__
+        assert "not compiled" in str(generator)
