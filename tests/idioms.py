@@ -101,6 +101,7 @@ class LoopByRows(Base):
 class MapFn(Base):
     """tf.map_fn over the rows, quadratures out."""
 
+    @tf.autograph.experimental.do_not_convert  # it would convert Strawberry Fields, for seconds
     def one(self, row):
         state = self.state(row[0], row[1])
         return tf.stack([state.quad_expectation(m)[0] for m in range(2)])

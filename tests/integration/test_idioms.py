@@ -148,8 +148,7 @@ class Mixed(idioms.FixedBatch):
         return 2.0 * row
 
     def several(self, count):
-        for n in range(count):
-            yield n
+        yield from range(count)
 
 
 def ops_squeeze(q) -> None:
@@ -210,8 +209,9 @@ def test_what_stays_slow_is_warned_of_once_with_the_line_and_what_to_write(strat
     z = rows_of(LooksAtNumbers)
     with qpool.parallelize(model, strategy=strategy) as generator:
         with pytest.warns(qpool.errors.NotCompiledWarning) as caught:
-            for _ in range(3):
-                step(generator, z, model)
+            generator(z)
+        for _ in range(3):
+            step(generator, z, model)  # without a further one, which would be an error
         ours = [one for one in caught if one.category is qpool.errors.NotCompiledWarning]
         assert len(ours) == 1
         said = str(ours[0].message)

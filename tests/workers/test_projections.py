@@ -128,7 +128,7 @@ def test_a_parameter_or_a_tensor_says_what_is_selected_of_each_sample() -> None:
     step = 1e-5
     for n in range(3):  # of what was selected, too: by finite differences
         moved = [
-            found(TracedEngine, measure, BATCH, named=[("v", values[:n] + [v] + values[n + 1 :])])
+            found(TracedEngine, measure, BATCH, named=[("v", [*values[:n], v, *values[n + 1 :]])])
             for v in (values[n] - step, values[n] + step)
         ]
         numeric = (moved[1][0] - moved[0][0]) / (2 * step)

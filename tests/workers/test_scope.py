@@ -72,8 +72,14 @@ def test_wherever_an_engine_is_held_it_can_be_traced(holder: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"batch_size": 3}, {"batch_size": None}, {"eval": False}, {"pure": False}]
-    + [{"dtype": tf.complex128}, {"pure": True, "eval": True}],
+    [
+        {},
+        {"batch_size": 3},
+        {"batch_size": None},
+        {"pure": False},
+        {"dtype": tf.complex128},
+        {"pure": True, "eval": False},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("ran", [False, True])
@@ -115,7 +121,7 @@ def test_what_goes_on_with_an_earlier_calls_state_does_so_eagerly_and_is_not_tra
         with traced_engines():
             return engine.run(PROGRAM, args={"x": x}).state.ket()
 
-    with pytest.raises(UntraceableError, match="engine.reset"):
+    with pytest.raises(UntraceableError, match=r"engine\.reset"):
         tf.function(traced, autograph=False)(X)
     assert len(engine.run_progs) == 1  # as the user left it
 
@@ -142,7 +148,7 @@ def test_programs_run_one_after_another_in_one_call_are_traced() -> None:
 
 def test_options_that_change_and_engines_of_other_backends() -> None:
     engine, gaussian = new(), sf.Engine("gaussian")
-    with traced_engines() as scope:
+    with traced_engines():
         assert engine.run(PROGRAM, args={"x": 0.1}).state.cutoff_dim == 5
         assert isinstance(engine.run.__self__, StandIn)
     engine.backend_options["cutoff_dim"] = 7

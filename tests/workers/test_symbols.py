@@ -17,7 +17,7 @@ LOOPS = {
     "map_fn": lambda z: tf.unstack(tf.map_fn(lambda row: row * 2, z)),
     "decided": lambda z: [row * 2 if tf.rank(row) > 0 else row for row in z],
     "float": lambda z: [row * float(tf.shape(z)[1]) for row in z],
-    "zip": lambda z: [a * 2 for a, _ in zip(z, tf.reshape(z, [-1]))],
+    "zip": lambda z: [a * 2 for a, _ in zip(z, tf.reshape(z, [-1]), strict=False)],
 }
 
 
@@ -53,7 +53,7 @@ def test_outside_nothing_is_answered() -> None:
     def call(z):
         with symbols.answered():
             pass
-        return tf.stack([row for row in z])
+        return tf.stack(list(z))
 
     with pytest.raises(TypeError, match="not allowed"):
         tf.function(call, autograph=False)(Z)
