@@ -181,7 +181,9 @@ def _run(
     per_epoch = len(rows.rows) // config.batch_size
     epochs = -(-config.steps // per_epoch)
     if asked is not None and config.strategy == "auto" and config.workers is None:
-        console.print("measuring which strategy is fastest ...")
+        from qpool.executors.auto.contest import BUDGET
+
+        console.print(f"measuring which strategy is fastest, for {BUDGET:.0f} s or so at most ...")
         config, asked["chosen"] = _chosen(config)
         console.print(f"chosen: {asked['chosen']['chosen']}", soft_wrap=True)
     with _trainer(config, rows) as trainer:

@@ -19,7 +19,7 @@ from workers import recipes
 
 #: Seconds that measuring one size of batch may take, where a run waits for it; no further candidate
 #: is begun after that.
-BUDGET = 60.0
+BUDGET = 30.0
 
 #: A candidate is measured in so many turns with the others, at least, each of so many seconds.
 _FIRST_TURNS, _TURNS, _TURN_SECONDS = 2, 5, 0.2

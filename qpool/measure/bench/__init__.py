@@ -29,6 +29,8 @@ CASES = {
     "strategies": "strategies:strategies",
     "auto": "strategies:auto",
     "utilisation": "strategies:utilisation",
+    "forms": "usage:forms",
+    "first": "usage:first",
     "scaling": "scaling:scaling_model",
     "natural": "natural:natural",
     "ray": "cluster:ray_overhead",
