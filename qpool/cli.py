@@ -327,7 +327,9 @@ def _echo(found: dict[str, Any], indent: str) -> None:
             click.echo(f"{indent}{key}:")
             _echo(value, indent + "  ")
         elif isinstance(value, dict):
-            figures = "  ".join(f"{k} {v:.4g}" for k, v in value.items())
+            figures = "  ".join(
+                f"{k} {v}" if isinstance(v, str) else f"{k} {v:.4g}" for k, v in value.items()
+            )
             click.echo(f"{indent}{key}: {figures}")
         elif key != "case" and not isinstance(value, list):
             click.echo(

@@ -6,6 +6,7 @@ Owns that choice. What is called, with what, and what happens to the outputs is 
 
 from __future__ import annotations
 
+import functools
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -41,15 +42,23 @@ def at_level(function: Callable[..., Any], level: str) -> Callable[..., Any]:
     if level == "eager":
         return function
     if level == "graph":
-        return _direct(tf.function(function, jit_compile=False, autograph=False))
+        return _direct(tf.function(_of_its_own(function), jit_compile=False, autograph=False))
 
     def pooled(*args: Any) -> Any:
         compile_cache.lasting_name()
         return function(*args)
 
     return compile_cache.guarded(
-        lambda: _direct(tf.function(pooled, jit_compile=True, autograph=False))
+        lambda: _direct(tf.function(_of_its_own(pooled), jit_compile=True, autograph=False))
     )
+
+
+def _of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, not taken by TensorFlow for all others that are made by the same lines, and
+    warned of for being traced so often."""
+    alone = functools.partial(function)
+    alone.__name__ = getattr(function, "__name__", "pooled")  # type: ignore[attr-defined]
+    return alone
 
 
 def _direct(function: Any) -> Callable[..., Any]:
