@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The READMEs' examples run as they stand, and lead where they say."""
 
 from __future__ import annotations
 
@@ -7,12 +7,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+
+#: In the order in which a reader meets them: an example may use what one before it made.
+ALL = [
+    README,
+    *(ROOT / name / "README.md" for name in ("qpool/models", "workers", "qpool/executors")),
+    *(ROOT / name / "README.md" for name in ("qpool/training", "qpool/measure", "scripts")),
+    *(ROOT / name / "README.md" for name in ("qpool", "tests")),
+]
+
+
+def examples(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
 def test_the_examples_run() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) >= 2
+    blocks = [block for path in ALL for block in examples(path)]
+    assert len(blocks) >= 4
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks)],
         capture_output=True,
@@ -21,16 +36,31 @@ def test_the_examples_run() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "(16, 2) 10" in done.stdout
+    assert "(16, 2)\n10\nQuantumSFGenerator, pooled: processes, 2 workers" in done.stdout
 
 
 def test_the_drop_in_is_fifteen_lines() -> None:
-    first = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert first is not None
-    assert len(first.group(1).strip().splitlines()) <= 15
+    assert len(examples(README)[0].strip().splitlines()) <= 15
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_can_be_read_at_a_sitting_and_its_links_lead_somewhere(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 150
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def test_all_are_there() -> None:
+    found = {
+        path
+        for path in ROOT.rglob("README.md")
+        if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    }
+    assert found == set(ALL)
 
 
 def test_the_commands_are_there_and_explain_themselves() -> None:
     for name in ("train", "test", "check"):
-        assert f"scripts/{name}" in README.read_text()
-        assert (README.parent / "scripts" / name).stat().st_mode & 0o111
+        assert any(f"scripts/{name}" in path.read_text() for path in ALL)
+        assert (ROOT / "scripts" / name).stat().st_mode & 0o111
