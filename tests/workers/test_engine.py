@@ -14,6 +14,7 @@ sf_compat.install()
 import strawberryfields as sf  # noqa: E402
 from strawberryfields import ops, utils  # noqa: E402
 from strawberryfields.backends import BaseBackend  # noqa: E402
+from strawberryfields.backends.tfbackend.backend import TFBackend  # noqa: E402
 from strawberryfields.backends.tfbackend.states import FockStateTF  # noqa: E402
 from strawberryfields.engine import LocalEngine  # noqa: E402
 
@@ -548,3 +549,96 @@ def test_a_samples_phase_on_the_vacuum_before_a_gate_that_all_share() -> None:
             results += [state.ket().numpy(), tape.gradient(value, x).numpy()]
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+PREPARED = [
+    (modes, where)
+    for modes in (1, 2, 3)
+    for where in ([0], [1], [0, 1], [1, 0], [2, 0])
+    if max(where) < modes >= len(where)
+]
+
+
+def prepared(make, modes, where, batch, how, state, cutoff=2):
+    backend = make()
+    backend.begin_circuit(modes, cutoff_dim=cutoff, batch_size=batch, dtype=tf.complex128)
+    for mode in range(modes):
+        backend.displacement(0.2, 0.1, mode)
+    getattr(backend, how)(state, where if len(where) > 1 else where[0])
+    backend.rotation(0.3, 0)
+    found = backend.state()
+    return found.is_pure, found.batched, np.asarray(found.data)
+
+
+@pytest.mark.parametrize("how", ["prepare_ket_state", "prepare_dm_state"])
+@pytest.mark.parametrize(("modes", "where"), PREPARED)
+@pytest.mark.parametrize("batch", [None, 2, 3])
+def test_a_prepared_state_is_what_its_shape_says(how, modes, where, batch) -> None:
+    """Wherever Strawberry Fields makes a state of it, flat or not, with a batch axis or without."""
+    cutoff, count = 2, len(where)
+    size, rng = cutoff**count, np.random.default_rng(0)
+    for rows in (None, 2, 3, 4):
+        ket = rng.normal(size=(rows or 1, size)) + 1j * rng.normal(size=(rows or 1, size))
+        ket = ket / np.linalg.norm(ket, axis=1, keepdims=True)
+        ket = ket if rows else ket[0]
+        rho = np.einsum("...i,...j->...ij", ket, ket.conj())
+        lead = [rows] if rows else []
+        forms = [ket, ket.reshape(lead + [cutoff] * count), rho]
+        forms.append(rho.reshape(lead + [cutoff] * (2 * count)))
+        for state in forms:
+            try:
+                pure, batched, stock = prepared(TFBackend, modes, where, batch, how, state)
+            except Exception:
+                continue
+            axes = (cutoff,) * (modes if pure else 2 * modes)
+            if stock.shape != (() if batch is None else (batch,)) + axes:
+                continue  # no state of that many modes and samples
+            ours = prepared(TracedTFBackend, modes, where, batch, how, state)
+            assert ours[:2] == (pure, batched)
+            np.testing.assert_allclose(ours[2], stock, atol=1e-12)
+
+
+def test_a_density_matrix_is_shared_by_a_batch_of_another_size() -> None:
+    ket = np.array([0.6, 0.0, 0.8j])
+    rho = np.outer(ket, ket.conj())
+    for how in ("prepare_ket_state", "prepare_dm_state"):
+        pure, batched, found = prepared(TracedTFBackend, 1, [0], 2, how, rho, cutoff=3)
+        assert (pure, batched, found.shape) == (False, True, (2, 3, 3))
+        np.testing.assert_allclose(np.abs(found), np.abs([rho, rho]), atol=1e-12)
+    with pytest.raises(ValueError, match="expected one of"):
+        prepared(TracedTFBackend, 1, [0], 2, how, np.ones(4), cutoff=3)
+
+
+@pytest.mark.parametrize("p", [0, 1, 0.5])
+@pytest.mark.parametrize("a", [0.0, 0.4, 1.3])
+def test_cat_states(a: float, p: float) -> None:
+    if a == 0 and p == 1:
+        return  # there is no such state
+    assert_like_stock(
+        program(lambda q, params: (ops.Catstate(a, 0.3, p) | q[0], ops.Rgate(params("a")) | q[0])),
+        VALUES,
+        compile_to="xla",
+    )
+
+
+def test_cat_states_of_parameters_are_constants_to_a_gradient_as_in_strawberry_fields() -> None:
+    made = program(lambda q, params: ops.Catstate(params("a"), 0.3, p=params("b")) | q[0])
+    numbers = program(lambda q, _: ops.Catstate(VALUES["a"], 0.3, p=VALUES["b"]) | q[0])
+    ours, gradients = value_and_gradients(TracedEngine, made, VALUES, compile_to="xla")
+    np.testing.assert_allclose(ours, run(sf.Engine, numbers, {}).state.data, atol=1e-12)
+    assert all(gradient is None for gradient in gradients.values())
+    batch = {name: tf.constant([value, 0.9], tf.float64) for name, value in VALUES.items()}
+    found = run(TracedEngine, made, {name: batch[name] for name in ("a", "b")}).state.data
+    np.testing.assert_allclose(found[0], ours, atol=1e-12)
+
+
+def test_gaussian_gates_of_numbers_are_traced() -> None:
+    symplectic = np.diag([1.25, 0.8])
+    shift = np.array([0.1, -0.2])
+
+    def build(q, params):
+        ops.Dgate(params("a")) | q[0]
+        ops.Ggate(symplectic, shift) | q[1]
+        ops.BSgate(0.4, params("b")) | (q[0], q[1])
+
+    assert_like_stock(program(build), VALUES, compile_to="graph", atol=1e-9)

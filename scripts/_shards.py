@@ -1,0 +1,106 @@
+"""The whole suite, several pytests side by side.
+
+One pytest uses about one core: TensorFlow traces, and XLA compiles, in one thread most of the time.
+So the suite is cut into shards, each a process of its own that ends (TensorFlow keeps what it has
+compiled for as long as a process lives), and as many run at once as there are cores, if there is
+memory for them. Owns the cut and the sum; what each shard says is pytest's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+#: Shards, the longest first; what no shard names is in the last one.
+SHARDS: dict[str, list[str]] = {
+    "engine": ["tests/workers"],
+    "idioms": ["tests/integration/test_idioms.py", "tests/integration/test_traced.py"],
+    "faults": ["tests/integration/test_faults.py", "tests/integration/test_lifecycle.py"],
+    "training": ["tests/qpool/training", "tests/integration/test_runs.py", "tests/test_cli.py"],
+    "cluster": ["tests/integration/test_cluster.py", "tests/integration/test_applications.py"],
+    "measure": ["tests/qpool/executors", "tests/qpool/measure"],
+}
+REST = "rest"
+
+#: Memory that a shard and its workers may need.
+_GIB = 6
+
+_COUNT = re.compile(r"(\d+) (passed|failed|skipped|errors?|xfailed|deselected)\b")
+
+
+def paths(root: Path) -> dict[str, list[str]]:
+    """The files of each shard: every test file is in one."""
+    found: dict[str, list[str]] = {name: [] for name in (*SHARDS, REST)}
+    for file in sorted((root / "tests").rglob("test_*.py")):
+        name = file.relative_to(root).as_posix()
+        homes = [s for s, own in SHARDS.items() if any(name.startswith(path) for path in own)]
+        found[homes[0] if homes else REST].append(name)
+    return found
+
+
+def run(interpreter: Path, root: Path) -> int:
+    """Run all shards; the exit code. Prints each one's end, and all of it where it failed."""
+    began = time.monotonic()
+    children: list[subprocess.Popen] = []
+    counts: dict[str, int] = {}
+    failed = []
+    with ThreadPoolExecutor(_side_by_side()) as threads:
+        futures = {
+            threads.submit(_one, interpreter, root, files, children): name
+            for name, files in paths(root).items()
+            if files
+        }
+        try:
+            for future in as_completed(futures):
+                name, (code, said, seconds) = futures[future], future.result()
+                for number, word in _COUNT.findall(said.strip().splitlines()[-1] if said else ""):
+                    counts[word] = counts.get(word, 0) + int(number)
+                last = said.strip().splitlines()[-1].strip("= ") if said.strip() else "said nothing"
+                if code:
+                    failed.append(name)
+                    print(said)
+                print(f"[{name}] {last} ({seconds:.0f} s in all)", flush=True)
+        except KeyboardInterrupt:
+            for future in futures:
+                future.cancel()
+            for child in children:
+                if child.poll() is None:
+                    child.send_signal(signal.SIGINT)
+            raise
+    errors = counts.get("error", 0) + counts.get("errors", 0)
+    bad = counts.get("failed", 0) + errors or len(failed)
+    print(f"{time.monotonic() - began:.0f} s; shards that failed: {', '.join(failed) or 'none'}")
+    print(f"{counts.get('passed', 0)} passed, {bad} failed, {counts.get('skipped', 0)} skipped")
+    return 1 if failed else 0
+
+
+def _one(
+    interpreter: Path, root: Path, files: list[str], children: list[subprocess.Popen]
+) -> tuple[int, str, float]:
+    began = time.monotonic()
+    command = [str(interpreter), "-m", "pytest", "-q", "--no-header", "--durations=8", *files]
+    child = subprocess.Popen(
+        command,
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    children.append(child)
+    said, _ = child.communicate()
+    return child.returncode, said, time.monotonic() - began
+
+
+def _side_by_side() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = _GIB * 2**30 * 2
+    if hasattr(os, "sysconf") and sys.platform != "darwin":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores or 1, memory // (_GIB * 2**30)))
