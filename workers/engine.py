@@ -251,7 +251,7 @@ def cat_state(a: Any, phi: Any, p: Any, cutoff: int) -> tf.Tensor:
 
 
 def _real(value: Any, name: str) -> tf.Tensor:
-    value = tf.stop_gradient(tf.convert_to_tensor(value))
+    value = tf.stop_gradient(value if tf.is_tensor(value) else np.asarray(value))
     if value.dtype.is_complex:
         raise ValueError(f"{name} of a cat state is complex; expected a real number")
     return tf.cast(value, tf.float64)

@@ -3,9 +3,9 @@
     for row in z: state = engine.run(program, args={"x": row[0]}).state; ...
 
 A loop over the batch makes as many circuits as there are rows, each too small to fill a core. Here
-the call is traced for one row, and that graph is vectorised by TensorFlow (``tf.vectorized_map``);
-of a circuit in it only the parameters are taken, and the circuit itself is run once, for the
-parameters of all rows, as a call that was written for batches would have it.
+the call is traced for one row, and that graph is vectorised by TensorFlow (as in
+``tf.vectorized_map``); of a circuit in it only the parameters are taken, and the circuit itself is
+run once, for the parameters of all rows, as a call that was written for batches would have it.
 
 Owns that rewriting. Whether the result is the call's own is for others to check.
 """
@@ -18,39 +18,41 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.ops.parallel_for.pfor import wrap
+from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
 
 from workers import circuit, plan
 from workers.errors import UntraceableError
 
 
-def by_rows(call: Callable[..., Any], over: Sequence[bool]) -> Callable[..., Any]:
+def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., Any]:
     """The call of tensors that gives what ``call`` gives, called with one row at a time.
 
     ``over`` says which of its arguments are (rows, ...); it is called with all of the others. For
     graphs. A call that cannot be vectorised is an error of whatever kind.
     """
 
-    def one(row: Sequence[tf.Tensor], whole: Sequence[tf.Tensor]) -> Any:
+    def all_rows(*inputs: tf.Tensor) -> Any:
+        rows = next(x.shape[0] for x, flag in zip(inputs, over, strict=True) if flag)
+        if rows == 1:
+            return call(*inputs)
         graph = tf.compat.v1.get_default_graph()
         known = len(graph.get_operations())
-        rows, others = iter(row), iter(whole)
-        token = tf.reshape(row[0], [-1])[:1]
+        index = tf.compat.v1.placeholder_with_default(0, [])
+        row = [
+            tf.gather(x, index)[None] if flag else x for x, flag in zip(inputs, over, strict=True)
+        ]
+        token = tf.reshape(row[over.index(True)], [-1])[:1]
         with circuit.computed_by(functools.partial(_placeholder, token)):
-            found = call(*(next(rows)[None] if flag else next(others) for flag in over))
+            found = tf.nest.map_structure(lambda x: x[0], call(*row))
         made = graph.get_operations()[known:]
         if any("_gradient_op_type" in op.node_def.attr for op in made):
             raise UntraceableError(  # vectorised, it would have the gradient of its operations
                 "a loop over rows is not vectorised where a tf.custom_gradient is in it"
             )
-        return tf.nest.map_structure(lambda x: x[0], found)
-
-    def all_rows(*inputs: tf.Tensor) -> Any:
-        rows = tuple(x for x, flag in zip(inputs, over, strict=True) if flag)
-        whole = [x for x, flag in zip(inputs, over, strict=True) if not flag]
-        if rows[0].shape[0] == 1:  # TensorFlow would not vectorise it
-            return call(*inputs)
-        return tf.vectorized_map(lambda row: one(row, whole), rows, fallback_to_while_loop=False)
+        # Not tf.vectorized_map: for XLA that makes a function of the whole, whose backward pass
+        # takes shapes from its forward pass, so that XLA compiles anew for each value.
+        converter = PFor(index, rows, set(made), fallback_to_while_loop=False)
+        return tf.nest.map_structure(converter.convert, found)
 
     return all_rows
 

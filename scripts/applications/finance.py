@@ -21,6 +21,9 @@ from qpool import applications, cli
 from qpool.applications import CLASSICAL, QUANTUM, REAL
 
 DAYS = 8
+
+#: Of the circuit, unless ``--long``.
+LAYERS, CUTOFF = 2, 5
 LAGS = 5
 
 
@@ -63,7 +66,7 @@ def finance(seeds: int, steps: int | None, workers: int | None, long: bool, out:
 
     columns = tuple(f"day {n + 1} (%)" for n in range(DAYS))
     rows = comparison.split("S&P 500", real_windows(), columns)
-    layers, cutoff, latent = (4, 7, 12) if long else (2, 5, 12)
+    layers, cutoff, latent = (4, 7, 12) if long else (LAYERS, CUTOFF, 12)
 
     def quantum(seed: int) -> Any:
         """Position and momentum of four modes are eight days; a linear layer gives them scale."""

@@ -22,6 +22,9 @@ from qpool.applications import CLASSICAL, QUANTUM, REAL
 
 COLUMNS = ("log10 molar mass (g/mol)", "boiling point (K)", "critical point (K)", "log10 Pc (bar)")
 
+#: Of the circuit, unless ``--long``.
+LAYERS, CUTOFF = 2, 5
+
 #: Sources of boiling points that are, or may be, estimates.
 ESTIMATES = ("JOBACK", "YAWS")
 
@@ -65,7 +68,7 @@ def molecules(seeds: int, steps: int | None, workers: int | None, long: bool, ou
     from qpool.training import comparison
 
     rows = comparison.split("molecules", real_molecules(), COLUMNS)
-    layers, cutoff = (4, 7) if long else (2, 5)
+    layers, cutoff = (4, 7) if long else (LAYERS, CUTOFF)
 
     def quantum(seed: int) -> Any:
         return QuantumSFGenerator(

@@ -67,6 +67,16 @@ def test_values_and_gradients_are_those_of_the_loop(read: str) -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-10)
 
 
+def test_it_is_one_graph_which_xla_compiles_once_for_all_values() -> None:
+    """A function within has a backward pass that takes shapes from its forward pass; XLA then takes
+    what those come from for constants, and compiles for each value anew."""
+    call = looped(READ["means"])
+    traced = tf.function(lambda z: value_and_gradients(by_rows(call, (True,)), z), jit_compile=True)
+    traced(Z)
+    graph = traced.get_concrete_function(Z).graph
+    assert not graph.as_graph_def().library.function
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_mixed_states_cutoff_two_and_one_row(rows: int) -> None:
     call = looped(READ["density"], cutoff=2, pure=False)
