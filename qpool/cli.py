@@ -15,33 +15,13 @@ import click
 
 from qpool.training.config import Config
 from workers.errors import QPoolError
-from workers.logs import Once, hushed
+from workers.logs import hush_tensorflow
 
 _DEFAULT = Config()
 
 
-class _Computing(click.Command):
-    """A command that loads TensorFlow, once its options are known to be right."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with hushed():
-            from workers import sf_compat
-
-            sf_compat.install()
-            import tensorflow as tf
-
-            tf.get_logger().addFilter(Once())
-            tf.config.list_physical_devices("GPU")  # or it would look, and say so, later
-        return super().invoke(ctx)
-
-
-class _Commands(click.Group):
-    command_class = _Computing
-
-
 @click.group(
     "qpool",
-    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.version_option(package_name="qpool-sf", prog_name="qpool")
@@ -51,6 +31,7 @@ def cli() -> None:
     Start with `qpool train`: it trains a small quantum GAN on real data through the pool, in
     half a minute on two cores, and leaves a run directory with pictures.
     """
+    hush_tensorflow()
 
 
 @cli.command()

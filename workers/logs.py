@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.abc
+import importlib.util
 import logging
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -31,6 +34,32 @@ def hushed() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
+
+
+def hush_tensorflow() -> None:
+    """Have TensorFlow load :func:`hushed`, whenever it is imported, if it has not been yet; and
+    look for GPUs then, and say once what it says again and again."""
+    if "tensorflow" not in sys.modules:
+        sys.meta_path.insert(0, _Hushing())
+
+
+class _Hushing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                with hushed():
+                    load(module)
+                    module.config.list_physical_devices("GPU")
+                module.get_logger().addFilter(Once())
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 class Once(logging.Filter):

@@ -73,11 +73,15 @@ LOOPS = {
 }
 
 
-@pytest.mark.parametrize("strategy", ["processes", "threads", "auto"])
 @pytest.mark.parametrize(
-    "idiom",
-    [idioms.FixedBatch, idioms.LoopByIndex, idioms.Arrays],
-    ids=lambda idiom: idiom.__name__,
+    ("strategy", "idiom"),
+    [
+        ("processes", idioms.FixedBatch),
+        ("processes", idioms.Arrays),
+        ("threads", idioms.LoopByIndex),
+        ("auto", idioms.InAList),
+    ],
+    ids=str,
 )
 def test_every_strategy_compiles_it(pool, monkeypatch, strategy: str, idiom) -> None:
     monkeypatch.setattr(course, "SHARE", 0.0)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 
-from workers.logs import Once
+from workers.logs import Once, hushed
 
 
 @pytest.mark.parametrize(
@@ -24,3 +27,32 @@ def test_a_warning_is_said_once_and_an_error_each_time(silent: bool, passed: lis
         logger.warning("other")
         logger.error("lost")
     assert sorted(said) == sorted(passed)
+
+
+def test_what_is_written_while_hushed_is_seen_if_it_fails(capfd) -> None:
+    with hushed():
+        os.write(2, b"oneDNN is on")
+    os.write(2, b"after")
+
+    def load() -> None:
+        with hushed():
+            os.write(2, b"no such library")
+            raise ImportError
+
+    with pytest.raises(ImportError):
+        load()
+    assert capfd.readouterr().err == "afterno such library"
+
+
+def test_tensorflow_loads_without_a_word() -> None:
+    code = (
+        "import sys, workers.logs; workers.logs.hush_tensorflow(); import tensorflow as tf; "
+        "tf.constant(0.0); print(tf.__spec__.name, file=sys.stderr)"
+    )
+    environment = {n: v for n, v in os.environ.items() if not n.startswith(("TF_", "CUDA_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stderr.splitlines()[-1:] == ["tensorflow"]
+    assert "oneDNN" not in done.stderr
+    assert "cuInit" not in done.stderr
