@@ -17,14 +17,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-#: Shards, the longest first; what no shard names is in the last one.
+#: Shards by beginnings of paths, the longest first; what no shard names is in the last one.
 SHARDS: dict[str, list[str]] = {
+    "training": ["tests/qpool/training"],
     "engine": ["tests/workers"],
-    "idioms": ["tests/integration/test_idioms.py", "tests/integration/test_traced.py"],
+    "cluster": ["tests/integration/test_cluster.py"],
+    "runs": ["tests/integration/test_runs.py", "tests/test_cli.py"],
     "faults": ["tests/integration/test_faults.py", "tests/integration/test_lifecycle.py"],
-    "training": ["tests/qpool/training", "tests/integration/test_runs.py", "tests/test_cli.py"],
-    "cluster": ["tests/integration/test_cluster.py", "tests/integration/test_applications.py"],
-    "measure": ["tests/qpool/executors", "tests/qpool/measure"],
+    "idioms": ["tests/integration/test_idioms.py", "tests/integration/test_traced.py"],
+    "measure": ["tests/qpool/executors", "tests/qpool/measure", "tests/integration/test_appl"],
 }
 REST = "rest"
 
