@@ -4,7 +4,7 @@ Owns what has been compiled for each way, and whether a call may be: it must do 
 compute. Arguments that are tensors are inputs of the compiled function; all others are constants of
 it, known by content. ``cpu_batch`` and the methods that are not pooled (``unpooled``) call by it.
 
-Where a tape is outside of the compiled function, gradients are checkpointed (``workers.circuit``).
+In a graph that has its tape outside, gradients are checkpointed (``workers.circuit``).
 """
 
 from __future__ import annotations
