@@ -62,35 +62,6 @@ class Method:
         return tape.gradient(outputs, [*sources, *self.variables], output_gradients=cotangents)
 
     @functools.cached_property
-    def on_a_tape(self) -> Callable[..., Any]:
-        """``compiled``, with ``compiled_vjp`` for its gradient: two programs, and no tensors that
-        the one leaves to the other. The gradient is differentiable in turn."""
-        places = {id(variable): n for n, variable in enumerate(self.variables)}
-
-        @tf.custom_gradient
-        def call(*inputs: tf.Tensor) -> Any:
-            outputs = self.compiled(*inputs)
-            floating = [differentiable(x) for x in tf.nest.flatten(outputs)]
-
-            def pull_back(*cotangents: Any, variables: Sequence[Any] | None = None) -> Any:
-                pairs = zip(cotangents, floating, strict=True)
-                given = [tf.convert_to_tensor(c) for c, there in pairs if there]
-                found = iter(self.compiled_vjp(*inputs, *given))
-                of_inputs = [
-                    next(found) if as_tensor and differentiable(x) else None
-                    for x, as_tensor in zip(inputs, self.plan.as_tensor, strict=True)
-                ]
-                of_variables = list(found)
-                if variables is None:
-                    return of_inputs
-                wanted = [places.get(id(variable)) for variable in variables]
-                return of_inputs, [None if n is None else of_variables[n] for n in wanted]
-
-            return outputs, pull_back
-
-        return call
-
-    @functools.cached_property
     def compiled_second(self) -> Callable[[tuple[int, ...]], Callable[..., Any]]:
         r"""(\*inputs, \*cotangents, \*tangents) -> the vjp of the vjp, both calls in it.
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from qpool import notices
 from qpool.executors.base import Executor, Options
-from qpool.executors.ways import State, Way, Ways, as_it_is, called
+from qpool.executors.ways import State, Way, Ways, as_it_is
 from qpool.shipping import engines_batch_size
 from workers import affinity, circuit, compiled, recipes
 from workers.errors import ConfigurationError
@@ -55,7 +55,7 @@ class CpuBatchExecutor(Executor):
         with self._counted(args) if tf.executing_eagerly() else contextlib.nullcontext():
             if way.choice is None or way.choice.level == "eager":
                 return as_it_is(function, args, kwargs)
-            return called(way, inputs)
+            return way.method.compiled(*inputs)
 
     @property
     def within_xla(self) -> bool:

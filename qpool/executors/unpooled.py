@@ -20,7 +20,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from qpool.executors.ways import State, Way, Ways, as_it_is, called
+from qpool.executors.ways import State, Way, Ways, as_it_is
 from workers import circuit, compiled
 from workers.errors import ShippingError
 
@@ -58,7 +58,7 @@ class Unpooled:
                 return as_it_is(function, args, kwargs)
             if way.choice.level == "graph" and not way.choice.reason:
                 return self._timed(way, inputs)
-            return called(way, inputs)
+            return way.method.compiled(*inputs)
         finally:
             _within.reset(token)
 
@@ -107,7 +107,7 @@ class Unpooled:
         """Call the graph; have XLA compile it when that has been worth it."""
         assert way.choice is not None
         began = time.perf_counter()
-        result = called(way, inputs)
+        result = way.method.compiled(*inputs)
         way.seconds += time.perf_counter() - began
         if way.seconds > _COMPILING * way.choice.seconds:
             better = self._ways.choose(way, inputs, result, "", 0, ("xla",))

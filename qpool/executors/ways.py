@@ -4,30 +4,26 @@ Owns what has been compiled for each way, and whether a call may be: it must do 
 compute. Arguments that are tensors are inputs of the compiled function; all others are constants of
 it, known by content. ``cpu_batch`` and the methods that are not pooled (``unpooled``) call by it.
 
-In a graph that has its tape outside, gradients are checkpointed (``workers.circuit``).
+Where a tape is outside of the compiled function, gradients are checkpointed (``workers.circuit``).
 """
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
 import pickle
 import re
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from qpool import tapes
 from qpool.executors.base import argument_names
 from qpool.shipping import dumps
 from workers import circuit, compiled, recipes, survey
 from workers.draws import global_states
 from workers.errors import ModelError
-from workers.method import Method, differentiable
+from workers.method import Method
 from workers.protocol import Plan, Sharded
 from workers.scope import traced_engines
 
@@ -63,12 +59,6 @@ class Way:
             "why_not_better": self.choice.reason,
             "seconds": self.choice.seconds,
         }
-
-
-def called(way: Way, inputs: list[tf.Tensor]) -> Any:
-    """Call what was compiled."""
-    on_a_tape = tf.executing_eagerly() and tapes.recording()
-    return (way.method.on_a_tape if on_a_tape else way.method.compiled)(*inputs)
 
 
 class Ways:
@@ -136,9 +126,7 @@ class Ways:
                 marked, named = pickle.loads(constants)
             as_tensor = tuple(not arrays or n > 0 for n in range(len(inputs)))
             plan = Plan(0, 0, method, b"", as_tensor, 0)
-            shipped = recipes.inspect(self._model, {})
-            variables = [shipped.variables[n] for n in shipped.differentiable]
-            found = Method(plan, function, marked, named, True, variables)
+            found = Method(plan, function, marked, named, True)
             self._known[key] = Way(found, tuple(sharded))
         return self._known[key], inputs
 
@@ -170,59 +158,16 @@ class Ways:
             form = dataclasses.replace(form, by_rows=by_rows)
             trial = dataclasses.replace(original, plan=form)
 
-            ahead = (
-                _Ahead(trial, inputs, outputs) if tapes.recording() and "xla" in levels else None
-            )
-
-            def use(function: Any, level: str, trial: Method = trial, ahead: Any = ahead) -> None:
+            def use(function: Any, level: str, trial: Method = trial) -> None:
                 plan = dataclasses.replace(trial.plan, level=level)
                 way.method = dataclasses.replace(trial, plan=plan)
                 way.method.__dict__["compiled"] = function
-                if ahead is not None and level == "xla":
-                    way.method.__dict__["compiled_vjp"] = ahead.function()
 
-            try:
-                choice = compiled.choose(_computing(trial), inputs, outputs, use, levels=levels)
-            finally:
-                if ahead is not None:
-                    ahead.end()
+            choice = compiled.choose(_computing(trial), inputs, outputs, use, levels=levels)
             if choice.level != "eager":
                 break
         assert choice is not None
         return choice
-
-
-class _Ahead:
-    """The gradient's program, compiled in a thread while the values' is: XLA holds no lock.
-
-    Tracing does, and runs the model's own Python, of which there is one at a time: the thread has
-    finished it when this is made.
-    """
-
-    def __init__(self, method: Method, inputs: list[tf.Tensor], outputs: list[Any]) -> None:
-        traced = threading.Event()
-
-        def vjp(*arguments: Any) -> Any:
-            try:
-                return method.vjp(*arguments)
-            finally:
-                traced.set()
-
-        self._vjp = compiled.at_level(vjp, "xla")
-        seeds = [tf.ones_like(x) for x in outputs if differentiable(x)]
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="qpool-compile")
-        context = contextvars.copy_context()
-        self._done = self._thread.submit(context.run, self._vjp, *inputs, *seeds)
-        self._done.add_done_callback(lambda _: traced.set())
-        traced.wait()
-
-    def function(self) -> Callable[..., Any]:
-        """What was compiled; raises what stopped it."""
-        self._done.result()
-        return self._vjp
-
-    def end(self) -> None:
-        self._thread.shutdown()
 
 
 def as_it_is(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
