@@ -44,6 +44,9 @@ log = logging.getLogger("qpool")
 #: Seconds that a trial takes beside compiling; seconds that a pool may take to start.
 _TRIAL_SECONDS, _POOL_STARTS = 1.0, 5.0
 
+#: Calls for which an executor that was given up is kept: a tape of the caller's may need it yet.
+_CALLS_LEFT = 16
+
 #: What a pool costs a step at best, in seconds. Where a step in this process takes less, none is
 #: started to be measured.
 _POOL_SECONDS = 1e-3
@@ -64,6 +67,7 @@ class AutoExecutor(Executor):
         self._courses: dict[Any, Course] = {}
         self._executors: dict[Candidate, Executor] = {}
         self._pools: dict[tuple[int, int], Any] = {}
+        self._retired: dict[Candidate, int] = {}
         self._used: Executor | None = None
         self._lock = threading.RLock()
         self._stop = threading.Event()
@@ -82,10 +86,11 @@ class AutoExecutor(Executor):
         values = [*args, *kwargs.values()]
         if _in_graph(values):
             return self._for_graph(method, args, kwargs).call(method, args, kwargs)
-        with self._lock:
+        with self._lock:  # nobody else's call is under way when the executor is exchanged
+            self._let_go()
             course = self._course(method, args, kwargs, "nothing")
             if course.is_due(self._expected_seconds(course)):
-                self._apart(self._challenge, course, method, args, kwargs)
+                self._compare(course, method, args, kwargs)
             began = time.perf_counter()
             call = self._use(course.candidate).call if course.calls else self._first(course)
             result = call(method, args, kwargs)
@@ -214,6 +219,27 @@ class AutoExecutor(Executor):
         compiling = sum(way.get("seconds", 0.0) for way in found)
         return _TRIAL_SECONDS + 2.0 * compiling + _POOL_STARTS
 
+    def _compare(
+        self, course: Course, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Have the next candidate tried; what goes wrong with that is not the caller's business."""
+        before = course.candidate
+        try:
+            self._apart(self._challenge, course, method, args, kwargs)
+        except Exception as error:
+            log.info("auto: stays with %s, since comparing failed: %r", before, error)
+            course.settle()
+        if course.candidate != before:
+            self._retired[before] = _CALLS_LEFT
+
+    def _let_go(self) -> None:
+        """Close what was given up so many calls ago that no tape will need it any more."""
+        for candidate in list(self._retired):
+            self._retired[candidate] -= 1
+            if self._retired[candidate] <= 0:
+                del self._retired[candidate]
+                self._keep_only(None)
+
     def _challenge(
         self, course: Course, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
@@ -236,7 +262,7 @@ class AutoExecutor(Executor):
                 contest.enter(trial)
             choice = contest.decide(batch, self._executors)
         course.take(choice, complete=trial is None)
-        self._keep_only(course.candidate)
+        self._keep_only(present)
         for executor in self._executors.values():  # draws follow from a call's number
             executor.calls = calls.get(executor, went)
         log.info("auto: %s after %s was tried", course.candidate, trial or "everything")
@@ -361,7 +387,8 @@ class AutoExecutor(Executor):
 
     def _keep_only(self, chosen: Candidate | None, *, pools_alone: bool = False) -> None:
         """Close what no choice uses; what an earlier one does use stays."""
-        used = {*filter(None, [chosen]), *(course.candidate for course in self._courses.values())}
+        used = {*filter(None, [chosen]), *self._retired}
+        used |= {course.candidate for course in self._courses.values()}
         for candidate in [c for c in self._executors if c not in used]:
             if candidate.strategy == "processes" or not pools_alone:
                 self._executors.pop(candidate).close()

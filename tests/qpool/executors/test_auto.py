@@ -86,6 +86,38 @@ def test_others_are_tried_between_calls_and_the_fastest_goes_on(eager_to_try) ->
         assert [c["batch"] for c in generator.stats()["auto"]["choices"]] == [8, 2]
 
 
+def test_what_was_given_up_pulls_back_what_it_computed(eager_to_try, monkeypatch) -> None:
+    """A tape that spans the exchange of executors needs both of them."""
+    monkeypatch.setattr(contest, "_WORTH", 0.0)  # whatever comes later is taken
+    monkeypatch.setattr(contest.Contest, "leader", property(lambda self: list(self._seconds)[-1]))
+    model = Scaled()
+    z = tf.random.stateless_normal((8, 2), (1, 2))
+    with qpool.parallelize(model) as generator:
+        generator(z)
+        chosen = set()
+        with tf.GradientTape() as tape:
+            total = 0.0
+            for _ in range(5):
+                total += tf.reduce_sum(generator(z))
+                chosen.add(choice_of(generator)["chosen"])
+        expected = 5 * tf.reduce_sum(z * tf.cos(z), 0)
+        np.testing.assert_allclose(tape.gradient(total, model.w), expected, rtol=1e-5)
+        for _ in range(auto._CALLS_LEFT + 1):
+            generator(z)
+        assert len(generator._qpool.executor()._executors) == 1
+
+
+def test_a_comparison_that_fails_is_not_the_callers_business(eager_to_try, monkeypatch) -> None:
+    def fails(self, *_):
+        raise OSError("no more of them")
+
+    monkeypatch.setattr(contest.Contest, "enter", fails)
+    with qpool.parallelize(Scaled()) as generator:
+        for _ in range(3):
+            np.testing.assert_allclose(generator(tf.zeros((4, 2))), 0.0)
+        assert choice_of(generator)["chosen"] == "cpu_batch"
+
+
 def test_a_trial_waits_until_its_share_is_due() -> None:
     now = course.Course(
         auto.Choice.guessed(Candidate("cpu_batch"), 8, "", ()), auto.Memory(""), True
