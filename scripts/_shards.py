@@ -26,6 +26,7 @@ SHARDS: dict[str, list[str]] = {
     "faults": ["tests/integration/test_faults.py", "tests/integration/test_lifecycle.py"],
     "idioms": ["tests/integration/test_idioms.py", "tests/integration/test_traced.py"],
     "measure": ["tests/qpool/executors", "tests/qpool/measure", "tests/integration/test_appl"],
+    "pool": ["tests/integration/"],
 }
 REST = "rest"
 
