@@ -130,14 +130,7 @@ class Replica:
         with circuit.tally() as of_all:
             of_many = survey.flatten(run(many), many)[1]
         calls_many, _ = survey.interpreter_calls(lambda: run(many))
-        if [survey.row_spec(output) for output in outputs] != [
-            survey.row_spec(output) for output in of_many
-        ]:
-            raise InputError(
-                "the outputs' shapes or dtypes depend on the number of rows: expected the same "
-                f"for {few} and {many} rows, came {[survey.row_spec(x) for x in outputs]} and "
-                f"{[survey.row_spec(x) for x in of_many]}"
-            )
+        survey.check_rows_are_alike(outputs, of_many, few, many)
         if not draws and reproducible:
             survey.check_rows_are_independent(outputs, of_many, few)
         connected: tuple[bool, ...] = ()

@@ -55,6 +55,16 @@ def no_new_variables() -> Iterator[None]:
         )
 
 
+def check_rows_are_alike(few: Sequence[Any], many: Sequence[Any], rows: int, more: int) -> None:
+    """Refuse a model whose outputs are of another kind where there are other counts of rows."""
+    of_few, of_many = [row_spec(x) for x in few], [row_spec(x) for x in many]
+    if of_few != of_many:
+        raise InputError(
+            "the outputs' shapes or dtypes depend on the number of rows: expected the same for "
+            f"{rows} and {more} rows, came {of_few} and {of_many}"
+        )
+
+
 def check_rows_are_independent(few: Sequence[Any], many: Sequence[Any], rows: int) -> None:
     """Refuse a model whose samples depend on each other: a tile would not be what it is."""
     for a, b in zip(few, many, strict=True):
