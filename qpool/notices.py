@@ -127,4 +127,6 @@ def _level(way: dict[str, Any]) -> str:
         instead = advice(reason)
         return f"not compiled: {reason}" + (f". Instead: {instead}" if instead else "")
     level = {"xla": "compiled by XLA", "graph": "a graph"}[way["level"]]
+    if "loop is unrolled" in way["why_not_better"]:
+        return f"{level}; {way['why_not_better']}"
     return level + (", its loop over rows vectorised" if way.get("by_rows") else "")

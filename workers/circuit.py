@@ -53,11 +53,11 @@ def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | No
     Returns:
         complex, (D, ..., D), with a batch axis in front if any parameter or the state has one.
     """
-    if (tally := _tally.get()) is not None:
-        tally.add(circuit, parameters, state)
     computed_by = _computed_by.get()
     if computed_by is not None and not tf.executing_eagerly():
         return computed_by(circuit, parameters, state)
+    if (tally := _tally.get()) is not None:
+        tally.add(circuit, parameters, state)
     stacks = stacked(parameters, circuit.batched)
     if tf.executing_eagerly():
         if _traces.get():

@@ -36,6 +36,11 @@ class Choice:
     reason: str
     seconds: float
 
+    def after(self, other: Choice) -> Choice:
+        """This one, with the reason for which ``other``, a better form, was not taken."""
+        reason = "; ".join(filter(None, (f"its loop is unrolled: {other.reason}", self.reason)))
+        return Choice(self.level, reason, self.seconds + other.seconds)
+
 
 def at_level(function: Callable[..., Any], level: str) -> Callable[..., Any]:
     """``function`` of tensors, compiled as the level says."""
@@ -127,10 +132,19 @@ def choose(
                 reasons.append(f"{level}: {apart}")
                 continue
             use(compiled, level)
-            return Choice(level, "; ".join(reasons), time.perf_counter() - began)
+            return Choice(level, _joined(reasons), time.perf_counter() - began)
         except Exception as error:  # whatever stops a trace: the next level is tried
             reasons.append(f"{level}: {_why(error)}")
-    return Choice("eager", "; ".join(reasons), time.perf_counter() - began)
+    return Choice("eager", _joined(reasons), time.perf_counter() - began)
+
+
+def _joined(reasons: Sequence[str]) -> str:
+    """Reasons by level, those that are the same said once."""
+    levels: dict[str, list[str]] = {}
+    for reason in reasons:
+        level, _, text = reason.partition(": ")
+        levels.setdefault(text, []).append(level)
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in levels.items())
 
 
 def _other_kind(outputs: Sequence[tf.Tensor], expected: Sequence[tf.Tensor]) -> str:
@@ -161,11 +175,12 @@ def _scale(array: np.ndarray) -> float:
 def _why(error: BaseException) -> str:
     """The error in one line, with the line of the user's code that it came from."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = Path(__file__).parent
+    workers = Path(__file__).resolve().parent
+    ours = (str(workers), str(workers.parent / "qpool"), "<")
     own = [
         frame
         for frame in frames
-        if "site-packages" not in frame.filename and Path(frame.filename).parent != ours
+        if "site-packages" not in frame.filename and not frame.filename.startswith(ours)
     ]
     lines = str(error).strip().splitlines() or [""]
     text = f"{type(error).__name__}: {lines[0][:200]}"

@@ -46,17 +46,11 @@ Complex = tuple[tf.Tensor, tf.Tensor | None]
 
 def displacement(r: tf.Tensor, cutoff: int) -> tf.Tensor:
     """exp(r (a^dagger - a)) for real r: (...) -> (..., cutoff, cutoff)."""
-    root, inverse_root = _roots(cutoff)
+    root, _ = _roots(cutoff)
 
     @tf.custom_gradient
     def core(r: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
-        column = displaced_vacuum(r, cutoff)
-        columns = [column]
-        for n in range(1, cutoff):
-            raised = root * _shift(column, 1)
-            column = (raised - r[..., None] * column) * inverse_root[n]
-            columns.append(column)
-        matrix = tf.stack(columns, -1)
+        matrix = displacement_by_columns(r, cutoff)
 
         def pull_back(cotangent: tf.Tensor) -> tf.Tensor:
             derivative = (
@@ -69,6 +63,18 @@ def displacement(r: tf.Tensor, cutoff: int) -> tf.Tensor:
         return matrix, pull_back
 
     return core(r)
+
+
+def displacement_by_columns(r: tf.Tensor, cutoff: int) -> tf.Tensor:
+    """The same, for automatic differentiation, which is slower."""
+    root, inverse_root = _roots(cutoff)
+    column = displaced_vacuum(r, cutoff)
+    columns = [column]
+    for n in range(1, cutoff):
+        raised = root * _shift(column, 1)
+        column = (raised - r[..., None] * column) * inverse_root[n]
+        columns.append(column)
+    return tf.stack(columns, -1)
 
 
 def displaced_vacuum(r: tf.Tensor, cutoff: int) -> tf.Tensor:

@@ -6,6 +6,7 @@ tiles or of what becomes of the outputs.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,10 @@ class Method:
             return compiled.at_level(second, self.plan.level)
 
         return made
+
+    def anew(self) -> Method:
+        """The method with nothing compiled."""
+        return dataclasses.replace(self, plan=dataclasses.replace(self.plan, level="eager"))
 
     def sources(self, inputs: Sequence[Any]) -> list[tf.Tensor]:
         """The inputs that a gradient may be for: not those that the model is given as ndarrays."""

@@ -33,7 +33,8 @@ def quadrature_state(
     half: np.ndarray = n // 2
     size = np.exp(0.5 * gammaln(n + 1) - gammaln(half + 1) - half * np.log(2.0))
     squeezed = np.where(n % 2 == 0, (-1.0) ** half * size, 0.0)
-    displacement = gates.displacement(tf.cast(x, gates.FLOAT) * np.sqrt(0.5 / hbar), cutoff)
+    r = tf.cast(x, gates.FLOAT) * np.sqrt(0.5 / hbar)
+    displacement = gates.displacement_by_columns(r, cutoff)  # which a loop over rows may hold
     ket = tf.linalg.matvec(displacement, tf.constant(squeezed, gates.FLOAT))
     angle = tf.cast(phi, gates.FLOAT)[..., None] * n
     ket, angle = ket + tf.zeros_like(angle), angle + tf.zeros_like(ket)

@@ -149,9 +149,10 @@ class Replica:
                 rows = method.plan.rows or tile_worth(cost, request.largest_tile)
                 arrays = self._first_rows(frame, rows, buffer)
                 trial = dataclasses.replace(method, plan=form)
-                choice = self._compile(
+                found = self._compile(
                     known, trial, arrays, of_many, gradient=request.gradient, buffer=buffer
                 )
+                choice = found.after(choice) if looped and not form.by_rows else found
                 if choice.level != "eager":
                     fixed_cost = cost
                     break

@@ -18,10 +18,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
 
-from workers import circuit, plan
+from workers import circuit, dependence, plan
 from workers.errors import UntraceableError
+
+#: Rows for which the call's own graph is looked at: as many as it has, up to this.
+_LOOKED_AT = 16
 
 
 def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., Any]:
@@ -35,6 +39,7 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., A
         rows = next(x.shape[0] for x, flag in zip(inputs, over, strict=True) if flag)
         if rows == 1:
             return call(*inputs)
+        _check_alone(call, inputs, over, rows)
         graph = tf.compat.v1.get_default_graph()
         known = len(graph.get_operations())
         index = tf.compat.v1.placeholder_with_default(0, [])
@@ -55,6 +60,30 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., A
         return tf.nest.map_structure(converter.convert, found)
 
     return all_rows
+
+
+def _check_alone(
+    call: Callable[..., Any], inputs: Sequence[tf.Tensor], over: tuple[bool, ...], rows: int
+) -> None:
+    """UntraceableError unless, in the graph of the call itself, circuits left out, no row of the
+    outputs depends on another row of the inputs."""
+    few = min(rows, _LOOKED_AT)
+    with FuncGraph("rows").as_default():
+        given = [
+            tf.compat.v1.placeholder(x.dtype, [few if flag else x.shape[0], *x.shape[1:]])
+            if flag
+            else x
+            for x, flag in zip(inputs, over, strict=True)
+        ]
+        with circuit.computed_by(functools.partial(_placeholder, tf.zeros([1]))):
+            found = tf.nest.flatten(call(*given))
+        sharded = [x for x, flag in zip(given, over, strict=True) if flag]
+        outputs = [tf.convert_to_tensor(x) for x in found]
+        if not dependence.rows_are_alone(sharded, outputs, few):
+            raise UntraceableError(
+                "a row of its outputs may depend on other rows of its inputs (or on arguments that "
+                "are not named in sharded=), so that its loop cannot be vectorised"
+            )
 
 
 def _placeholder(

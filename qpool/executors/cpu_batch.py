@@ -41,7 +41,8 @@ class CpuBatchExecutor(Executor):
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self.model if method == "__call__" else getattr(self.model, method)
-        if within_xla() or _is_for_the_model_alone(args, kwargs):
+        empty = bool(args) and getattr(args[0], "shape", (None,))[:1] == (0,)
+        if within_xla() or empty or _is_for_the_model_alone(args, kwargs):
             return as_it_is(function, args, kwargs)
         way, inputs = self._ways.find(method, function, args, kwargs)
         if way.choice is None:

@@ -27,6 +27,9 @@ from workers.errors import ShippingError
 #: XLA takes about so many times as long as tracing the graph did.
 _COMPILING = 5.0
 
+#: How often attributes of the model may change before a method of it is no longer compiled.
+_CHANGES = 4
+
 #: Whether a call of this kind is under way: what it calls itself is part of it.
 _within = ContextVar("within", default=False)
 
@@ -50,6 +53,8 @@ class Unpooled:
             way, inputs = self._ways.find(name, in_place, args, kwargs, batched=False)
         except (ShippingError, ValueError, TypeError):  # arguments that cannot be told apart
             return as_it_is(function, args, kwargs)
+        if way.choice is not None and way.attributes != _attributes(self._model):
+            self._see_again(way)
         token = _within.set(True)
         try:
             if way.choice is None:
@@ -65,6 +70,18 @@ class Unpooled:
     def stats(self) -> list[dict[str, Any]]:
         """The methods for which a choice was made."""
         return [way.as_dict() for way in self._ways.decided]
+
+    def _see_again(self, way: Way) -> None:
+        """Attributes of the model are others than when the way was compiled: it is seen anew, or,
+        where that happens again and again, called as it is."""
+        way.changes += 1
+        way.attributes = _attributes(self._model)
+        if way.changes > _CHANGES:
+            reason = "attributes of the model are changed again and again between its calls"
+            way.choice = compiled.Choice("eager", reason, 0.0)
+        else:
+            way.choice, way.calls = None, 1
+            way.method = way.method.anew()
 
     def _observed(
         self,
@@ -84,6 +101,7 @@ class Unpooled:
             result = as_it_is(function, args, kwargs)
         way.seconds += time.perf_counter() - began
         way.calls += 1
+        way.attributes = attributes
         reason = ""
         if not run.runs:
             reason = "it runs no circuit"
@@ -119,9 +137,13 @@ class Unpooled:
 
 
 def _attributes(model: Any) -> dict[str, Any]:
-    """What a call may change of a model beside its variables: which objects it holds, how many."""
+    """What a call may change of a model, or depend on, beside its variables: plain values, which
+    other objects it holds, and how many of them."""
+    plain = (bool, int, float, complex, str, bytes, type(None))
     return {
-        name: (id(value), len(value) if isinstance(value, list | dict | set) else 0)
+        name: value
+        if isinstance(value, plain)
+        else (id(value), len(value) if isinstance(value, list | dict | set) else 0)
         for name, value in vars(model).items()
     }
 

@@ -39,15 +39,18 @@ _EFFECTS = re.compile(
 class Way:
     """One way of calling one method.
 
-    ``sharded``: which of its inputs have a row a sample. ``choice`` is None until it is made;
-    ``calls`` and ``seconds`` are those of its eager calls before that.
+    ``sharded``: which of its inputs have a row a sample. ``choice`` is None until it is made, for
+    so many ``rows``; ``calls`` and ``seconds`` are those of its eager calls before that.
     """
 
     method: Method
     sharded: tuple[bool, ...]
     choice: compiled.Choice | None = None
+    rows: int | None = None
     calls: int = 0
     seconds: float = 0.0
+    attributes: Any = None
+    changes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For ``stats()``; a choice must have been made."""
@@ -96,7 +99,7 @@ class Ways:
         """
         inputs: list[tf.Tensor] = []
         sharded: list[bool] = []
-        arrays = bool(args) and isinstance(args[0], np.ndarray)
+        arrays = args[0].dtype.name if args and isinstance(args[0], np.ndarray) else ""
 
         def mark(value: Any, name: str, first: bool) -> Any:
             if first and batched and not tf.is_tensor(value):
@@ -120,7 +123,13 @@ class Ways:
         constants = b"" if only else dumps((marked, named), "arguments")
         # Not batched, their shapes too: what is right for one need not be for another.
         shapes = () if batched else tuple((*x.shape, x.dtype.name) for x in inputs)
-        key = (method, constants, shapes, arrays)
+        key: tuple[Any, ...] = (method, constants, shapes, arrays)
+        known = self._known.get(key)
+        if known is not None and any(known.method.plan.by_rows):
+            # Traced for one row: what it does with another count of rows is to be seen first.
+            rows = inputs[0].shape[0]
+            if rows != known.rows:
+                key = (*key, rows)
         if key not in self._known:
             if not only:  # constants as they are now, whatever becomes of the caller's
                 marked, named = pickle.loads(constants)
@@ -151,6 +160,7 @@ class Ways:
             return compiled.Choice("eager", reason, 0.0)
         original = way.method
         rows = int(inputs[0].shape[0]) if any(way.sharded) and inputs[0].shape.rank else 0
+        way.rows = rows
         looped = rows > 1 and survey.loops((rows, circuits), (rows, circuits))
         choice = None
         for form in survey.forms(original.plan, outputs, looped=looped):
@@ -163,7 +173,9 @@ class Ways:
                 way.method = dataclasses.replace(trial, plan=plan)
                 way.method.__dict__["compiled"] = function
 
-            choice = compiled.choose(_computing(trial), inputs, outputs, use, levels=levels)
+            found = compiled.choose(_computing(trial), inputs, outputs, use, levels=levels)
+            unrolled = looped and choice is not None and not form.by_rows
+            choice = found.after(choice) if unrolled and choice is not None else found
             if choice.level != "eager":
                 break
         assert choice is not None

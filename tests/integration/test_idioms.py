@@ -197,6 +197,84 @@ def test_methods_that_nobody_named_are_compiled_when_they_are_called_again(capsy
     np.testing.assert_allclose(generator.distribution(z[0]), expected, atol=1e-6)
 
 
+class Scaled(idioms.LoopByIndex):
+    scale = 1.0
+
+    def distribution(self, row):
+        return self.scale * tf.abs(self.state(row[0], row[1]).ket()) ** 2
+
+
+def test_attributes_that_change_between_calls_of_what_is_not_pooled_are_seen() -> None:
+    model = Scaled()
+    z = rows_of(Scaled)
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        for scale in (1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0, 1.0, 4.0, 5.0, 5.0):
+            model.scale = scale
+            theirs = model.distribution(z[0])
+            np.testing.assert_allclose(generator.distribution(z[0]), theirs, atol=1e-5)
+        (way,) = generator.stats()["unpooled"]
+        assert "again and again" in way["why_not_better"]
+
+
+class CountsRows(idioms.LoopByIndex):
+    def __call__(self, z):
+        found = super().__call__(z)
+        return found if len(z) <= 4 else 2 * found
+
+
+def test_another_number_of_rows_is_another_call_of_a_loop() -> None:
+    model = CountsRows()
+    z = rows_of(CountsRows)
+    more = tf.concat([z, z[:2]], 0)
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        for rows in (z, z, more, more, z, z[:0]):
+            np.testing.assert_allclose(generator(rows), model(rows) if len(rows) else 0, atol=1e-5)
+        arrays = np.asarray(z)
+        for dtype in ("float32", "float64", "float32"):
+            np.testing.assert_allclose(
+                generator(arrays.astype(dtype)), model(arrays.astype(dtype)), atol=1e-5
+            )
+
+
+class HomodyneLoop(idioms.Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.measured = sf.Program(2)
+        x = self.measured.params("x")
+        with self.measured.context as q:
+            idioms.ops.Dgate(x, 0.2) | q[0]
+            idioms.ops.BSgate(0.4, 0.1) | (q[0], q[1])
+            idioms.ops.MeasureHomodyne(0.3, select=0.2) | q[1]
+
+    def __call__(self, z):
+        found = []
+        for row in z:
+            if self.engine.run_progs:
+                self.engine.reset()
+            args = {"x": row[0] * self.w[0]}
+            found.append(self.engine.run(self.measured, args=args).state.mean_photon(0)[0])
+        return tf.stack(found)
+
+
+class Normed(idioms.LoopByIndex):
+    """Rows that are apart as long as the numbers are small."""
+
+    def __call__(self, z):
+        return super().__call__(tf.clip_by_norm(z, 4.0))
+
+
+@pytest.mark.parametrize(("idiom", "by_rows"), [(HomodyneLoop, True), (Normed, False)])
+def test_a_loop_is_vectorised_where_its_graph_shows_that_rows_are_apart(idiom, by_rows) -> None:
+    model = idiom()
+    z = rows_of(idiom)[:3]
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        for scale in (1.0, 1.0, 8.0):
+            assert_like_stock(step(generator, scale * z, model), step(model, scale * z, model))
+        (way,) = generator.stats()["compiled"]
+    assert way["by_rows"] == by_rows
+    assert ("may depend on other rows" in way["why_not_better"]) != by_rows
+
+
 class LooksAtNumbers(idioms.Base):
     def __call__(self, z):
         x = [float(v) for v in z[:, 0].numpy()]

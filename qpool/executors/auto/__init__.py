@@ -9,25 +9,29 @@ remembers, on disk, for the next run of the same model, size of batch and machin
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
 import hashlib
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from qpool import tiles
 from qpool.arguments import is_eager
 from qpool.executors import executor_class, remote, topology
 from qpool.executors.auto import guess
+from qpool.executors.auto.arguments import (
+    form_of,
+    in_graph,
+    left_as_it_was,
+    plain_attributes,
+    rows_of,
+    stand_ins,
+)
 from qpool.executors.auto.choices import Candidate, Choice, Memory, remembered
 from qpool.executors.auto.contest import BUDGET, Contest, Within
 from qpool.executors.auto.course import Course
@@ -35,7 +39,7 @@ from qpool.executors.base import Executor, Options, argument_names
 from qpool.executors.processes import pool
 from qpool.shipping import pack
 from workers import recipes
-from workers.errors import InputError, QPoolError
+from workers.errors import QPoolError
 
 __all__ = ["AutoExecutor", "Candidate", "Choice", "choose", "remembered"]
 
@@ -84,7 +88,7 @@ class AutoExecutor(Executor):
         if self._asked is not None:
             return self._asked.call(method, args, kwargs)
         values = [*args, *kwargs.values()]
-        if _in_graph(values):
+        if in_graph(values):
             return self._for_graph(method, args, kwargs).call(method, args, kwargs)
         with self._lock:  # nobody else's call is under way when the executor is exchanged
             self._let_go()
@@ -141,7 +145,7 @@ class AutoExecutor(Executor):
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], within: Within
     ) -> Course:
         """What is known of calls like this one, beginning with a guess."""
-        batch = _rows([*args, *kwargs.values()])
+        batch = rows_of([*args, *kwargs.values()])
         key = method, (batch - 1).bit_length(), within
         if key not in self._courses:
             memory = Memory(self._fingerprint(method, args, kwargs, batch, within))
@@ -167,8 +171,8 @@ class AutoExecutor(Executor):
     def _guess(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int
     ) -> Choice:
-        args, kwargs = (_stand_ins(part, batch) for part in (args, kwargs))
-        with _left_as_it_was(self.model):
+        args, kwargs = (stand_ins(part, batch) for part in (args, kwargs))
+        with left_as_it_was(self.model):
             work = guess.work_of(self.model, self.options, method, args, kwargs)
         draws = bool(recipes.inspect(self.model, {}).draws)
         order = guess.in_order(
@@ -244,7 +248,7 @@ class AutoExecutor(Executor):
         self, course: Course, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Measure one other candidate beside the present one; the faster one goes on."""
-        batch = _rows([*args, *kwargs.values()])
+        batch = rows_of([*args, *kwargs.values()])
         if course.contest is None:
             course.contest = Contest(
                 self.model, self._executor, method, args, kwargs, "nothing", self._stop.is_set
@@ -253,7 +257,7 @@ class AutoExecutor(Executor):
         contest, present = course.contest, course.candidate
         calls = {executor: executor.calls for executor in self._executors.values()}
         went = self._executors[present].calls
-        with _left_as_it_was(self.model):
+        with left_as_it_was(self.model):
             if present not in contest.entered:
                 contest.enter(present)
             known = {*contest.entered, *(course.choice.milliseconds if not contest.empty else ())}
@@ -288,11 +292,11 @@ class AutoExecutor(Executor):
             log.info("auto: %s, as was measured on %s", known.candidate, known.measured)
             return known
         log.info("auto: measuring strategies for batches of %d; up to %.0f s", batch, BUDGET)
-        args, kwargs = (_stand_ins(part, batch) for part in (args, kwargs))
+        args, kwargs = (stand_ins(part, batch) for part in (args, kwargs))
         contest = Contest(
             self.model, self._executor, method, args, kwargs, within, self._stop.is_set
         )
-        with _left_as_it_was(self.model):
+        with left_as_it_was(self.model):
             for candidate in self._candidates(batch, contest):
                 contest.enter(candidate)
             choice = contest.decide(batch, self._executors)
@@ -412,9 +416,9 @@ class AutoExecutor(Executor):
         parts = [
             f"{cls.__module__}.{cls.__qualname__}",
             [(tuple(v.shape), v.dtype.name) for v in recipes.inspect(self.model, {}).variables],
-            sorted(_plain_attributes(self.model)),
+            sorted(plain_attributes(self.model)),
             method,
-            [_form(value) for value in (*args, *(kwargs[name] for name in sorted(kwargs)))],
+            [form_of(value) for value in (*args, *(kwargs[name] for name in sorted(kwargs)))],
             (batch - 1).bit_length(),
             within,
             sorted(options.items(), key=lambda item: item[0]),
@@ -434,79 +438,3 @@ def choose(model: Any, z: Any, options: Options | None = None, *, within: Within
         return auto.measure(method, (z,), {}, len(z), within)
     finally:
         auto.close()
-
-
-def _in_graph(values: list[Any]) -> bool:
-    tensors = [x for x in values if tf.is_tensor(x)]
-    return not tf.executing_eagerly() or not all(map(is_eager, tensors))
-
-
-def _rows(values: list[Any]) -> int:
-    """The batch of a call; 64 where a graph does not know it, or nothing says it."""
-    shape = values[0].shape if values and hasattr(values[0], "shape") else np.shape(values[:1])[1:]
-    if isinstance(shape, tf.TensorShape) and (shape.rank is None or None in shape[1:]):
-        raise InputError(
-            f"an input of shape {shape} in a graph: expected (batch, ...), of which only the batch "
-            "may be unknown; set its shape"
-        )
-    rows = shape[0] if len(shape) else None
-    if rows == 0:
-        raise InputError("a batch of no rows: expected at least one")
-    return 64 if rows is None else int(rows)
-
-
-def _form(value: Any) -> str:
-    """What an argument is, but for its rows and its values."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{value.dtype}{tuple(value.shape)[1:]}"
-    return repr(value) if isinstance(value, bool | int | float | str) else type(value).__name__
-
-
-@contextlib.contextmanager
-def _left_as_it_was(model: Any) -> Iterator[None]:
-    """Put back what calls of the model change: its variables, and where NumPy's and Python's
-    global sources of random numbers stand."""
-    shipped = recipes.inspect(model, {})
-    variables = shipped.variables
-    values = [variable.numpy() for variable in variables]
-    states = np.random.get_state(), random.getstate()  # noqa: NPY002
-    own = [draw for draw in shipped.draws if isinstance(draw, np.random.Generator)]
-    places = [copy.deepcopy(draw.bit_generator.state) for draw in own]
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, values, strict=True):
-            if variable.numpy().tobytes() != value.tobytes():
-                variable.assign(value)
-        for draw, place in zip(own, places, strict=True):
-            draw.bit_generator.state = place
-        np.random.set_state(states[0])  # noqa: NPY002
-        random.setstate(states[1])
-
-
-def _stand_ins(values: Any, batch: int) -> Any:
-    """Arguments with values: standard normal draws for symbolic tensors."""
-
-    def value(x: Any) -> Any:
-        if not tf.is_tensor(x) or is_eager(x):
-            return x
-        shape = [batch, *x.shape[1:]]
-        if not x.dtype.is_floating:
-            return tf.zeros(shape, x.dtype)
-        draws = np.random.default_rng(0).standard_normal(shape)
-        return tf.constant(np.abs(draws), x.dtype)
-
-    return tf.nest.map_structure(value, values)
-
-
-def _plain_attributes(model: Any) -> Iterator[str]:
-    """Numbers and names that the model and its parts hold, engines' options among them."""
-    for part in recipes.walk(model):
-        options = getattr(part, "backend_options", None)
-        found = dict(options) if isinstance(options, dict) else {}
-        if part is model:
-            found |= {name: v for name, v in vars(model).items() if not name.startswith("_")}
-            found = {name: v for name, v in found.items() if name not in ("seed", "name")}
-        for name, value in found.items():
-            if isinstance(value, bool | int | float | str):
-                yield f"{name}={value!r}"
