@@ -28,7 +28,6 @@ class Scope:
     """One call of a model: what its engines were used for."""
 
     def __init__(self) -> None:
-        self.runs = 0
         self.left_alone: set[str] = set()  # backends of engines that are none of TensorFlow's
         self.traced: list[StandIn] = []
 

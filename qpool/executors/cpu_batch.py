@@ -12,7 +12,7 @@ from qpool import notices
 from qpool.executors.base import Executor, Options
 from qpool.executors.ways import State, Way, Ways, as_it_is
 from qpool.shipping import engines_batch_size
-from workers import affinity, circuit, compiled, recipes
+from workers import affinity, circuit, recipes
 from workers.errors import ConfigurationError
 from workers.matrices import within_xla
 
@@ -96,13 +96,13 @@ class CpuBatchExecutor(Executor):
         way.choice = self._ways.choose(way, inputs, result, before.what_changed(), circuits)
         notices.not_compiled(self.model, way.method.plan.method, way.choice, circuits, self.options)
 
-    def _choose_by_draws(self, way: Way, inputs: list[tf.Tensor]) -> compiled.Choice | None:
-        """What draws in the place of a graph's inputs show; None if they cannot be had."""
+    def _choose_by_draws(self, way: Way, inputs: list[tf.Tensor]) -> None:
+        """By what draws in the place of a graph's inputs show, where they can be had."""
         if not all(
             x.dtype.is_floating and x.shape.rank is not None and x.shape[1:].is_fully_defined()
             for x in inputs
         ):
-            return None
+            return
         rows = engines_batch_size(self.model) or 2
         with tf.init_scope():
             draws = [
@@ -119,10 +119,8 @@ class CpuBatchExecutor(Executor):
                 with circuit.untraced(), circuit.tally() as run:
                     found = way.method(*draws)
                 self._choose(way, draws, found, before, run.runs)
-                return way.choice
             except Exception as error:  # the model's own, of draws that it does not take
                 log.info("it is traced as it is, not compiled: on normal draws %r", error)
-                return None
             finally:
                 before.put_back()
 

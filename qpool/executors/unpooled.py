@@ -53,7 +53,8 @@ class Unpooled:
             way, inputs = self._ways.find(name, in_place, args, kwargs, batched=False)
         except (ShippingError, ValueError, TypeError):  # arguments that cannot be told apart
             return as_it_is(function, args, kwargs)
-        if way.choice is not None and way.attributes != _attributes(self._model):
+        compiled_for = way.attributes if way.choice and way.choice.level != "eager" else None
+        if compiled_for is not None and compiled_for != _attributes(self._model):
             self._see_again(way)
         token = _within.set(True)
         try:

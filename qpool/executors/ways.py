@@ -162,7 +162,7 @@ class Ways:
         rows = int(inputs[0].shape[0]) if any(way.sharded) and inputs[0].shape.rank else 0
         way.rows = rows
         looped = rows > 1 and survey.loops((rows, circuits), (rows, circuits))
-        choice = None
+        choice: compiled.Choice | None = None
         for form in survey.forms(original.plan, outputs, looped=looped):
             by_rows = way.sharded if form.by_rows else ()
             form = dataclasses.replace(form, by_rows=by_rows)
@@ -174,8 +174,7 @@ class Ways:
                 way.method.__dict__["compiled"] = function
 
             found = compiled.choose(_computing(trial), inputs, outputs, use, levels=levels)
-            unrolled = looped and choice is not None and not form.by_rows
-            choice = found.after(choice) if unrolled and choice is not None else found
+            choice = found if choice is None or form.by_rows or not looped else found.after(choice)
             if choice.level != "eager":
                 break
         assert choice is not None
