@@ -9,6 +9,7 @@ Strawberry Fields' own code, run on the state so far.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from strawberryfields.backends.tfbackend.states import FockStateTF
 
 from workers import circuit, gates, plan, projections
 from workers.state import TracedFockState
+from workers.tensors import origin
 
 
 class TracedTFBackend(TFBackend):
@@ -268,16 +270,23 @@ class TracedCircuit(SFCircuit):
 
     def _run(self) -> tf.Tensor:
         prepared = self._base is not None
+        # In the order in which a graph took them from an array, XLA takes them all at once.
+        order = sorted(range(len(self._parameters)), key=lambda n: origin(self._parameters[n]))
+        places = {n: place for place, n in enumerate(order)}
+        gates = [
+            dataclasses.replace(gate, parameters=tuple(places[n] for n in gate.parameters))
+            for gate in self._gates
+        ]
         what = plan.Circuit(
             self._axes,
             self._cutoff_dim,
             self._dtype.name,
-            tuple(self._gates),
-            tuple(self._flags),
+            tuple(gates),
+            tuple(self._flags[n] for n in order),
             prepared,
             self._base is not None and len(self._base.shape) > self._axes,
         )
-        return circuit.run(what, self._parameters, self._base)
+        return circuit.run(what, [self._parameters[n] for n in order], self._base)
 
     # -- preparations ------------------------------------------------------------------------
 

@@ -26,16 +26,25 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from scipy.special import gammaln
 
+from workers.tensors import within_xla
+
 #: What gates are computed in; a single-precision state gets them rounded.
 FLOAT = tf.float64
 
+#: Columns up to which a recurrence is written out: a loop of so few is no smaller, and slower.
+_UNROLLED = 4
+
 #: From a cotangent to the cotangent of the argument.
 Pullback = Callable[[tf.Tensor], tf.Tensor]
+
+#: From a column's number and the two columns before it to that column.
+_Next = Callable[[Any, tf.Tensor, tf.Tensor], tf.Tensor]
 
 Complex = tuple[tf.Tensor, tf.Tensor | None]
 """Real and imaginary part; None stands for an imaginary part that is 0 everywhere."""
@@ -48,83 +57,72 @@ def displacement(r: tf.Tensor, cutoff: int) -> tf.Tensor:
     """exp(r (a^dagger - a)) for real r: (...) -> (..., cutoff, cutoff)."""
     root, _ = _roots(cutoff)
 
-    @tf.custom_gradient
-    def core(r: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
-        matrix = displacement_by_columns(r, cutoff)
+    def derivative(r: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+        return (
+            root[:, None] * _shift(matrix, 1, axis=-2)
+            - root * _shift(matrix, 1)
+            - r[..., None, None] * matrix
+        )
 
-        def pull_back(cotangent: tf.Tensor) -> tf.Tensor:
-            derivative = (
-                root[:, None] * _shift(matrix, 1, axis=-2)
-                - root * _shift(matrix, 1)
-                - r[..., None, None] * matrix
-            )
-            return tf.reduce_sum(cotangent * derivative, [-2, -1])
-
-        return matrix, pull_back
-
-    return core(r)
+    made = _columns(*_displaced(tf.stop_gradient(r), cutoff), cutoff)
+    return _with_derivative(r, made, derivative)
 
 
 def displacement_by_columns(r: tf.Tensor, cutoff: int) -> tf.Tensor:
     """The same, for automatic differentiation, which is slower."""
-    root, inverse_root = _roots(cutoff)
-    column = displaced_vacuum(r, cutoff)
-    columns = [column]
-    for n in range(1, cutoff):
-        raised = root * _shift(column, 1)
-        column = (raised - r[..., None] * column) * inverse_root[n]
-        columns.append(column)
-    return tf.stack(columns, -1)
+    return _columns(*_displaced(r, cutoff), cutoff, loop=False)
+
+
+def _displaced(r: tf.Tensor, cutoff: int) -> tuple[tf.Tensor, _Next]:
+    """The first column of the displacement, and what makes the next one."""
+    root, inverse_root = (tf.constant(x, FLOAT) for x in _roots(cutoff))
+
+    def following(n: int | tf.Tensor, column: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+        return (root * _shift(column, 1) - r[..., None] * column) * inverse_root[n]
+
+    return displaced_vacuum(r, cutoff), following
 
 
 def displaced_vacuum(r: tf.Tensor, cutoff: int) -> tf.Tensor:
     """The first column of the displacement, exp(-r^2/2) r^n / sqrt(n!): (...) -> (..., cutoff)."""
-    _, inverse_root = _roots(cutoff)
-    terms = [tf.exp(-0.5 * r * r)]
-    for n in range(1, cutoff):
-        terms.append(terms[-1] * r * inverse_root[n])
-    return tf.stack(terms, -1)
+    n = np.arange(cutoff)
+    weight = np.exp(-0.5 * gammaln(n + 1))
+    return tf.exp(-0.5 * r * r)[..., None] * _powers(r[..., None], n) * weight
 
 
 def squeezing(r: tf.Tensor, cutoff: int) -> tf.Tensor:
     """exp(r (a^2 - a^dagger^2) / 2) for real r: (...) -> (..., cutoff, cutoff)."""
     root, inverse_root = _roots(cutoff)
+    roots, inverse_roots = tf.constant(root, FLOAT), tf.constant(inverse_root, FLOAT)
     root2 = np.sqrt(np.arange(cutoff) * np.maximum(np.arange(cutoff) - 1, 0))
 
-    @tf.custom_gradient
-    def core(r: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
-        tanh, sech = tf.tanh(r)[..., None], (1 / tf.cosh(r))[..., None]
-        column, before = squeezed_vacuum(r, cutoff), tf.zeros_like(r)[..., None]
-        columns = [column]
-        for n in range(1, cutoff):
-            raised = sech * root * _shift(column, 1)
-            column, before = (raised + tanh * root[n - 1] * before) * inverse_root[n], column
-            columns.append(column)
-        matrix = tf.stack(columns, -1)
+    def derivative(r: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+        t, s = (x[..., None, None] for x in (tf.tanh(r), 1 / tf.cosh(r)))
+        return (
+            -0.5 * t * matrix
+            - s * t * np.outer(root, root) * _shift(_shift(matrix, 1, axis=-2), 1)
+            - 0.5 * s * s * root2[:, None] * _shift(matrix, 2, axis=-2)
+            + 0.5 * s * s * root2 * _shift(matrix, 2)
+        )
 
-        def pull_back(cotangent: tf.Tensor) -> tf.Tensor:
-            t, s = tanh[..., None], sech[..., None]
-            derivative = (
-                -0.5 * t * matrix
-                - s * t * np.outer(root, root) * _shift(_shift(matrix, 1, axis=-2), 1)
-                - 0.5 * s * s * root2[:, None] * _shift(matrix, 2, axis=-2)
-                + 0.5 * s * s * root2 * _shift(matrix, 2)
-            )
-            return tf.reduce_sum(cotangent * derivative, [-2, -1])
+    fixed = tf.stop_gradient(r)
+    tanh, sech = tf.tanh(fixed)[..., None], (1 / tf.cosh(fixed))[..., None]
 
-        return matrix, pull_back
+    def following(n: int | tf.Tensor, column: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
+        raised = sech * roots * _shift(column, 1)
+        return (raised + tanh * roots[n - 1] * before) * inverse_roots[n]
 
-    return core(r)
+    made = _columns(squeezed_vacuum(fixed, cutoff), following, cutoff)
+    return _with_derivative(r, made, derivative)
 
 
 def squeezed_vacuum(r: tf.Tensor, cutoff: int) -> tf.Tensor:
-    """The first column of the squeezing: (...) -> (..., cutoff)."""
-    _, inverse_root = _roots(cutoff)
-    tanh, zero = tf.tanh(r), tf.zeros_like(r)
-    terms = [tf.sqrt(1 / tf.cosh(r))]
-    for n in range(1, cutoff):
-        terms.append(zero if n % 2 else terms[-2] * -tanh * (inverse_root[n] / inverse_root[n - 1]))
-    return tf.stack(terms, -1)
+    """The first column of the squeezing, sqrt(sech r (2 k)!) (-tanh r)^k / (2^k k!) for n = 2 k:
+    (...) -> (..., cutoff)."""
+    n = np.arange(cutoff)
+    k: np.ndarray = n // 2
+    weight = np.exp(0.5 * gammaln(n + 1) - gammaln(k + 1) - k * np.log(2.0)) * (n % 2 == 0)
+    return tf.sqrt(1 / tf.cosh(r))[..., None] * _powers(-tf.tanh(r)[..., None], k) * weight
 
 
 def displaced_squeezed_vacuum(
@@ -225,19 +223,21 @@ def two_mode_squeezing(r: tf.Tensor, cutoff: int) -> tf.Tensor:
     tanh, sech = tf.tanh(r)[..., None, None], (1 / tf.cosh(r))[..., None, None]
     n, p = np.arange(cutoff), np.arange(cutoff)[:, None]
     binomial = np.exp(0.5 * (gammaln(n + p + 1) - gammaln(n + 1) - gammaln(p + 1)))
-    # columns[q][p, n] is the amplitude of |n + p - q, n> in the image of |p, q>.
-    column = binomial * _powers(tanh, cutoff) * _powers(sech, cutoff, axis=-2) * sech
-    columns = [column]
-    for q in range(1, cutoff):
-        column = inverse_root[q] * (
+    # columns[p, n, q] is the amplitude of |n + p - q, n> in the image of |p, q>.
+    first = binomial * _powers(tanh, n) * _powers(sech, p) * sech
+    inverse_roots = tf.constant(inverse_root, FLOAT)
+
+    def following(q: int | tf.Tensor, column: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+        return inverse_roots[q] * (
             sech * root * _shift(column, 1) - tanh * root[:, None] * _shift(column, 1, axis=-2)
         )
-        columns.append(column)
+
+    columns = _columns(first, following, cutoff, loop=False)
     block, m, p_in = np.ogrid[:cutoff, :cutoff, :cutoff]
     n_out, q_in = (m - block) % cutoff, (p_in - block) % cutoff
-    flat = tf.reshape(tf.stack(columns, -3), [*_leading(column, 2), cutoff**3])
+    flat = tf.reshape(columns, [*_leading(first, 2), cutoff**3])
     same = m - n_out == p_in - q_in
-    return tf.gather(flat, (q_in * cutoff + p_in) * cutoff + n_out, axis=-1) * same
+    return tf.gather(flat, (p_in * cutoff + n_out) * cutoff + q_in, axis=-1) * same
 
 
 def loss(transmissivity: tf.Tensor, cutoff: int) -> tf.Tensor:
@@ -318,12 +318,60 @@ def _shift(x: tf.Tensor, by: int, axis: int = -1) -> tf.Tensor:
     return tf.pad(x[tuple(front)], paddings)
 
 
-def _powers(x: tf.Tensor, count: int, axis: int = -1) -> tf.Tensor:
-    """1, x, x^2, ... along an axis of x that has length 1."""
-    terms = [tf.ones_like(x)]
-    for _ in range(count - 1):
-        terms.append(terms[-1] * x)
-    return tf.concat(terms, axis)
+def _with_derivative(
+    r: tf.Tensor, made: tf.Tensor, derivative: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+) -> tf.Tensor:
+    """``made``, a matrix of r without a gradient, with the one that follows from itself and r: and
+    so with all higher ones."""
+
+    @tf.custom_gradient
+    def matrix(r: tf.Tensor, made: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+        def pull_back(cotangent: tf.Tensor) -> tuple[tf.Tensor, None]:
+            slope = derivative(r, _with_derivative(r, made, derivative))
+            return tf.reduce_sum(cotangent * slope, [-2, -1]), None
+
+        return tf.identity(made), pull_back
+
+    # In a backward pass they are another graph's, which a further one has no access to.
+    found: tf.Tensor = matrix(tf.identity(r), tf.stop_gradient(made))
+    return found
+
+
+def _powers(x: tf.Tensor, exponents: np.ndarray) -> tf.Tensor:
+    """x to whole numbers, along an axis of x that has length 1. By squares: a few products of
+    which any derivative exists at 0."""
+    found = tf.ones_like(x)
+    for bit in range(int(exponents.max()).bit_length()):
+        found *= tf.where(exponents >> bit & 1 == 1, x, 1)
+        x *= x
+    return found * tf.ones(exponents.shape, x.dtype)
+
+
+def _columns(first: tf.Tensor, following: _Next, cutoff: int, *, loop: bool = True) -> tf.Tensor:
+    """Columns that follow from the two before: (..., D) -> (..., D, columns).
+
+    Within XLA by a loop, if that may be, which is compiled once for all columns.
+    """
+    before = tf.zeros_like(first)
+    if not (loop and cutoff > _UNROLLED and within_xla() and first.shape.is_fully_defined()):
+        columns = [first]
+        for n in range(1, cutoff):
+            columns.append(following(n, columns[-1], columns[-2] if n > 1 else before))
+        return tf.stack(columns, -1)
+
+    def turn(n: tf.Tensor, column: tf.Tensor, before: tf.Tensor, made: tf.TensorArray) -> tuple:
+        following_one = following(n, column, before)
+        return n + 1, following_one, column, made.write(n, following_one)
+
+    made = tf.TensorArray(first.dtype, cutoff, element_shape=first.shape).write(0, first)
+    *_, made = tf.while_loop(
+        lambda n, *_: n < cutoff,
+        turn,
+        [tf.constant(1), first, before, made],
+        maximum_iterations=cutoff - 1,
+    )
+    rank = len(first.shape)
+    return tf.transpose(made.stack(), [*range(1, rank + 1), 0])
 
 
 def _leading(x: tf.Tensor, trailing: int) -> list:

@@ -9,35 +9,48 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 from workers.gates import FLOAT, Complex, Pullback
-from workers.plan import KINDS, TERMS, Angle, Circuit, Step, partner, plan
+from workers.plan import KINDS, TERMS, Circuit, Form, Step, partner, plan
+from workers.repeats import Run
+from workers.tensors import within_xla
 
 #: The parameters without a batch axis as (P,), those with one as (Q, batch); None for none.
 Stacks = tuple[tf.Tensor | None, tf.Tensor | None]
 
 
-def matrices_of(circuit: Circuit, stacks: Stacks, *, compiled: bool) -> list[tf.Tensor]:
-    """The matrix of each step of ``plan(circuit)``, real: ([batch,] [blocks,] 2 D, 2 D).
+def matrices_of(
+    circuit: Circuit, stacks: Stacks, runs: Sequence[Run], *, compiled: bool
+) -> list[Any]:
+    """What each run of steps of ``plan(circuit)`` is applied with; the runs are all of them.
 
-    Of a step on the vacuum, the real and imaginary parts of the column: ([batch,] 2 D). Of a step
-    without cores, those of the diagonal: ([batch,] 2, [blocks,] D).
+    Of a single step, its matrix, real: ([batch,] [blocks,] 2 D, 2 D). Of a step on the vacuum, the
+    real and imaginary parts of the column: ([batch,] 2 D). Of a step without cores, those of the
+    diagonal: ([batch,] 2, [blocks,] D). Of a loop, a stack of them for each form that its steps
+    have, in their order.
     ``compiled``: by XLA, also outside of it: they are many small operations.
     """
     steps = plan(circuit)
-    found: list[tf.Tensor] = [None] * len(steps)
     # Within XLA not as a function of its own: the shapes that its backward pass takes from its
     # forward pass would have XLA take the parameters for constants, and compile for each value.
     make = _compiled(circuit) if compiled and not within_xla() else _making(circuit)
-    made = make(*stacks)
-    for numbers, stack in zip(_alike(steps).values(), made, strict=True):
-        for number, matrix in zip(numbers, tf.unstack(stack), strict=True):
-            found[number] = matrix
-    return found
+    found: list[dict[Form, tf.Tensor]] = [{} for _ in runs]
+    for (form, numbers), stack in zip(_formed(steps).items(), make(*stacks), strict=True):
+        counts = [sum(run.first <= n < run.first + run.size for n in numbers) for run in runs]
+        sizes = [count for count in counts if count]
+        parts = tf.unstack(stack) if max(sizes) == 1 else tf.split(stack, sizes)
+        places = [place for place, count in enumerate(counts) if count]
+        for place, part in zip(places, parts, strict=True):
+            alone = runs[place].size == 1 and max(sizes) > 1
+            found[place][form] = part[0] if alone else part
+    return [
+        made if run.size > 1 else next(iter(made.values()))
+        for run, made in zip(runs, found, strict=True)
+    ]
 
 
 @functools.lru_cache(maxsize=256)
@@ -46,7 +59,7 @@ def _compiled(circuit: Circuit) -> tf.types.experimental.PolymorphicFunction:
 
 
 def _making(circuit: Circuit) -> Callable[..., list[tf.Tensor]]:
-    """The function that makes the matrices: a stack for each group of steps of ``_alike``."""
+    """The function that makes the matrices: a stack for each form of steps of ``_formed``."""
     steps = plan(circuit)
     dtype = tf.as_dtype(circuit.dtype).real_dtype
 
@@ -55,11 +68,6 @@ def _making(circuit: Circuit) -> Callable[..., list[tf.Tensor]]:
         return _build(steps, circuit.cutoff, values, dtype)
 
     return matrices
-
-
-def within_xla() -> bool:
-    """Whether what is being traced is for XLA."""
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 def stacked(parameters: Sequence[tf.Tensor], batched: Sequence[bool]) -> Stacks:
@@ -128,21 +136,53 @@ def _alike(steps: Sequence[Step]) -> dict[tuple, list[int]]:
     return dict(groups)
 
 
+def _formed(steps: Sequence[Step]) -> dict[Form, list[int]]:
+    """Steps by form, in their order."""
+    found: dict[Form, list[int]] = defaultdict(list)
+    for number, step in enumerate(steps):
+        found[step.form].append(number)
+    return dict(found)
+
+
 def _build(steps: Sequence[Step], cutoff: int, values: Values, dtype: tf.DType) -> list[tf.Tensor]:
-    """For each group the matrices, as real ones: (K, [batch,] [blocks,] 2 D, 2 D).
+    """For each form the matrices, as real ones: (K, [batch,] [blocks,] 2 D, 2 D).
 
     Of steps on the vacuum, the real and imaginary parts of the columns: (K, [batch,] 2 D); of
     steps without cores, those of the diagonals: (K, [batch,] 2, [blocks,] D).
     """
-    stacks = []
-    for numbers in _alike(steps).values():
-        group = [steps[number] for number in numbers]
-        real, imaginary = _build_alike(group, cutoff, values, dtype)
+    alike = _alike(steps).values()
+    groups = [[steps[number] for number in numbers] for numbers in alike]
+    cores, waves = _ingredients(groups, cutoff, values, dtype)
+    made: dict[Form, list[tf.Tensor]] = defaultdict(list)
+    places: dict[Form, list[int]] = defaultdict(list)
+    for number, (group, numbers) in enumerate(zip(groups, alike, strict=True)):
+        segments = range(len(group[0].angles))
+        real, imaginary = _combined(
+            group,
+            [cores[number, n] for n in segments[:-1]],
+            [waves.get((number, n)) for n in segments],
+            [len(group), *_grid(group[0].keeps, cutoff).shape[1:]],
+            dtype,
+        )
         imaginary = tf.zeros_like(real) if imaginary is None else imaginary
         if group[0].conjugate:
             imaginary = -imaginary
-        stacks.append(_as_real(real, imaginary, group[0]))
-    return stacks
+        made[group[0].form].append(_as_real(real, imaginary, group[0]))
+        places[group[0].form] += numbers
+    return [_taken(tf.concat(made[form], 0), np.argsort(places[form])) for form in _formed(steps)]
+
+
+def _taken(x: tf.Tensor, order: np.ndarray) -> tf.Tensor:
+    """``x[order]``, a permutation whose vjp is one too."""
+    if np.array_equal(order, np.arange(len(order))):
+        return x
+
+    @tf.custom_gradient
+    def taken(x: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
+        return tf.gather(x, order), lambda cotangent: _taken(cotangent, np.argsort(order))
+
+    found: tf.Tensor = taken(x)
+    return found
 
 
 def _as_real(real: tf.Tensor, imaginary: tf.Tensor, step: Step) -> tf.Tensor:
@@ -164,63 +204,137 @@ def _as_real(real: tf.Tensor, imaginary: tf.Tensor, step: Step) -> tf.Tensor:
     return tf.reshape(_once(pairs), [real.shape[0], *batch, *blocks, size, size])
 
 
-def _build_alike(group: list[Step], cutoff: int, values: Values, dtype: tf.DType) -> Complex:
-    """(K, [batch,] [blocks,] D, D) for K steps that differ in their parameters only; the diagonal
-    alone, (K, [batch,] [blocks,] D), without cores.
+#: A group of steps that are alike, and which of its cores or angles.
+_Spot = tuple[int, int]
 
-    Angles and cores are computed in double precision; what is made of them has the state's own.
+
+def _ingredients(
+    groups: Sequence[Sequence[Step]], cutoff: int, values: Values, dtype: tf.DType
+) -> tuple[dict[_Spot, Complex], dict[_Spot, Complex]]:
+    """Of each group the cores, (K, [batch,] [blocks,] D, D), the first column of one on the vacuum;
+    and exp(i angle) where there is any angle, (K, [batch,] [blocks,] D).
+
+    What is linear in the parameters is one product, cores of a kind are made together, and so are
+    all angles of a grid. Computed in double precision, they get the state's own at last.
     """
-    batched, vacuum = group[0].batched, group[0].vacuum
-    grid = _grid(group[0].keeps, cutoff)  # (terms, [blocks,] D)
-    waves = [
-        None  # what comes first does nothing to the vacuum
-        if vacuum and not segment
-        else _waves([step.angles[segment] for step in group], values, grid, dtype, batched=batched)
-        for segment in range(len(group[0].angles))
-    ]
-    if not group[0].cores:
-        return waves[0] or (tf.ones([len(group), *grid.shape[1:]], dtype), None)
+    cores: dict[_Spot, Complex] = {}
+    waves: dict[_Spot, Complex] = {}
+    for batched in (False, True):
+        kinds: dict[tuple[str, bool], list[_Spot]] = defaultdict(list)
+        grids: dict[str, list[_Spot]] = defaultdict(list)
+        for number, group in enumerate(groups):
+            if group[0].batched != batched:
+                continue
+            vacuum = group[0].vacuum
+            for n, (name, _) in enumerate(group[0].cores):
+                kinds[name, vacuum and n == 0].append((number, n))
+            for n in range(vacuum, len(group[0].angles)):  # the first does nothing to the vacuum
+                if any(step.angles[n] for step in group):
+                    grids[group[0].keeps].append((number, n))
+        terms = {
+            keeps: [t for t in TERMS if any(t in _terms(groups[g], n) for g, n in spots)]
+            for keeps, spots in grids.items()
+        }
+        of_cores = [
+            [[(step.cores[n][1], 1.0)] for g, n in spots for step in groups[g]]
+            for spots in kinds.values()
+        ]
+        of_angles = [
+            [
+                [(p, factor) for t, p, factor in step.angles[n] if t == term]
+                for g, n in spots
+                for step in groups[g]
+                for term in terms[keeps]
+            ]
+            for keeps, spots in grids.items()
+        ]
+        rows = [*of_cores, *of_angles]
+        if not rows:
+            continue
+        linear = values.linear([row for part in rows for row in part], batched=batched)
+        parts = _cut(linear, [len(part) for part in rows])
+        for ((name, column), spots), part in zip(kinds.items(), parts[: len(kinds)], strict=True):
+            made = _core(name, part, cutoff, dtype, column=column)
+            cores.update(_by_spot(made, spots, groups))
+        for (keeps, spots), part in zip(grids.items(), parts[len(kinds) :], strict=True):
+            count = sum(len(groups[g]) for g, _ in spots)
+            made = _waves(part, count, keeps, terms[keeps], cutoff, dtype, batched=batched)
+            waves.update(_by_spot(made, spots, groups))
+    return cores, waves
 
-    def core(segment: int) -> Complex:
-        rows = [[(step.cores[segment][1], 1.0)] for step in group]
-        argument = values.linear(rows, batched=batched)
-        kind = KINDS[group[0].cores[segment][0]]
-        if segment == 0 and vacuum and kind.vacuum:
-            return _complex(kind.vacuum(argument, cutoff), dtype)
-        assert kind.core is not None
-        made = _complex(kind.core(argument, cutoff), dtype)
-        return _first_column(made) if segment == 0 and vacuum else made
 
-    axis = None if vacuum else -1
-    result = core(0) if vacuum else _times(core(0), waves[0], axis=-2)
-    result = _times(result, waves[1], axis=axis)
-    for segment in range(1, len(group[0].cores)):
-        result = _compose(core(segment), result, vector=vacuum)
-        result = _times(result, waves[segment + 1], axis=axis)
-    return result
+def _terms(group: Sequence[Step], n: int) -> set[str]:
+    """The terms of a group's angles in one place."""
+    return {term for step in group for term, _, _ in step.angles[n]}
+
+
+def _cut(x: tf.Tensor, sizes: Sequence[int]) -> list[tf.Tensor]:
+    return [x] if len(sizes) == 1 else tf.split(x, sizes)
+
+
+def _by_spot(
+    made: Complex, spots: Sequence[_Spot], groups: Sequence[Sequence[Step]]
+) -> dict[_Spot, Complex]:
+    """What was made for all spots, each group's share by its spot."""
+    sizes = [len(groups[number]) for number, _ in spots]
+    real = _cut(made[0], sizes)
+    imaginary = [None] * len(sizes) if made[1] is None else _cut(made[1], sizes)
+    return dict(zip(spots, zip(real, imaginary, strict=True), strict=True))
+
+
+def _core(name: str, argument: tf.Tensor, cutoff: int, dtype: tf.DType, *, column: bool) -> Complex:
+    """The cores of a kind of gate; their first columns, if only those are asked for."""
+    kind = KINDS[name]
+    if column and kind.vacuum:
+        return _complex(kind.vacuum(argument, cutoff), dtype)
+    assert kind.core is not None
+    made = _complex(kind.core(argument, cutoff), dtype)
+    return _first_column(made) if column else made
 
 
 def _waves(
-    angles: Sequence[Angle],
-    values: Values,
-    grid: np.ndarray,
+    linear: tf.Tensor,
+    count: int,
+    keeps: str,
+    terms: Sequence[str],
+    cutoff: int,
     dtype: tf.DType,
     *,
     batched: bool,
-) -> Complex | None:
-    """exp(i angle) at each point of the grid: (K, [batch,] [blocks,] D). None if all are 0."""
-    if not any(angles):
-        return None
-    terms = [t for t in TERMS if any(t == term for angle in angles for term, _, _ in angle)]
-    rows = [[(p, f) for t, p, f in angle if t == term] for angle in angles for term in terms]
-    linear = values.linear(rows, batched=batched)
-    linear = tf.reshape(linear, [len(angles), len(terms), -1])
+) -> Complex:
+    """exp(i angle) at each point of a grid, of the angles' terms: (count x terms, [batch])."""
+    grid = _grid(keeps, cutoff)
     shape = grid.shape[1:]
     grid = grid[[TERMS.index(term) for term in terms]].reshape(len(terms), -1)
+    if batched:
+        linear = tf.transpose(tf.reshape(linear, [count, len(terms), -1]), [0, 2, 1])
+        rows = [count, -1]
+    else:
+        linear = tf.reshape(linear, [count, len(terms)])
+        rows = [count]
     # Not einsum: that of older TensorFlows has no double precision within XLA.
-    angle = tf.matmul(tf.transpose(linear, [0, 2, 1]), tf.constant(grid, FLOAT))
-    angle = tf.reshape(angle, [len(angles), *([-1] if batched else []), *shape])
+    angle = tf.reshape(tf.matmul(linear, tf.constant(grid, FLOAT)), [*rows, *shape])
     return _once(tf.cast(tf.cos(angle), dtype)), _once(tf.cast(tf.sin(angle), dtype))
+
+
+def _combined(
+    group: Sequence[Step],
+    cores: Sequence[Complex],
+    waves: Sequence[Complex | None],
+    shape: Sequence[int],
+    dtype: tf.DType,
+) -> Complex:
+    """(K, [batch,] [blocks,] D, D) for K steps that differ in their parameters only; the diagonal
+    alone, (K, [batch,] [blocks,] D), without cores."""
+    vacuum = group[0].vacuum
+    if not cores:
+        return waves[0] or (tf.ones(shape, dtype), None)
+    axis = None if vacuum else -1
+    result = cores[0] if vacuum else _times(cores[0], waves[0], axis=-2)
+    result = _times(result, waves[1], axis=axis)
+    for core, after in zip(cores[1:], waves[2:], strict=True):
+        result = _times(_compose(core, result, vector=vacuum), after, axis=axis)
+    return result
 
 
 @tf.custom_gradient

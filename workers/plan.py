@@ -10,8 +10,8 @@ each of size D, and positions in a list of parameters: no numbers, no TensorFlow
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,9 @@ class Kind:
     after: tuple[tuple[str, float], ...] = ()
     keeps: str = "sum"
 
+
+#: Gates that are fused at most on an axis that meets no other.
+_FUSED = 4
 
 #: Phases are polynomials in the photon numbers of the first and the second mode.
 TERMS = ("n0", "n0^2", "n1", "n1^2", "n0 n1")
@@ -125,6 +128,11 @@ class Circuit:
 Angle = tuple[tuple[str, int, float], ...]
 
 
+#: What steps have in common whose matrices have one shape and are applied alike: on a pair or
+#: not, with cores or not, with a batch axis or not, to the vacuum or not.
+Form = tuple[bool, bool, bool, bool]
+
+
 @dataclass(frozen=True)
 class Step:
     """One matrix: cores with phases before, between and after them, on one axis or on a pair.
@@ -149,6 +157,10 @@ class Step:
     vacuum: bool = False
 
     @property
+    def form(self) -> Form:
+        return self.keeps != "one", bool(self.cores), self.batched, self.vacuum
+
+    @property
     def parameters(self) -> set[int]:
         """Those that its matrix depends on. What comes first does nothing to the vacuum."""
         angles = self.angles[1:] if self.vacuum else self.angles
@@ -171,6 +183,15 @@ def plan(circuit: Circuit) -> tuple[Step, ...]:
     runs: dict[int, _Run] = defaultdict(_Run)
     vacuum = set() if circuit.prepared else set(range(circuit.axes))
 
+    pairs = {axis for gate in circuit.gates for axis in gate.axes if len(gate.axes) > 1}
+    counts = Counter(
+        gate.axes[0]
+        for gate in circuit.gates
+        if KINDS[gate.kind].core and gate.axes[0] not in pairs
+    )
+    # Of an axis alone, many matrices are applied sooner than multiplied, and in a loop.
+    deep = {axis: counts[axis] > _FUSED for axis in range(circuit.axes)}
+
     def emit(step: Step) -> None:
         for part in _apart(step, circuit.batched):
             steps.append(replace(part, batched=any(circuit.batched[p] for p in part.parameters)))
@@ -186,6 +207,8 @@ def plan(circuit: Circuit) -> tuple[Step, ...]:
 
     for gate in circuit.gates:
         kind = KINDS[gate.kind]
+        if kind.core and deep[gate.axes[0]] and runs[gate.axes[0]].cores:
+            flush(gate.axes[0])
         before, after = (
             [(term, gate.parameters[kind.phase], factor) for term, factor in phases]
             for phases in (kind.before, kind.after)
@@ -220,7 +243,20 @@ def plan(circuit: Circuit) -> tuple[Step, ...]:
         emit(Step(gate.axes, kind.keeps, cores, angles, gate.conjugate, False))
     for axis in sorted(runs):
         flush(axis)
-    return tuple(steps)
+    return tuple(_soonest(steps, circuit.axes))
+
+
+def _soonest(steps: Sequence[Step], axes: int) -> list[Step]:
+    """The steps in an order that repeats where the circuit does: each as soon as the steps on its
+    axes allow. The vacuum's come first."""
+    depths = [0] * axes
+    found = []
+    for step in steps:
+        depth = 0 if step.vacuum else 1 + max(depths[axis] for axis in step.axes)
+        for axis in step.axes:
+            depths[axis] = depth
+        found.append((depth, step))
+    return [step for _, step in sorted(found, key=lambda pair: pair[0])]
 
 
 def _apart(step: Step, batched: tuple[bool, ...]) -> list[Step]:
@@ -267,6 +303,24 @@ def _turns(step: Step, angle: Angle) -> list[Step]:
     if of_both:
         found.append(replace(step, cores=(), angles=(of_both,)))
     return found
+
+
+def meetings(steps: Sequence[Step], axes: int) -> tuple[list[frozenset[int] | None], int | None]:
+    """For each step the axes that have met where it acts; None where axes meet, or one leaves the
+    vacuum. And how many steps are applied to fewer than all axes before all have met, if ever."""
+    met = [frozenset([axis]) for axis in range(axes)]
+    found: list[frozenset[int] | None] = []
+    alone, count = None if axes > 1 else 0, 0
+    for step in steps:
+        groups = {met[axis] for axis in step.axes}
+        together = frozenset[int]().union(*groups)
+        found.append(together if len(groups) == 1 and not step.vacuum else None)
+        for axis in together:
+            met[axis] = together
+        if alone is None and len(together) == axes:
+            alone = count
+        count += not step.vacuum
+    return found, alone
 
 
 def partner(keeps: str, block: np.ndarray, n0: np.ndarray, cutoff: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""NumPy arrays as TensorFlow tensors.
+"""NumPy arrays as TensorFlow tensors, and what is known of a tensor where it is.
 
 Owns how a number gets from one to the other. A call of the pool makes a few tensors a tile, and one
 for each gradient, so what it costs to make one is seen: by DLPack it is a third of what it is by
@@ -11,6 +11,7 @@ import ctypes
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 from workers.layout import ALIGNMENT
 
@@ -31,3 +32,23 @@ def tensor_of(array: np.ndarray) -> tf.Tensor:
     own = room[start : start + array.size].reshape(array.shape)
     own[...] = array
     return tf.experimental.dlpack.from_dlpack(own.__dlpack__())
+
+
+def origin(tensor: tf.Tensor) -> tuple[int, ...]:
+    """Sorts tensors of a graph that were taken from the same one by their places in it, and eager
+    ones not at all."""
+    if not tf.is_symbolic_tensor(tensor):
+        return ()
+    op = tensor.op
+    while op.type in ("Cast", "Identity", "Reshape") and tf.is_symbolic_tensor(op.inputs[0]):
+        op, tensor = op.inputs[0].op, op.inputs[0]
+    if op.type == "Unpack":
+        return op.inputs[0].op._id, tensor.value_index
+    if op.type == "StridedSlice" and (begin := tf.get_static_value(op.inputs[1])) is not None:
+        return op.inputs[0].op._id, *map(int, begin)
+    return (op._id,)
+
+
+def within_xla() -> bool:
+    """Whether what is being traced is for XLA."""
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())

@@ -14,7 +14,7 @@ from qpool.executors.ways import State, Way, Ways, as_it_is
 from qpool.shipping import engines_batch_size
 from workers import affinity, circuit, recipes
 from workers.errors import ConfigurationError
-from workers.matrices import within_xla
+from workers.tensors import within_xla
 
 log = logging.getLogger("qpool")
 

@@ -1,7 +1,9 @@
-"""A circuit's gradient with and without checkpointing; what it computes is ``test_engine``'s."""
+"""A circuit's gradient with and without checkpointing, and its loops; what it computes is
+``test_engine``'s."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from workers import circuit
-from workers.plan import Circuit, Gate
+from workers.plan import KINDS, Circuit, Gate
 
 GATES = (
     Gate("displacement", (0,), (0, 1)),
@@ -107,3 +109,60 @@ def test_little_leaves_what_is_compiled_for_a_checkpointed_gradient() -> None:
         return max(len(o.outputs) for o in operations if "PartitionedCall" in o.type)
 
     assert kept(circuit.checkpointing) < 20 < 40 < kept(nullcontext)
+
+
+def layers(count: int, modes: int) -> tuple[Circuit, int]:
+    """A CV neural network of equal layers, and how many parameters it has."""
+    gates: list[Gate] = []
+    numbers = itertools.count()
+
+    def add(kind: str, *axes: int) -> None:
+        parameters = tuple(next(numbers) for _ in KINDS[kind].parameters)
+        gates.append(Gate(kind, axes, parameters))
+
+    for _ in range(count):
+        for single in ("squeezing", "displacement"):
+            for mode in range(modes - 1):
+                add("beamsplitter", mode, mode + 1)
+            for mode in range(modes):
+                add("rotation", mode)
+                add(single, mode)
+        for mode in range(modes):
+            add("kerr", mode)
+    total = next(numbers)
+    return Circuit(modes, 4, "complex128", tuple(gates), (False,) * total), total
+
+
+@pytest.mark.parametrize("modes", [1, 2, 3])
+def test_depth_is_a_loop(modes: int) -> None:
+    found = {count: circuit.runs_of(layers(count, modes)[0], 10**6, 1)[1] for count in (3, 6, 24)}
+    longest = {count: max(runs, key=lambda run: run.size) for count, runs in found.items()}
+    assert len({len(runs) for runs in found.values()}) == 1
+    assert len({run.period for run in longest.values()}) == 1
+    assert longest[24].count - longest[6].count == 6 * (longest[6].count - longest[3].count)
+
+
+@pytest.mark.parametrize("modes", [1, 2, 3])
+def test_a_loop_gives_what_its_steps_give_one_by_one(modes: int, monkeypatch) -> None:
+    what, total = layers(4, modes)
+    draws = np.random.default_rng(3).normal(size=total) * 0.2
+    parameters = [tf.constant(x, tf.float64) for x in draws]
+
+    def ket_and_slopes() -> list[tf.Tensor]:
+        @tf.function(jit_compile=True, autograph=False)
+        def compiled(values: list[tf.Tensor]) -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                tape.watch(values)
+                ket = circuit.run(what, values, None)
+                size = tf.abs(tf.reshape(ket, [-1])) ** 2
+                total = tf.reduce_sum(size * tf.range(4**modes, dtype=tf.float64))
+            return [ket, *tape.gradient(total, values)]
+
+        return compiled(parameters)
+
+    looped = ket_and_slopes()
+    monkeypatch.setattr(circuit, "_KEPT", 0)
+    circuit.runs_of.cache_clear()
+    for ours, theirs in zip(looped, ket_and_slopes(), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-13)
+    circuit.runs_of.cache_clear()
