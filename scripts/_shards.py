@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -52,9 +53,12 @@ def run(interpreter: Path, root: Path) -> int:
     children: list[subprocess.Popen] = []
     counts: dict[str, int] = {}
     failed = []
-    with ThreadPoolExecutor(_side_by_side()) as threads:
+    with (
+        ThreadPoolExecutor(_side_by_side()) as threads,
+        tempfile.TemporaryDirectory(prefix="qpool-tests-") as compiled,
+    ):
         futures = {
-            threads.submit(_one, interpreter, root, files, children): name
+            threads.submit(_one, interpreter, root, files, children, compiled): name
             for name, files in paths(root).items()
             if files
         }
@@ -83,13 +87,18 @@ def run(interpreter: Path, root: Path) -> int:
 
 
 def _one(
-    interpreter: Path, root: Path, files: list[str], children: list[subprocess.Popen]
+    interpreter: Path,
+    root: Path,
+    files: list[str],
+    children: list[subprocess.Popen],
+    compiled: str,
 ) -> tuple[int, str, float]:
     began = time.monotonic()
     command = [str(interpreter), "-m", "pytest", "-q", "--no-header", "--durations=8", *files]
     child = subprocess.Popen(
         command,
         cwd=root,
+        env={**os.environ, "QPOOL_TESTS_CACHE": compiled},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -21,8 +21,11 @@ from qpool.executors.processes import claims
 # The background jobs of a shell ignore Ctrl-C, and so do their children: some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_COMPILED = tempfile.TemporaryDirectory(prefix="qpool-tests-")
-os.environ["QPOOL_CACHE"] = _COMPILED.name  # this run's alone: what it compiles, it compiles once
+if "QPOOL_TESTS_CACHE" in os.environ:  # this run's alone: what it compiles, it compiles once
+    os.environ["QPOOL_CACHE"] = os.environ["QPOOL_TESTS_CACHE"]
+else:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="qpool-tests-")
+    os.environ["QPOOL_CACHE"] = _COMPILED.name
 claims.PREFIX = f"qpool-tests/{os.getpid()}"  # what else runs on this machine is not our concern
 
 with warnings.catch_warnings():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from typing import Any
 
 #: Read once, when a library is loaded. TensorFlow's threads ignore affinity, so they are bounded.
@@ -57,6 +58,21 @@ def pin(cores: tuple[int, ...]) -> tuple[int, ...]:
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), cores)
     return current_cores()
+
+
+@contextlib.contextmanager
+def anywhere(cores: tuple[int, ...]) -> Iterator[None]:
+    """This thread, and those it starts, may run on ``cores`` for a while: compiling takes as many
+    threads as its first one may use."""
+    if not (cores and hasattr(os, "sched_setaffinity")):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, cores)
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def keep_memory() -> None:

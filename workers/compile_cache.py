@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,9 @@ log = logging.getLogger("qpool")
 
 _VARIABLE = "QPOOL_CACHE"
 _FLAG = "--tf_xla_persistent_cache_directory="
+
+#: What names of places begin with.
+_PLACE = "tensorflow-"
 
 #: Bytes of a place above which the oldest files go.
 _LARGEST = 512 * 2**20
@@ -51,21 +55,37 @@ def environment(threads: int) -> dict[str, str]:
     except OSError as error:
         log.info("compiled code is not kept: %s", error)
         return {}
-    flags = [flag for flag in os.environ.get("TF_XLA_FLAGS", "").split() if _FLAG not in flag]
-    return {"TF_XLA_FLAGS": " ".join([*flags, f"{_FLAG}{place}"])}
+    return {"TF_XLA_FLAGS": " ".join([*_other_flags(), f"{_FLAG}{place}"])}
+
+
+def _other_flags() -> list[str]:
+    return [flag for flag in os.environ.get("TF_XLA_FLAGS", "").split() if _FLAG not in flag]
+
+
+def keep_here() -> None:
+    """Have this process keep what it compiles, and find it again, if TensorFlow is not at work yet:
+    it reads once where to. A place that is the user's own choice stays."""
+    tensorflow = sys.modules.get("tensorflow.python.eager.context")
+    if tensorflow is not None and tensorflow.context()._initialized:
+        return
+    place = in_use()
+    if place is None or place.name.startswith(_PLACE):  # none, or that of the process before
+        flags = " ".join(_other_flags())
+        os.environ.update(environment(0) or ({"TF_XLA_FLAGS": flags} if place else {}))
 
 
 def place_of(threads: int) -> Path | None:
-    """A folder for what must not mix: other versions, other processors, other flags."""
+    """A folder for what must not mix: other versions, other processors, other flags. ``threads`` of
+    a process, 0 where they are TensorFlow's own choice."""
     chosen = os.environ.get(_VARIABLE, "")
     if chosen.lower() == "off":
         return None
     import platformdirs
 
     root = Path(chosen) if chosen else platformdirs.user_cache_path("qpool", appauthor=False)
-    told = (_processor(), threads, os.environ.get("XLA_FLAGS"), os.environ.get("TF_XLA_FLAGS"))
+    told = (_processor(), threads, os.environ.get("XLA_FLAGS"), _other_flags())
     digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-    return root / f"tensorflow-{metadata.version('tensorflow')}-{digest}"
+    return root / f"{_PLACE}{metadata.version('tensorflow')}-{digest}"
 
 
 def _processor() -> str:

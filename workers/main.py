@@ -87,6 +87,7 @@ class _Worker:
         self._memory = Memory()
         sys.path[:] = start.path
         began = time.perf_counter()
+        self._all_cores = affinity.current_cores()
         affinity.pin(start.cores)
         affinity.yield_to_coordinator()
         affinity.keep_memory()
@@ -192,7 +193,8 @@ class _Worker:
     def _survey(self, message: protocol.Survey) -> protocol.Surveyed:
         replica = self._replicas[self._models_of_plans[message.plan]]
         frame = self._frames[message.frame]
-        return replica.survey(message, frame, self._finished(), self._arena.buffer)
+        with affinity.anywhere(self._all_cores):  # the other workers wait for this one
+            return replica.survey(message, frame, self._finished(), self._arena.buffer)
 
     def _rehearse(self, message: protocol.Rehearse) -> None:
         replica = self._replicas[self._models_of_plans[message.plan]]

@@ -29,6 +29,22 @@ def test_pinning_is_done_and_verified() -> None:
     assert done.stdout.strip() == "True"
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity calls")
+def test_a_thread_may_be_anywhere_for_a_while_and_is_pinned_again() -> None:
+    code = (
+        "import os; from workers import affinity; cores = affinity.current_cores()\n"
+        "affinity.pin(cores[:1])\n"
+        "try:\n"
+        "    with affinity.anywhere(cores):\n"
+        "        print(affinity.current_cores() == cores)\n"
+        "        raise OSError\n"
+        "except OSError:\n"
+        "    print(affinity.current_cores() == cores[:1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 @pytest.mark.parametrize("strategy", ["threads", "cpu_batch"])
 def test_what_computes_keeps_the_memory_that_it_frees(strategy: str) -> None:

@@ -84,6 +84,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(monkeypatch, tmp_path, ca
 
 def test_threads_and_flags_have_places_of_their_own(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv(compile_cache._VARIABLE, str(tmp_path))
+    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
     one, two = (compile_cache.environment(n)["TF_XLA_FLAGS"] for n in (1, 2))
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
     monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_min_cluster_size=4")
@@ -102,3 +103,40 @@ def test_the_oldest_files_go_first(monkeypatch, tmp_path) -> None:
         os.utime(place / str(age), (1000 - age, 1000 - age))
     compile_cache.environment(1)
     assert sorted(file.name for file in place.iterdir()) == ["1", "2"]
+
+
+OWN = """
+    import os, sys
+    from workers import compile_cache
+    {before}
+    import qpool
+    import tensorflow as tf
+    tf.function(lambda x: tf.sin(x) + 1, jit_compile=True)(tf.zeros(3))
+    print(compile_cache.in_use())
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        ("", True),
+        ("import tensorflow", True),
+        ("import tensorflow; tensorflow.zeros(3)", False),  # it has read where to by then
+        ("os.environ['QPOOL_CACHE'] = 'off'", False),
+        # that of a parent process
+        ("os.environ['TF_XLA_FLAGS'] = compile_cache._FLAG + '/tensorflow-x'", True),
+    ],
+)
+def test_a_process_keeps_what_it_compiles_if_it_is_told_in_time(tmp_path, before, kept) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(OWN).format(before=before)],
+        env={k: v for k, v in os.environ.items() if k != "TF_XLA_FLAGS"}
+        | {compile_cache._VARIABLE: str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout.strip() != "None") == kept
+    assert bool(list(tmp_path.glob("*/xla_compile_cache_*"))) == kept

@@ -288,12 +288,15 @@ class Pool(BatchComputer):
         gradient: bool,
         largest_tile: int,
     ) -> protocol.Surveyed:
-        """What the first worker reports; all of them do it, and are warm afterwards."""
+        """What the first worker reports. The others load what it has compiled, when they need it;
+        all of them do it where nothing is kept for them, or devices differ."""
 
         def message(ticket: int, _tiles: tuple[int, ...]) -> protocol.Survey:
             return protocol.Survey(ticket, plan.plan, frame.frame, version, gradient, largest_tile)
 
         homes = self._one_each()
+        if self._crew.launcher.keeps_compiled and not self._mixed:
+            homes = dict([min(homes.items())])
         _, replies = self._performing().perform(plan.model, len(homes), message, homes, plan, frame)
         surveyed: protocol.Surveyed = min(replies, key=lambda reply: reply.ticket)
         return surveyed

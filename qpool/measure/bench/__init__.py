@@ -31,6 +31,7 @@ CASES = {
     "utilisation": "strategies:utilisation",
     "forms": "usage:forms",
     "first": "usage:first",
+    "compiling": "compiling:compiling",
     "scaling": "scaling:scaling_model",
     "natural": "natural:natural",
     "ray": "cluster:ray_overhead",

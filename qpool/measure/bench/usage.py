@@ -31,8 +31,9 @@ MARKS = (1, 10, 60, 600)
 
 
 def forms(turns: int = 5) -> dict[str, Any]:
-    """The seed's circuit, batch 16, by strategy: an engine that the model holds against one made in
-    each call, and a loop over the batch against a call for all of it (seconds over seconds)."""
+    """The seed's circuit, batch 16 in one tile, by strategy: an engine that the model holds against
+    one made in each call, and a loop over the batch against a call for all of it (seconds over
+    seconds)."""
     import qpool
     from qpool.measure.bench.timing import ratio, turns_of
 
@@ -43,7 +44,7 @@ def forms(turns: int = 5) -> dict[str, Any]:
             models = dict(zip(("made", "held", "looped"), _models(16), strict=True))
             z = models["made"].z(16)
             generators = {
-                name: qpool.parallelize(model, strategy=strategy, pool=shared)
+                name: qpool.parallelize(model, strategy=strategy, pool=shared, tile=16)
                 for name, model in models.items()
             }
             contenders = {
@@ -143,6 +144,7 @@ def _program(name: str, way: str) -> dict[str, float]:
     """Run the program below; what it printed."""
     with tempfile.TemporaryDirectory(prefix="qpool-bench-") as folder:
         environment = {**os.environ, "QPOOL_CACHE": folder}
+        environment.pop("TF_XLA_FLAGS", None)  # this process's own place
         began = time.time()
         command = [sys.executable, "-m", __name__, name, way, repr(began)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
