@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from workers import compile_cache, sf_compat
+from workers import sf_compat
+from workers.compiling import compile_cache
 
 if TYPE_CHECKING:
     from qpool import errors, metrics, models, states

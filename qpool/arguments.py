@@ -17,7 +17,7 @@ from qpool import tapes
 from qpool.executors.base import argument_names
 from qpool.shipping import dumps
 from workers.errors import InputError
-from workers.protocol import Sharded
+from workers.exchange.protocol import Sharded
 
 
 class Arguments:

@@ -21,9 +21,9 @@ from qpool.executors.processes.pool import Pool
 from qpool.executors.remote import RemoteModel
 from qpool.gradient import Bridge
 from qpool.shipping import pack
-from workers import recipes
 from workers.engine import TracedEngine
 from workers.errors import ConfigurationError, PoolClosedError
+from workers.replica import recipes
 
 #: Programs whose replicas are kept in the workers; the one not used for longest goes first.
 _KEPT = 16

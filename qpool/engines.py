@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from workers import recipes
+from workers.replica import recipes
 
 
 @dataclass(frozen=True, eq=False)

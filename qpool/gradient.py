@@ -26,9 +26,9 @@ import tensorflow as tf
 from qpool import tapes
 from qpool.arguments import Arguments, check_array, is_eager
 from qpool.variables import Reader
-from workers import recipes
 from workers.errors import InputError, SecondOrderGradientError
 from workers.layout import ArraySpec
+from workers.replica import recipes
 from workers.tensors import tensor_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from workers.errors import InputError
 
 def _state(ket: Any) -> Any:
     """Strawberry Fields' state of a batch of kets, (batch, D, ..., D)."""
-    from workers.backend import TracedFockState
+    from workers.engine.backend import TracedFockState
 
     ket = tf.convert_to_tensor(ket)
     if not ket.dtype.is_complex or ket.shape.rank is None or ket.shape.rank < 2:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from workers.errors import NotCompiledWarning
 
 if TYPE_CHECKING:
-    from workers.compiled import Choice
+    from workers.compiling.compiled import Choice
 
 #: What stopped a trace, and what to write instead; the first that is found in the reason.
 _ADVICE = (

@@ -17,8 +17,8 @@ import sympy
 import tensorflow as tf
 
 from workers import sf_compat
+from workers.engine.scope import stock_wanted
 from workers.errors import ConfigurationError
-from workers.scope import stock_wanted
 
 
 def state(

@@ -1,8 +1,8 @@
 """A model, made ready to travel.
 
 Owns the pickler: cloudpickle, with a recipe for each kind of object that does not pickle but can
-be made again (``workers.recipes``). While it walks the object it notes every tf.Variable and every
-source of random numbers, so that nothing a replica holds is missed, wherever it hangs.
+be made again (``workers.replica.recipes``). While it walks the object it notes every tf.Variable
+and every source of random numbers, so that nothing a replica holds is missed, wherever it hangs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from workers import recipes
 from workers.errors import ConfigurationError, ModelError, ShippingError
-from workers.recipes import Shipped
+from workers.replica import recipes
+from workers.replica.recipes import Shipped
 
 #: What ``compile`` and ``fit`` hang on a Keras model. A replica is called, never fitted.
 _TRAINING_STATE = (

@@ -29,6 +29,33 @@ def test_workers_never_import_qpool() -> None:
         assert not {name for name in imports(path) if name.split(".")[0] == "qpool"}, path
 
 
+#: Which rooms of ``workers`` each one may know, beside itself and what lies in none.
+ROOMS = {
+    "engine": (),
+    "compiling": ("engine",),
+    "exchange": (),
+    "replica": ("engine", "compiling", "exchange"),
+    "process": ("engine", "compiling", "exchange", "replica"),
+}
+
+#: What of ``workers`` lies in no room: every room may know it, and it knows none. The last one is
+#: a name that programs outside rely on.
+NO_ROOM = {"__init__", "errors", "layout", "logs", "sf_compat", "tensors", "backend"}
+
+
+def test_rooms_know_only_those_below_them() -> None:
+    assert {path.stem for path in ROOT.glob("workers/*.py")} == NO_ROOM
+    assert {path.parent.name for path in ROOT.glob("workers/*/*.py")} == set(ROOMS)
+    for room, others in ROOMS.items():
+        for path in ROOT.glob(f"workers/{room}/*.py"):
+            parts = [name.split(".") for name in imports(path)]
+            known = {name[1] for name in parts if name[0] == "workers" and len(name) > 1}
+            assert known <= {*others, room, *NO_ROOM} - {"backend"}, path
+    for name in NO_ROOM - {"backend"}:
+        found = imports(ROOT / "workers" / f"{name}.py")
+        assert not any(module.startswith(f"workers.{room}") for module in found for room in ROOMS)
+
+
 def test_dispatch_and_tiles_are_pure() -> None:
     impure = {"os", "time", "threading", "multiprocessing", "select", "tensorflow", "random"}
     for name in ("qpool/tiles.py", "qpool/executors/processes/dispatch.py"):

@@ -20,9 +20,9 @@ import numpy as np
 from qpool import tiles
 from qpool.executors.computer import Computer
 from qpool.executors.store import Store
-from workers import protocol
+from workers.exchange import protocol
+from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec
-from workers.protocol import Kind
 
 #: Who computed which tiles, and keeps them for the backward pass.
 Homes = dict[int, tuple[int, ...]]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from workers import protocol
+from workers.exchange import protocol
 from workers.layout import ArraySpec
 
 
@@ -45,8 +45,8 @@ class Computer(abc.ABC):
     def add(self, shipment: bytes, weights: Sequence[np.ndarray], engine: str) -> int:
         """Take a model in and return its number.
 
-        ``shipment`` unpickles to a ``workers.recipes.Shipped``; ``weights`` are the values of all
-        its variables, in its order; ``engine`` is what its Strawberry Fields engines are.
+        ``shipment`` unpickles to a ``workers.replica.recipes.Shipped``; ``weights`` are the values
+        of all its variables, in its order; ``engine`` is what its Strawberry Fields engines are.
         """
 
     @abc.abstractmethod

@@ -12,8 +12,10 @@ from qpool import notices
 from qpool.executors.base import Executor, Options
 from qpool.executors.ways import State, Way, Ways, as_it_is
 from qpool.shipping import engines_batch_size
-from workers import affinity, circuit, recipes
+from workers.engine import circuit
 from workers.errors import ConfigurationError
+from workers.process import affinity
+from workers.replica import recipes
 from workers.tensors import within_xla
 
 log = logging.getLogger("qpool")
@@ -26,7 +28,7 @@ class CpuBatchExecutor(Executor):
     TensorFlow check numbers is not compiled, and neither is a call with a container for its first
     argument (the model would find a tensor in its place).
 
-    From now on this process keeps the memory that it frees (``workers.affinity.keep_memory``).
+    From now on this process keeps the memory that it frees (``affinity.keep_memory``).
     """
 
     def __init__(self, model: Any, options: Options) -> None:

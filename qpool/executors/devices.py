@@ -19,7 +19,7 @@ _KINDS = ("cpu", "gpu", "virtual")
 
 @dataclasses.dataclass(frozen=True)
 class Seat:
-    """A worker's place: its ``device``, as ``workers.device`` takes it, and its cores."""
+    """A worker's place: its ``device``, as ``workers.process.device`` takes it, and its cores."""
 
     device: str
     cores: tuple[int, ...]

@@ -20,7 +20,7 @@ import numpy as np
 from qpool import notices, tiles
 from qpool.executors.computer import Computer
 from qpool.shipping import Shipment
-from workers.compiled import Choice
+from workers.compiling.compiled import Choice
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.layout import ArraySpec
 

@@ -16,7 +16,7 @@ class SequentialExecutor(Executor):
         with self._counted(args):
             if self.options.engine != "stock":
                 return function(*args, **kwargs)
-            from workers.scope import traced_engines
+            from workers.engine.scope import traced_engines
 
             with traced_engines(False):
                 return function(*args, **kwargs)
@@ -27,7 +27,7 @@ class SequentialExecutor(Executor):
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         import tensorflow as tf
 
-        from workers import recipes
+        from workers.replica import recipes
 
         method = "__call__" if callable(self.model) else "generate"
         variables = recipes.trainable_variables(self.model)

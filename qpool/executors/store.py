@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from qpool import tiles
-from workers import protocol
-from workers.arena import Arena, Segment
+from workers.exchange import protocol
+from workers.exchange.arena import Arena, Segment
 from workers.layout import ArraySpec, Placed, place
-from workers.main import SLOT_BYTES, progress_counter
+from workers.process.main import SLOT_BYTES, progress_counter
 
 _FIRST_SEGMENT = 1 << 20
 

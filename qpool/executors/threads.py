@@ -23,16 +23,17 @@ from qpool.executors.base import Options
 from qpool.executors.batches import BatchComputer, Homes
 from qpool.executors.store import Store
 from qpool.executors.tiled import TiledExecutor
-from workers import affinity, protocol
 from workers.errors import ConfigurationError, PoolClosedError
-from workers.protocol import Kind
-from workers.replica import Replica
+from workers.exchange import protocol
+from workers.exchange.protocol import Kind
+from workers.process import affinity
+from workers.replica.replica import Replica
 
 
 class ThreadTeam(BatchComputer):
     """Computes batches with ``threads`` threads (default: the cores of the CPU budget).
 
-    From now on this process keeps the memory that it frees (``workers.affinity.keep_memory``).
+    From now on this process keeps the memory that it frees (``affinity.keep_memory``).
     """
 
     def __init__(self, threads: int | None = None, *, seed: int = 0) -> None:

@@ -21,7 +21,8 @@ from typing import Any
 import tensorflow as tf
 
 from qpool.executors.ways import State, Way, Ways, as_it_is
-from workers import circuit, compiled
+from workers.compiling import compiled
+from workers.engine import circuit
 from workers.errors import ShippingError
 
 #: XLA takes about so many times as long as tracing the graph did.

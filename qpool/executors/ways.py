@@ -4,7 +4,7 @@ Owns what has been compiled for each way, and whether a call may be: it must do 
 compute. Arguments that are tensors are inputs of the compiled function; all others are constants of
 it, known by content. ``cpu_batch`` and the methods that are not pooled (``unpooled``) call by it.
 
-Where a tape is outside of the compiled function, gradients are checkpointed (``workers.circuit``).
+Where a tape is outside of the compiled function, gradients are checkpointed (``engine.circuit``).
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import tensorflow as tf
 
 from qpool.executors.base import argument_names
 from qpool.shipping import dumps
-from workers import circuit, compiled, recipes, survey
-from workers.draws import global_states
+from workers.compiling import compiled
+from workers.engine import circuit
+from workers.engine.scope import traced_engines
 from workers.errors import ModelError
-from workers.method import Method
-from workers.protocol import Plan, Sharded
-from workers.scope import traced_engines
+from workers.exchange.protocol import Plan, Sharded
+from workers.replica import recipes, survey
+from workers.replica.draws import global_states
+from workers.replica.method import Method
 
 #: Operations that do more than compute, or whose checks XLA drops. Reads of variables, and draws
 #: from a seed that is an argument, are none of them.

@@ -17,8 +17,8 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from workers import recipes
 from workers.errors import ConfigurationError, InputError
+from workers.replica import recipes
 
 log = logging.getLogger("qpool")
 

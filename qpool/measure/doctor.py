@@ -69,7 +69,7 @@ def _ket(engine: str) -> Any:
     import strawberryfields as sf
     from strawberryfields import ops
 
-    from workers.scope import traced_engines
+    from workers.engine.scope import traced_engines
 
     program = sf.Program(2)
     with program.context as q:
@@ -89,7 +89,7 @@ def _traced() -> Finding:
 
 
 def _cache() -> Finding:
-    from workers import compile_cache
+    from workers.compiling import compile_cache
 
     place = compile_cache.in_use(compile_cache.environment(1))
     if place is None:

@@ -29,7 +29,7 @@ import click
 import numpy as np
 
 from workers.errors import PoolError
-from workers.faults import Fault
+from workers.exchange.faults import Fault
 
 #: What an episode can be: engine, rows of a batch (one, prime, ragged in its last tile, full).
 ENGINES = ("traced", "stock")

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from qpool.pooled import ParallelGenerator
 from qpool.training.config import LOSSES
-from workers import recipes
 from workers.errors import ConfigurationError, nearest
+from workers.replica import recipes
 
 
 class QuantumGAN(keras.Model):

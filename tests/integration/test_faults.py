@@ -1,7 +1,7 @@
 """Workers that fail at chosen points, in every way: the step returns the same bits.
 
-The faults are real (signals, exits, a refused allocation) and strike where ``workers.faults``
-says, so no test waits for the right moment.
+The faults are real (signals, exits, a refused allocation) and strike where
+``workers.exchange.faults`` says, so no test waits for the right moment.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pooling import parallelize
 import qpool
 from qpool import errors
 from qpool.executors.processes import crew, patience, process
-from workers import nursery
-from workers.faults import Fault
+from workers.exchange.faults import Fault
+from workers.process import nursery
 
 Z = tf.constant(np.random.default_rng(0).normal(size=(8, 2)), tf.float32)
 TESTS = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from idioms import BATCH, IDIOMS
 
 import qpool
 from qpool.executors.auto import course
-from workers import recipes
+from workers.replica import recipes
 
 ROWS = np.random.default_rng(1).normal(0, 0.5, (BATCH, 2))
 

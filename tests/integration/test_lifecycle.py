@@ -145,7 +145,7 @@ def test_the_nurserys_own_death_is_survived() -> None:
 def test_an_answer_left_by_an_interrupted_request_is_not_taken_for_another() -> None:
     import pickle
 
-    from workers import nursery
+    from workers.process import nursery
 
     with (
         qpool.Pool(workers=1) as pool,

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import qpool
 from qpool.models import QuantumSFGenerator
-from workers.scope import traced_engines
+from workers.engine.scope import traced_engines
 
 
 def small(**options):

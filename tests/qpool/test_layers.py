@@ -12,7 +12,7 @@ from strawberryfields import ops
 import qpool
 from qpool import programs
 from qpool.errors import ConfigurationError, InputError
-from workers.scope import traced_engines
+from workers.engine.scope import traced_engines
 
 
 def program() -> sf.Program:

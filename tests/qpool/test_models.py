@@ -12,7 +12,7 @@ import tensorflow as tf
 from strawberryfields import ops
 
 import qpool
-from workers.scope import traced_engines
+from workers.engine.scope import traced_engines
 
 MODES, LAYERS, CUTOFF = 2, 2, 5
 

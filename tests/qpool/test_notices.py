@@ -6,7 +6,7 @@ import pytest
 
 from qpool import notices
 from qpool.executors import Options
-from workers.compiled import Choice
+from workers.compiling.compiled import Choice
 from workers.errors import NotCompiledWarning
 
 

@@ -38,8 +38,8 @@ from qpool.executors.auto.course import Course
 from qpool.executors.base import Executor, Options, argument_names
 from qpool.executors.processes import pool
 from qpool.shipping import pack
-from workers import recipes
 from workers.errors import QPoolError
+from workers.replica import recipes
 
 __all__ = ["AutoExecutor", "Candidate", "Choice", "choose", "remembered"]
 

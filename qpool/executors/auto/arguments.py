@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from qpool.arguments import is_eager
-from workers import recipes
 from workers.errors import InputError
+from workers.replica import recipes
 
 
 def in_graph(values: list[Any]) -> bool:

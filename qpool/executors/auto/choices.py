@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workers import compile_cache
+from workers.compiling import compile_cache
 
 
 @dataclasses.dataclass(frozen=True)

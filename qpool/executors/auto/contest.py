@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from qpool.executors.auto.choices import Candidate, Choice
 from qpool.executors.base import Executor
-from workers import recipes
+from workers.replica import recipes
 
 #: Seconds that measuring one size of batch may take, where a run waits for it; no further candidate
 #: is begun after that.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from qpool.executors.auto.choices import Candidate
 from qpool.executors.base import Options
-from workers import circuit
-from workers.scope import traced_engines
+from workers.engine import circuit
+from workers.engine.scope import traced_engines
 
 if TYPE_CHECKING:
     from qpool.executors.topology import Budget

@@ -19,7 +19,7 @@ import numpy as np
 from qpool.executors import topology
 from qpool.executors.cluster import connect
 from qpool.executors.processes.pool import Pool
-from workers import protocol
+from workers.exchange import protocol
 from workers.layout import ArraySpec
 
 

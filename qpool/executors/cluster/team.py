@@ -23,8 +23,8 @@ from qpool.executors.computer import Computer
 from qpool.executors.devices import parse
 from qpool.executors.processes.dispatch import MAX_ATTEMPTS
 from qpool.executors.shares import Run, apportion, learn
-from workers import protocol
 from workers.errors import ConfigurationError, PoolClosedError, WorkerLostError
+from workers.exchange import protocol
 from workers.layout import ArraySpec
 
 

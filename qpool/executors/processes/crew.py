@@ -29,11 +29,11 @@ from qpool.executors.processes.condition import STOPPED_TIMEOUT, is_stopped
 from qpool.executors.processes.dispatch import Event, Finished, Joined, Lost, Raised
 from qpool.executors.processes.patience import Patience
 from qpool.executors.processes.process import Launcher, WorkerProcess
-from workers import protocol
-from workers.arena import Segment
 from workers.errors import PoolClosedError, StartupError
-from workers.faults import Fault
-from workers.waiting import Waiter
+from workers.exchange import protocol
+from workers.exchange.arena import Segment
+from workers.exchange.faults import Fault
+from workers.exchange.waiting import Waiter
 
 log = logging.getLogger("qpool")
 

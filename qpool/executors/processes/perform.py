@@ -19,9 +19,9 @@ from qpool.executors.processes.dispatch import Complete, Finished, GiveUp, Instr
 from qpool.executors.processes.process import WorkerProcess
 from qpool.executors.shares import learn
 from qpool.executors.store import Store
-from workers import protocol
 from workers.errors import RemoteError, StartupError, WorkerLostError
-from workers.protocol import Kind
+from workers.exchange import protocol
+from workers.exchange.protocol import Kind
 
 #: What is sent for a shard: (ticket, tiles) -> message.
 Message = Callable[[int, tuple[int, ...]], Any]

@@ -28,11 +28,11 @@ from qpool.executors.processes.patience import Patience
 from qpool.executors.processes.perform import Performer
 from qpool.executors.processes.process import Launcher, make_launcher
 from qpool.executors.store import Store
-from workers import protocol
 from workers.errors import ConfigurationError, PoolClosedError
-from workers.faults import Fault
-from workers.protocol import Kind
-from workers.waiting import SPIN_SECONDS
+from workers.exchange import protocol
+from workers.exchange.faults import Fault
+from workers.exchange.protocol import Kind
+from workers.exchange.waiting import SPIN_SECONDS
 
 log = logging.getLogger("qpool")
 

@@ -36,7 +36,7 @@ from qpool.executors.processes.condition import (
     describe_exit,
     is_stopped,
 )
-from workers import affinity, compile_cache, protocol
+from workers.compiling import compile_cache
 from workers.errors import (
     ConfigurationError,
     PoolError,
@@ -44,6 +44,8 @@ from workers.errors import (
     StartupError,
     nearest,
 )
+from workers.exchange import protocol
+from workers.process import affinity
 
 _WINDOWS = sys.platform == "win32"
 
@@ -271,7 +273,7 @@ class SpawnLauncher(Launcher):
         else:
             arguments = [*handles, None, None]
         try:
-            process = self._popen("workers.main:spawned", arguments, handles)
+            process = self._popen("workers.process.main:spawned", arguments, handles)
         except OSError as error:
             ours.close()
             log.close()
@@ -315,12 +317,12 @@ class ForkLauncher(Launcher):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 self._nursery = self._popen(
-                    "workers.nursery:main", [theirs.fileno()], [theirs.fileno()]
+                    "workers.process.nursery:main", [theirs.fileno()], [theirs.fileno()]
                 )
             self._control = ours
 
     def launch(self, number: int, segment_handle: int | str) -> WorkerProcess:
-        from workers import nursery
+        from workers.process import nursery
 
         ours, theirs = Pipe()
         log = _log_file()
@@ -352,7 +354,7 @@ class ForkLauncher(Launcher):
             theirs.close()
 
     def reap(self, pid: int) -> int | None:
-        from workers import nursery
+        from workers.process import nursery
 
         if self._control is None or not self._ready:
             return None  # its nursery is gone, and with it who could know
@@ -383,7 +385,7 @@ class ForkLauncher(Launcher):
         self._nursery = self._control = None
 
     def ready(self, *, wait: bool) -> bool:
-        from workers import nursery
+        from workers.process import nursery
 
         self.prepare()
         assert self._control is not None

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from workers import affinity
+from workers.process import affinity
 
 #: What a program that obeys says when it has done its work.
 _DONE = "done\n"

@@ -78,7 +78,7 @@ def _measure(name: str, layers: int) -> dict[str, float]:
     import tensorflow as tf
 
     from qpool.measure.bench.engine import Case
-    from workers import compile_cache
+    from workers.compiling import compile_cache
 
     modes, cutoff, read, batch = CIRCUITS[name]
     case = Case(modes, layers, cutoff, read)

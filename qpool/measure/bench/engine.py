@@ -20,8 +20,9 @@ from qpool.measure.bench import peers
 from qpool.measure.bench.alone import alone_on_a_core, answer, obey, side_by_side
 from qpool.measure.bench.timing import ratio, turns_of
 from qpool.models import circuit
-from workers import affinity, sf_compat
+from workers import sf_compat
 from workers.engine import TracedEngine
+from workers.process import affinity
 
 sf_compat.install()
 import strawberryfields as sf  # noqa: E402

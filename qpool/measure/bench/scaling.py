@@ -18,8 +18,8 @@ import qpool
 from qpool import tiles
 from qpool.executors.processes.dispatch import Complete, Finished, Send, Step
 from qpool.measure import scaling
-from workers import protocol
-from workers.protocol import Kind
+from workers.exchange import protocol
+from workers.exchange.protocol import Kind
 
 #: Counts of workers that the constants come from, and those they are tried on.
 _FITTED, _TRIED = (1, 2, 4), (8, 16, 24)

@@ -1,0 +1,142 @@
+"""Compiled code on disk: found again by another process, mended when damaged, kept in bounds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from workers.compiling import compile_cache
+
+CODE = """
+    import hashlib, logging, os
+    logging.basicConfig(level="WARNING")
+    os.environ.update(TF_CPP_MIN_LOG_LEVEL="3")
+    from workers.compiling import compile_cache
+    os.environ.update(compile_cache.environment(1))
+    import tensorflow as tf
+    from workers.compiling import compiled
+    for _ in range({before}):
+        tf.constant(1.0) + 1.0
+    def model(x):
+        return tf.linalg.matmul(tf.sin(x), x)
+    function = compiled.at_level(model, "xla")
+    out = function(tf.random.stateless_normal((4, 4), (1, 2)))
+    print(hashlib.sha256(out.numpy().tobytes()).hexdigest())
+"""
+
+
+def run(folder: Path | str, before: int = 0) -> tuple[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(CODE).format(before=before)],
+        env=os.environ | {compile_cache._VARIABLE: str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip(), done.stderr
+
+
+def test_another_process_finds_it_and_a_damaged_file_is_made_anew(tmp_path) -> None:
+    first, _ = run(tmp_path)
+    (file,) = tmp_path.glob("*/*")
+    written = file.stat().st_mtime_ns
+    again, _ = run(tmp_path, before=100)
+    assert list(tmp_path.glob("*/*")) == [file]
+    assert file.stat().st_mtime_ns == written
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    mended, said = run(tmp_path)
+    assert "made anew" in said
+    assert not file.exists()
+    assert run(tmp_path)[0] == first == again == mended
+    assert file.exists()
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_nothing_is_kept_where_that_is_asked_for(monkeypatch) -> None:
+    monkeypatch.setenv(compile_cache._VARIABLE, "off")
+    assert compile_cache.environment(1) == {}
+
+
+@pytest.mark.parametrize("name", ["file", "with a blank"])
+def test_a_folder_that_cannot_be_used_keeps_nothing(monkeypatch, tmp_path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(compile_cache._VARIABLE, str(tmp_path / name))
+    assert compile_cache.environment(1) == {}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX modes")
+def test_a_folder_that_others_may_write_to_is_not_used(monkeypatch, tmp_path, caplog) -> None:
+    monkeypatch.setenv(compile_cache._VARIABLE, str(tmp_path))
+    compile_cache.environment(1)
+    (place,) = tmp_path.iterdir()
+    place.chmod(0o777)
+    assert compile_cache.environment(1) == {}
+    assert "written to by others" in caplog.text
+
+
+def test_threads_and_flags_have_places_of_their_own(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv(compile_cache._VARIABLE, str(tmp_path))
+    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
+    one, two = (compile_cache.environment(n)["TF_XLA_FLAGS"] for n in (1, 2))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_min_cluster_size=4")
+    three = compile_cache.environment(1)["TF_XLA_FLAGS"]
+    assert len({one, two, three}) == 3
+    assert three.startswith("--tf_xla_min_cluster_size=4 ")
+
+
+def test_the_oldest_files_go_first(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv(compile_cache._VARIABLE, str(tmp_path))
+    monkeypatch.setattr(compile_cache, "_LARGEST", 250)
+    compile_cache.environment(1)
+    (place,) = tmp_path.iterdir()
+    for age in (3, 1, 2):
+        (place / str(age)).write_bytes(bytes(100))
+        os.utime(place / str(age), (1000 - age, 1000 - age))
+    compile_cache.environment(1)
+    assert sorted(file.name for file in place.iterdir()) == ["1", "2"]
+
+
+OWN = """
+    import os, sys
+    from workers.compiling import compile_cache
+    {before}
+    import qpool
+    import tensorflow as tf
+    tf.function(lambda x: tf.sin(x) + 1, jit_compile=True)(tf.zeros(3))
+    print(compile_cache.in_use())
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        ("", True),
+        ("import tensorflow", True),
+        ("import tensorflow; tensorflow.zeros(3)", False),  # it has read where to by then
+        ("os.environ['QPOOL_CACHE'] = 'off'", False),
+        # that of a parent process
+        ("os.environ['TF_XLA_FLAGS'] = compile_cache._FLAG + '/tensorflow-x'", True),
+    ],
+)
+def test_a_process_keeps_what_it_compiles_if_it_is_told_in_time(tmp_path, before, kept) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(OWN).format(before=before)],
+        env={k: v for k, v in os.environ.items() if k != "TF_XLA_FLAGS"}
+        | {compile_cache._VARIABLE: str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout.strip() != "None") == kept
+    assert bool(list(tmp_path.glob("*/xla_compile_cache_*"))) == kept

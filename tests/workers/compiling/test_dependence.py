@@ -1,0 +1,77 @@
+"""Which rows a graph keeps apart. Where it is not known, the answer is that it does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework.func_graph import FuncGraph
+
+from workers.compiling.dependence import rows_are_alone
+
+ROWS = 3
+
+APART = {
+    "entry by entry": lambda z, c: tf.tanh(z) * c[0] + 2.0,
+    "broadcast": lambda z, c: z + c[None, :2],
+    "stacked": lambda z, c: tf.stack([z[0] * 2, z[1], z[2]]),
+    "unstacked": lambda z, c: tf.stack([row[0] + c[1] for row in tf.unstack(z)]),
+    "gathered": lambda z, c: tf.gather(z, [0, 1, 2]),
+    "one gathered": lambda z, c: tf.stack([tf.gather(z, n) for n in range(ROWS)]),
+    "product": lambda z, c: tf.matmul(z, tf.reshape(c, [2, 2])),
+    "sum over columns": lambda z, c: tf.reduce_sum(z, axis=-1, keepdims=True) * z,
+    "reshaped": lambda z, c: tf.reshape(z, [ROWS, 1, 2]),
+    "turned behind the rows": lambda z, c: tf.transpose(z[:, None], [0, 2, 1]),
+    "joined": lambda z, c: tf.concat([z, z[:, :1]], axis=1),
+    "softmax": lambda z, c: tf.nn.softmax(z),
+    "all of them": lambda z, c: z[0:ROWS],
+}
+
+MIXED = {
+    "sum over rows": lambda z, c: z - tf.reduce_mean(z, axis=0),
+    "sum of all": lambda z, c: z * tf.reduce_sum(z),
+    "another order": lambda z, c: tf.reverse(z, [0]),
+    "next row": lambda z, c: tf.stack([z[n] + 0.0 * z[(n + 1) % ROWS] for n in range(ROWS)]),
+    "other places of a constant": lambda z, c: tf.stack([z[n] * c[n] for n in range(ROWS)]),
+    "reshaped through": lambda z, c: tf.reshape(tf.reshape(z, [2, ROWS]), [ROWS, 2]),
+    "turned": lambda z, c: tf.transpose(tf.transpose(z)[:, ::-1]),
+    "product of rows": lambda z, c: tf.matmul(tf.matmul(z, z, transpose_b=True), z),
+    "transposed product": lambda z, c: tf.matmul(z, tf.matmul(z, z, transpose_a=True)),
+    "across": lambda z, c: z[:, :1] + tf.reshape(z[:, 0], [1, ROWS])[:, :2],
+    "sorted": lambda z, c: tf.sort(z, axis=0),
+    "gathered by numbers": lambda z, c: tf.gather(z, tf.cast(z[:, 0], tf.int32)),
+    "a row for all": lambda z, c: z + z[0],
+    "no rows": lambda z, c: tf.reduce_sum(z),
+}
+
+
+def alone(call) -> bool:
+    with FuncGraph("test").as_default():
+        z = tf.compat.v1.placeholder(tf.float32, [ROWS, 2])
+        c = tf.compat.v1.placeholder(tf.float32, [4])
+        return rows_are_alone([z], [tf.convert_to_tensor(call(z, c))], ROWS)
+
+
+@pytest.mark.parametrize("call", APART)
+def test_what_keeps_rows_apart(call: str) -> None:
+    assert alone(APART[call])
+    assert not depends(APART[call])
+
+
+@pytest.mark.parametrize("call", MIXED)
+def test_what_mixes_them(call: str) -> None:
+    assert not alone(MIXED[call])
+
+
+def depends(call) -> bool:
+    """By numbers: whether an output changes with another row than its own."""
+    rng = np.random.default_rng(0)
+    z, c = (tf.constant(rng.normal(size=size), tf.float32) for size in ((ROWS, 2), 4))
+    before = call(z, c).numpy()
+    for row in range(ROWS):
+        moved = z.numpy()
+        moved[row] += 1.0
+        changed = (call(tf.constant(moved), c).numpy() != before).reshape(ROWS, -1).any(axis=1)
+        if changed[[n for n in range(ROWS) if n != row]].any():
+            return True
+    return False

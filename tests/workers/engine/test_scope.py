@@ -1,0 +1,163 @@
+"""Engines that a model holds: traced within a scope, the model's own outside of it."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from workers import sf_compat
+from workers.errors import UntraceableError
+
+sf_compat.install()
+
+import strawberryfields as sf  # noqa: E402
+from strawberryfields import ops  # noqa: E402
+
+from workers.engine import TracedEngine  # noqa: E402
+from workers.engine.scope import StandIn, traced_engines  # noqa: E402
+
+GLOBAL = sf.Engine("tf", backend_options={"cutoff_dim": 5})
+X = tf.constant([0.1, -0.3, 0.4])
+
+
+def program() -> sf.Program:
+    made = sf.Program(2)
+    x = made.params("x")
+    with made.context as q:
+        ops.Dgate(x, 0.2) | q[0]
+        ops.Sgate(0.3) | q[1]
+        ops.BSgate(0.4, x) | (q[0], q[1])
+    return made
+
+
+PROGRAM = program()
+
+
+def photons(engine, x, **options) -> tf.Tensor:
+    if engine.run_progs:
+        engine.reset()
+    return engine.run(PROGRAM, args={"x": x}, **options).state.mean_photon(0)[0]
+
+
+def new(**options) -> sf.Engine:
+    return sf.Engine("tf", backend_options={"cutoff_dim": 5, **options})
+
+
+HOLDERS = {
+    "attribute": lambda e: (types.SimpleNamespace(engine=e), lambda h: h.engine),
+    "list": lambda e: ([e], lambda h: h[0]),
+    "dict": lambda e: ({"engine": e}, lambda h: h["engine"]),
+    "closure": lambda e: (lambda: e, lambda h: h()),
+    "global": lambda _: (None, lambda h: GLOBAL),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_wherever_an_engine_is_held_it_can_be_traced(holder: str) -> None:
+    held, get = HOLDERS[holder](new())
+    stock = [float(photons(get(held), x)) for x in X]
+
+    @tf.function(jit_compile=True)
+    def traced(x):
+        with traced_engines():
+            return photons(get(held), x)
+
+    np.testing.assert_allclose(traced(X), stock, atol=2e-6)
+    assert type(get(held)) is sf.Engine
+    assert float(photons(get(held), X[0])) == stock[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch_size": 3},
+        {"batch_size": None},
+        {"pure": False},
+        {"dtype": tf.complex128},
+        {"pure": True, "eval": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ran", [False, True])
+def test_with_every_option_and_whether_it_was_run_before(options, ran: bool) -> None:
+    engine = new(**options)
+    batched = "batch_size" in options and options["batch_size"]
+    stock = new(**options)
+    expected = photons(stock, X) if batched else tf.stack([photons(stock, x) for x in X])
+    if ran:
+        photons(engine, X if batched else X[0])
+
+    @tf.function
+    def traced(x):
+        with traced_engines():
+            return photons(engine, x)
+
+    np.testing.assert_allclose(traced(X), expected, atol=2e-6)
+    assert len(engine.run_progs) == ran
+
+
+def test_a_batch_of_one_has_an_axis_where_strawberry_fields_refuses_it() -> None:
+    engine = new(batch_size=1)
+    with pytest.raises(ValueError, match="batch_size of 1"):
+        photons(engine, X[:1])
+    with traced_engines():
+        assert photons(engine, X[:1]).shape == (1,)
+
+
+def test_what_goes_on_with_an_earlier_calls_state_does_so_eagerly_and_is_not_traced() -> None:
+    engine, stock = new(), new()
+    for one in (engine, stock):
+        one.run(PROGRAM, args={"x": 0.1})
+    for x in (0.2, 0.3):
+        with traced_engines():
+            ours = engine.run(PROGRAM, args={"x": x}).state.ket()
+        np.testing.assert_allclose(ours, stock.run(PROGRAM, args={"x": x}).state.ket(), atol=2e-6)
+
+    def traced(x):
+        with traced_engines():
+            return engine.run(PROGRAM, args={"x": x}).state.ket()
+
+    with pytest.raises(UntraceableError, match=r"engine\.reset"):
+        tf.function(traced, autograph=False)(X)
+    assert len(engine.run_progs) == 1  # as the user left it
+
+
+def test_programs_run_one_after_another_in_one_call_are_traced() -> None:
+    engine = new()
+
+    def call(x):
+        if engine.run_progs:
+            engine.reset()
+        engine.run(PROGRAM, args={"x": x})
+        return engine.run(PROGRAM, args={"x": 2 * x}).state.mean_photon(1)[0]
+
+    expected = [float(call(x)) for x in X]
+
+    @tf.function(autograph=False)
+    def traced(x):
+        with traced_engines():
+            return call(x)
+
+    np.testing.assert_allclose(traced(X), expected, atol=2e-6)
+    np.testing.assert_allclose(traced(X), expected, atol=2e-6)
+
+
+def test_options_that_change_and_engines_of_other_backends() -> None:
+    engine, gaussian = new(), sf.Engine("gaussian")
+    with traced_engines():
+        assert engine.run(PROGRAM, args={"x": 0.1}).state.cutoff_dim == 5
+        assert isinstance(engine.run.__self__, StandIn)
+    engine.backend_options["cutoff_dim"] = 7
+    with traced_engines() as scope:
+        assert engine.run(PROGRAM, args={"x": 0.1}).state.cutoff_dim == 7
+        gaussian.run(PROGRAM, args={"x": 0.1})
+    assert scope.left_alone == {"gaussian"}
+    with traced_engines(False):
+        assert engine.run.__self__ is engine
+        assert type(sf.Engine("tf", backend_options={"cutoff_dim": 3})) is sf.Engine
+    with traced_engines():
+        assert type(sf.Engine("tf", backend_options={"cutoff_dim": 3})) is TracedEngine

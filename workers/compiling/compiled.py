@@ -1,0 +1,189 @@
+"""The fastest form of a model's method that gives what the eager one gives.
+
+Tries XLA, then a graph, then leaves it eager; says which it was and what stopped a better one.
+Owns that choice. What is called, with what, and what happens to the outputs is the replica's.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from workers.compiling import compile_cache
+
+#: From the best to the one that always works.
+LEVELS = ("xla", "graph", "eager")
+
+#: How far a compiled output may lie from the eager one, relative to the largest entry of that
+#: output: far above rounding in single precision, far below a branch that was taken otherwise.
+_SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A level of :data:`LEVELS`, why it is not a better one, and the seconds it took to compile."""
+
+    level: str
+    reason: str
+    seconds: float
+
+    def after(self, other: Choice) -> Choice:
+        """This one, with the reason for which ``other``, a better form, was not taken."""
+        reason = "; ".join(filter(None, (f"its loop is unrolled: {other.reason}", self.reason)))
+        return Choice(self.level, reason, self.seconds + other.seconds)
+
+
+def at_level(function: Callable[..., Any], level: str) -> Callable[..., Any]:
+    """``function`` of tensors, compiled as the level says."""
+    if level == "eager":
+        return function
+    if level == "graph":
+        return _direct(tf.function(_of_its_own(function), jit_compile=False, autograph=False))
+
+    def pooled(*args: Any) -> Any:
+        compile_cache.lasting_name()
+        return function(*args)
+
+    return compile_cache.guarded(
+        lambda: _direct(tf.function(_of_its_own(pooled), jit_compile=True, autograph=False))
+    )
+
+
+def _of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, not taken by TensorFlow for all others that are made by the same lines, and
+    warned of for being traced so often."""
+    alone = functools.partial(function)
+    alone.__name__ = getattr(function, "__name__", "pooled")  # type: ignore[attr-defined]
+    return alone
+
+
+def _direct(function: Any) -> Callable[..., Any]:
+    """A ``tf.function`` whose trace is found by shapes and dtypes alone.
+
+    Its own search, which also sees structures, constants and variables, takes 0.1 ms of each call.
+    The trace is made by a call, never by ``get_concrete_function``: that one has ``tf.einsum`` be
+    an XlaEinsum, whose gradient lacks a conjugation where numbers are complex (TensorFlow 2.21).
+    """
+    traces: dict[Any, Callable[..., Any]] = {}
+
+    def call(*tensors: tf.Tensor) -> Any:
+        if not tf.executing_eagerly():
+            return function(*tensors)
+        key = tuple((*x.shape, x.dtype) for x in tensors)
+        if key in traces:
+            return traces[key](*tensors)
+        result = function(*tensors)
+        known = function.experimental_get_tracing_count()
+        trace = function.get_concrete_function(*tensors)
+        traces[key] = trace if function.experimental_get_tracing_count() == known else function
+        return result
+
+    return call
+
+
+def choose(
+    function: Callable[..., Any],
+    inputs: Sequence[tf.Tensor],
+    expected: Sequence[tf.Tensor],
+    use: Callable[[Callable[..., Any], str], Any],
+    ready: Mapping[str, Callable[..., Any] | None] = MappingProxyType({}),
+    before: Callable[[], Any] = lambda: None,
+    *,
+    draws: bool = False,
+    levels: Sequence[str] = LEVELS[:-1],
+) -> Choice:
+    """The best level at which ``function(*inputs)`` gives what it gave eagerly.
+
+    Args:
+        function: the method, of tensors alone.
+        inputs: a tile of them.
+        expected: what it returned for them eagerly, flattened; of the first rows, or of all.
+        use: called with the compiled function and its level, to take its gradient, say. If it
+            fails, the level is none.
+        ready: functions that are compiled already, by level.
+        before: called before each trial: it puts back what the function draws from.
+        draws: whether it draws. XLA has generators of its own, which from the same seed give other
+            draws; then the graph that it compiles is what is compared with the eager function.
+        levels: those to try, in turn.
+    """
+    began = time.perf_counter()
+    reasons = []
+    for level in levels:
+        try:
+            compiled = ready.get(level) or at_level(function, level)
+            before()
+            outputs = tf.nest.flatten(compiled(*inputs))
+            if draws and level == "xla":
+                before()
+                graph = tf.nest.flatten(at_level(function, "graph")(*inputs))
+                apart = _other_kind(outputs, graph) or _first_difference(graph, expected)
+            else:
+                apart = _first_difference(outputs, expected)
+            if apart:
+                reasons.append(f"{level}: {apart}")
+                continue
+            use(compiled, level)
+            return Choice(level, _joined(reasons), time.perf_counter() - began)
+        except Exception as error:  # whatever stops a trace: the next level is tried
+            reasons.append(f"{level}: {_why(error)}")
+    return Choice("eager", _joined(reasons), time.perf_counter() - began)
+
+
+def _joined(reasons: Sequence[str]) -> str:
+    """Reasons by level, those that are the same said once."""
+    levels: dict[str, list[str]] = {}
+    for reason in reasons:
+        level, _, text = reason.partition(": ")
+        levels.setdefault(text, []).append(level)
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in levels.items())
+
+
+def _other_kind(outputs: Sequence[tf.Tensor], expected: Sequence[tf.Tensor]) -> str:
+    for number, (a, b) in enumerate(zip(outputs, expected, strict=True)):
+        a = a[: len(b)] if b.shape.rank and a.shape.rank and a.shape[0] > b.shape[0] else a
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"output {number} is {a.dtype.name} {a.shape}, eagerly {b.dtype.name} {b.shape}"
+    return ""
+
+
+def _first_difference(outputs: Sequence[tf.Tensor], expected: Sequence[tf.Tensor]) -> str:
+    other = _other_kind(outputs, expected)
+    if other:
+        return other
+    for number, (a, b) in enumerate(zip(outputs, expected, strict=True)):
+        a, b = np.asarray(a), np.asarray(b)
+        a = a[: len(b)] if b.ndim else a
+        if not np.allclose(a, b, rtol=0, atol=_SAME * _scale(b), equal_nan=True):
+            return f"output {number} differs from the eager one"
+    return ""
+
+
+def _scale(array: np.ndarray) -> float:
+    finite = np.abs(array[np.isfinite(array)])
+    return float(finite.max()) if finite.size else 1.0
+
+
+def _why(error: BaseException) -> str:
+    """The error in one line, with the line of the user's code that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    workers = Path(__file__).resolve().parents[1]
+    ours = (str(workers), str(workers.parent / "qpool"), "<")
+    own = [
+        frame
+        for frame in frames
+        if "site-packages" not in frame.filename and not frame.filename.startswith(ours)
+    ]
+    lines = str(error).strip().splitlines() or [""]
+    text = f"{type(error).__name__}: {lines[0][:200]}"
+    if own:
+        text += f" ({own[-1].filename}:{own[-1].lineno}: {own[-1].line})"
+    return text

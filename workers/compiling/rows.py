@@ -1,0 +1,128 @@
+"""A call that runs circuits for one row after another, as one call for all rows.
+
+    for row in z: state = engine.run(program, args={"x": row[0]}).state; ...
+
+A loop over the batch makes as many circuits as there are rows, each too small to fill a core. Here
+the call is traced for one row, and that graph is vectorised by TensorFlow (as in
+``tf.vectorized_map``); of a circuit in it only the parameters are taken, and the circuit itself is
+run once, for the parameters of all rows, as a call that was written for batches would have it.
+
+Owns that rewriting. Whether the result is the call's own is for others to check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework.func_graph import FuncGraph
+from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
+
+from workers.compiling import dependence
+from workers.engine import circuit, plan
+from workers.errors import UntraceableError
+
+#: Rows for which the call's own graph is looked at: as many as it has, up to this.
+_LOOKED_AT = 16
+
+
+def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., Any]:
+    """The call of tensors that gives what ``call`` gives, called with one row at a time.
+
+    ``over`` says which of its arguments are (rows, ...); it is called with all of the others. For
+    graphs. A call that cannot be vectorised is an error of whatever kind.
+    """
+
+    def all_rows(*inputs: tf.Tensor) -> Any:
+        rows = next(x.shape[0] for x, flag in zip(inputs, over, strict=True) if flag)
+        if rows == 1:
+            return call(*inputs)
+        _check_alone(call, inputs, over, rows)
+        graph = tf.compat.v1.get_default_graph()
+        known = len(graph.get_operations())
+        index = tf.compat.v1.placeholder_with_default(0, [])
+        row = [
+            tf.gather(x, index)[None] if flag else x for x, flag in zip(inputs, over, strict=True)
+        ]
+        token = tf.reshape(row[over.index(True)], [-1])[:1]
+        with circuit.computed_by(functools.partial(_placeholder, token)):
+            found = tf.nest.map_structure(lambda x: x[0], call(*row))
+        made = graph.get_operations()[known:]
+        if any("_gradient_op_type" in op.node_def.attr for op in made):
+            raise UntraceableError(  # vectorised, it would have the gradient of its operations
+                "a loop over rows is not vectorised where a tf.custom_gradient is in it"
+            )
+        # Not tf.vectorized_map: for XLA that makes a function of the whole, whose backward pass
+        # takes shapes from its forward pass, so that XLA compiles anew for each value.
+        converter = PFor(index, rows, set(made), fallback_to_while_loop=False)
+        return tf.nest.map_structure(converter.convert, found)
+
+    return all_rows
+
+
+def _check_alone(
+    call: Callable[..., Any], inputs: Sequence[tf.Tensor], over: tuple[bool, ...], rows: int
+) -> None:
+    """UntraceableError unless, in the graph of the call itself, circuits left out, no row of the
+    outputs depends on another row of the inputs."""
+    few = min(rows, _LOOKED_AT)
+    with FuncGraph("rows").as_default():
+        given = [
+            tf.compat.v1.placeholder(x.dtype, [few if flag else x.shape[0], *x.shape[1:]])
+            if flag
+            else x
+            for x, flag in zip(inputs, over, strict=True)
+        ]
+        with circuit.computed_by(functools.partial(_placeholder, tf.zeros([1]))):
+            found = tf.nest.flatten(call(*given))
+        sharded = [x for x, flag in zip(given, over, strict=True) if flag]
+        outputs = [tf.convert_to_tensor(x) for x in found]
+        if not dependence.rows_are_alone(sharded, outputs, few):
+            raise UntraceableError(
+                "a row of its outputs may depend on other rows of its inputs (or on arguments that "
+                "are not named in sharded=), so that its loop cannot be vectorised"
+            )
+
+
+def _placeholder(
+    token: tf.Tensor,
+    what: plan.Circuit,
+    parameters: Sequence[tf.Tensor],
+    state: tf.Tensor | None,
+) -> tf.Tensor:
+    """A tensor in the place of a row's state. Its operation knows how to be vectorised, and is,
+    since it depends on the row: on ``token``, if on nothing else."""
+    with_axis = any(what.batched) or what.batched_state
+    if any(value.shape.rank and value.shape[0] != 1 for value in parameters):
+        raise UntraceableError("a loop over rows runs circuits that have a batch of their own")
+    shape = [*([1] if with_axis else []), *[what.cutoff] * what.axes]
+    nothing = tf.zeros(shape, what.dtype)
+    given = [*parameters, *([] if state is None else [state]), token, nothing]
+    found: tf.Tensor = tf.identity_n(given)[-1]
+    found.op.pfor_converter = functools.partial(_all_states, what, shape)
+    return found
+
+
+def _all_states(what: plan.Circuit, shape: list[int], given: Any) -> list[Any]:
+    """Run a circuit for the parameters of all rows, each of them stacked or the same for all."""
+    *values, token, _ = given.inputs
+    flags = tuple(value.is_stacked for value in values)
+    count = len(what.batched)
+    axes = [what.cutoff] * what.axes
+    parameters = [
+        tf.reshape(value.t, [-1] if flag else [])
+        for value, flag in zip(values[:count], flags, strict=False)
+    ]
+    state = None
+    if what.prepared:
+        state = tf.reshape(values[-1].t, [-1, *axes] if flags[-1] else axes)
+    for_all = dataclasses.replace(
+        what, batched=flags[:count], batched_state=what.prepared and flags[-1]
+    )
+    found = circuit.run(for_all, parameters, state)
+    stacked = any(flags)
+    found = tf.reshape(found, [-1, *shape] if stacked else shape)
+    return [*values, token, wrap(found, stacked)]

@@ -1,0 +1,281 @@
+"""A circuit applied to a state: how it is computed, and what counts or replaces it.
+
+Owns the order of a circuit's steps: which are applied one by one, which as a loop, which as one
+matrix; and how much of it is compiled or kept for a gradient. The state is ``product``'s, the
+gates' numbers are ``matrices``'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import tensorflow as tf
+
+from workers.engine.matrices import Stacks, Values, matrices_of, stacked
+from workers.engine.plan import Circuit, Step, meetings, plan
+from workers.engine.product import Product
+from workers.engine.repeats import Run, runs
+from workers.tensors import within_xla
+
+_checkpoints = ContextVar("checkpoints", default=False)
+_traces = ContextVar("traces", default=True)
+_parts = ContextVar("parts", default=True)
+
+#: Bytes that a loop may keep for its gradient. It writes them twice, first zeros: with 16 MB a step
+#: takes as long as written out, with 32 MB 1.3 times (3 modes, cutoff 12, 2 cores of a Zen 5 EPYC).
+_KEPT = 16 * 2**20
+
+#: The part of all steps that may be applied to axes which need not be one factor yet.
+_EARLY = 1 / 20
+
+#: What computes the circuits of a graph that is being traced, if not :func:`run` itself.
+_computed_by: ContextVar[Callable[..., tf.Tensor] | None] = ContextVar("computed_by", default=None)
+_tally: ContextVar[Tally | None] = ContextVar("tally", default=None)
+
+
+def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None) -> tf.Tensor:
+    """The state after all gates.
+
+    Args:
+        circuit: what to run.
+        parameters: real, scalars or of shape (batch,) as ``circuit.batched`` says.
+        state: complex, ([batch,] D, ..., D), if ``circuit.prepared``.
+
+    Returns:
+        complex, (D, ..., D), with a batch axis in front if any parameter or the state has one.
+    """
+    computed_by = _computed_by.get()
+    if computed_by is not None and not tf.executing_eagerly():
+        return computed_by(circuit, parameters, state)
+    if (tally := _tally.get()) is not None:
+        tally.add(circuit, parameters, state)
+    stacks = stacked(parameters, circuit.batched)
+    if tf.executing_eagerly():
+        if _traces.get():
+            return _compiled(circuit)(stacks, state)
+        return _run(circuit, stacks, state, compile_parts=False)
+    compute = _checkpointed if _checkpoints.get() else _run
+    return compute(circuit, stacks, state, compile_parts=_parts.get())
+
+
+@dataclass
+class Tally:
+    """Circuits that were run: how many, and how many numbers were multiplied in them, about."""
+
+    runs: int = 0
+    products: float = 0.0
+
+    def add(
+        self, circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None
+    ) -> None:
+        self.runs += 1
+        batch = max(
+            [value.shape[0] or 1 for value in parameters if value.shape.rank]
+            + [state.shape[0] or 1 for _ in [0] if state is not None and circuit.batched_state]
+            + [1]
+        )
+        size = 4 * circuit.cutoff ** (circuit.axes + 1) * batch
+        self.products += size * sum(bool(step.cores) for step in plan(circuit))
+
+
+@contextlib.contextmanager
+def tally() -> Iterator[Tally]:
+    """Count the circuits that are run within."""
+    counted = Tally()
+    before = _tally.set(counted)
+    try:
+        yield counted
+    finally:
+        _tally.reset(before)
+
+
+@contextlib.contextmanager
+def computed_by(function: Callable[..., tf.Tensor]) -> Iterator[None]:
+    """What is traced within this has ``function`` compute circuits, with the arguments of
+    :func:`run`."""
+    before = _computed_by.set(function)
+    try:
+        yield
+    finally:
+        _computed_by.reset(before)
+
+
+@contextlib.contextmanager
+def untraced() -> Iterator[None]:
+    """Eager calls within this run operation by operation: a few calls of a circuit that is not
+    called again so are over before it is traced, which takes seconds.
+
+    The numbers are those of a traced call but for rounding.
+    """
+    before = _traces.set(False)
+    try:
+        yield
+    finally:
+        _traces.reset(before)
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Graphs that are traced within this and are not for XLA have no parts that are: they are
+    ready in a third of the time, and take twice as long."""
+    before = _parts.set(False)
+    try:
+        yield
+    finally:
+        _parts.reset(before)
+
+
+@contextlib.contextmanager
+def checkpointing() -> Iterator[None]:
+    """Gradient checkpointing: what is traced within this keeps a circuit's parameters alone for its
+    gradient, which makes the state again (Griewank and Walther, ACM TOMS 26, 19, 2000).
+
+    For functions whose tape is outside: hundreds of tensors would leave the compiled function for
+    the backward pass to take in again, which costs more than a second forward pass.
+    """
+    before = _checkpoints.set(True)
+    try:
+        yield
+    finally:
+        _checkpoints.reset(before)
+
+
+def _checkpointed(
+    circuit: Circuit, stacks: Stacks, state: tf.Tensor | None, *, compile_parts: bool
+) -> tf.Tensor:
+    given = [x for x in (*stacks, state) if x is not None]
+
+    def compute(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+        left = iter(tensors)
+        shared, of_samples, start = (None if x is None else next(left) for x in (*stacks, state))
+        return _run(circuit, (shared, of_samples), start, compile_parts=compile_parts)
+
+    @tf.custom_gradient
+    def made(*tensors: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
+        def pull_back(cotangent: tf.Tensor) -> list[tf.Tensor | None]:
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                found = compute(tensors)
+            gradients: list[tf.Tensor | None] = tape.gradient(
+                found, list(tensors), output_gradients=cotangent
+            )
+            return gradients
+
+        return compute(tensors), pull_back
+
+    found: tf.Tensor = made(*given)
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(circuit: Circuit) -> tf.types.experimental.PolymorphicFunction:
+    # Its parts are not compiled: an eager call would wait for seconds at each new batch size.
+    # For the same reason it is traced for any size, once it has met two.
+    return tf.function(
+        functools.partial(_run, circuit, compile_parts=False),
+        autograph=False,
+        reduce_retracing=True,
+    )
+
+
+def _run(
+    circuit: Circuit,
+    stacks: Stacks,
+    state: tf.Tensor | None,
+    *,
+    compile_parts: bool,
+) -> tf.Tensor:
+    steps = plan(circuit)
+    columns = _columns(circuit, stacks, state)
+    # What comes after the last gate that differs from sample to sample is one matrix for all.
+    # With more samples than that matrix has columns, make it, and apply it once.
+    shared = next((n for n in range(len(steps), 0, -1) if steps[n - 1].batched), 0)
+    if len(steps) - shared < 2 or (columns or 1) < 2 * circuit.cutoff**circuit.axes:
+        shared = len(steps)
+    together, first, rest = runs_of(circuit, shared, columns if within_xla() else None)
+    matrices = matrices_of(circuit, stacks, [*first, *rest], compiled=compile_parts)
+    product = Product(circuit, state, columns)
+    for run, matrix in zip(first, matrices[: len(first)], strict=True):
+        if together and not steps[run.first].vacuum:
+            product.join()
+        _apply(product, steps, run, matrix)
+    if rest:
+        whole = Product.identity(circuit)
+        for run, matrix in zip(rest, matrices[len(first) :], strict=True):
+            _apply(whole, steps, run, matrix)
+        product.apply_all_of(whole)
+    found = product.state()
+    used = set().union(*(step.parameters for step in steps))
+    values = Values(circuit.batched, stacks)
+    idle = [values.one(n) for n in range(len(circuit.batched)) if n not in used]
+    return _connected(found, idle, circuit)
+
+
+@functools.lru_cache(maxsize=256)
+def runs_of(
+    circuit: Circuit, shared: int, columns: int | None
+) -> tuple[bool, list[Run], list[Run]]:
+    """The circuit's steps as runs: those before ``shared``, and those of the matrix after it.
+
+    Whether all axes are to be one factor from the first step on, too: a few steps are applied to
+    more than they need be, and more of them are in a loop. ``columns`` is the number of samples,
+    None where there shall be no loops.
+    """
+    steps = plan(circuit)
+    size = circuit.cutoff**circuit.axes
+    kept = len(steps) * size * tf.as_dtype(circuit.dtype).size
+    singles = [Run(n) for n in range(len(steps))]
+    first, rest = singles[:shared], singles[shared:]
+    if columns is not None and rest and kept * size <= _KEPT:
+        found = runs([step.form for step in steps[shared:]])
+        rest = [replace(run, first=run.first + shared) for run in found]
+    if columns is None or kept * columns > _KEPT:
+        return False, first, rest
+    met, alone = meetings(steps[:shared], circuit.axes)
+    everything = frozenset(range(circuit.axes))
+    together = alone is not None and alone <= _EARLY * len(steps)
+    if together:
+        met = [None if step.vacuum else everything for step in steps[:shared]]
+    first = runs(
+        [axes and (step.form, axes) for step, axes in zip(steps[:shared], met, strict=True)]
+    )
+    return together, first, rest
+
+
+def _apply(product: Product, steps: Sequence[Step], run: Run, found: Any) -> None:
+    """Apply a run with what ``matrices_of`` made for it."""
+    if run.size == 1:
+        product.apply(steps[run.first], found)
+    else:
+        product.repeat(steps[run.first : run.first + run.size], run.period, found)
+
+
+def _columns(circuit: Circuit, stacks: Stacks, state: tf.Tensor | None) -> int | None:
+    """How many samples there are: 1 if nothing has a batch, None if it is not known."""
+    if state is not None and circuit.batched_state:
+        return state.shape[0]
+    if any(step.batched for step in plan(circuit)):
+        assert stacks[1] is not None
+        return stacks[1].shape[-1]
+    return 1
+
+
+def _connected(state: tf.Tensor, idle: Sequence[tf.Tensor], circuit: Circuit) -> tf.Tensor:
+    """``state``, depending on parameters that change nothing (a rotated vacuum).
+
+    Their gradient is 0 rather than none, their batch is the state's, and a NaN is one everywhere.
+    """
+    if not idle:
+        return state
+    nothing = tf.zeros([], state.dtype.real_dtype)
+    for parameter in idle:
+        nothing += 0.0 * tf.cast(parameter, nothing.dtype)
+    if len(nothing.shape) == 1:
+        nothing = tf.reshape(nothing, [-1, *[1] * circuit.axes])
+    nothing = tf.cast(nothing, state.dtype.real_dtype)
+    return state + tf.complex(nothing, tf.zeros_like(nothing))  # a cast's gradient would warn

@@ -1,0 +1,334 @@
+"""What coordinator and workers say to each other: frozen messages, one class each.
+
+A worker is told what it lacks (segment, model, plan, frame) and then sent work that names those
+things by number. Arrays never travel in messages; they lie in the arena, and a Frame says where.
+
+    coordinator -> worker                         worker -> coordinator
+      Start        who you are                      Hello
+      Remap        the segment has grown            -
+      Build        a model                          - | Failed
+      Confirm      is that done?                    Confirmed | Failed
+      Plan         a method and its constants       -
+      Frame        where a batch's arrays lie       -
+      Rehearse     compile what others have         -
+      Survey       learn outputs and cost           Surveyed | Failed
+      Compute      tiles, forward or backward       Computed | Failed
+      Forget       free what is kept for backward   -
+      Discard      a model and its plans            -
+      Inject       faults, in tests                 -
+      Stop                                          (end of file)
+                                                    Crashed, then end of file
+
+Answers to messages with a ticket carry it, and ``finished``: the worker's progress counter, by
+which the coordinator knows which tile a worker was in when it died.
+"""
+
+from __future__ import annotations
+
+import enum
+import marshal
+import pickle
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from workers.errors import QPoolError
+from workers.exchange.arena import Segment
+from workers.exchange.faults import Fault
+from workers.layout import ArraySpec, Placed
+
+
+class Kind(enum.Enum):
+    """What to compute for each tile."""
+
+    FORWARD = "forward"
+    FORWARD_KEEPING = "forward, keeping what the backward pass needs"
+    BACKWARD = "backward"
+    SECOND = "backward of the backward"
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """Stands in a plan's arguments for the n-th sharded input."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Remap:
+    segment: Segment
+
+
+@dataclass(frozen=True)
+class Build:
+    """``shipment`` unpickles to a model and its variables; ``weights`` says where values lie.
+
+    ``engine`` is what the model's Strawberry Fields engines are, "traced" or "stock".
+    """
+
+    model: int
+    shipment: bytes
+    weights: tuple[Placed, ...]
+    seed: int
+    engine: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """The model's weights have moved within the arena."""
+
+    model: int
+    weights: tuple[Placed, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One method of one model, called in one way.
+
+    ``arguments`` unpickles to ``(args, kwargs)`` in which :class:`Sharded` marks the inputs.
+    ``as_tensor`` says which inputs the model gets as tensors (the others as ndarrays).
+    ``rows`` is the constant number of rows the model must be called with, 0 for any; then
+    ``least_rows`` is how many it needs (engines made for one row at a time are of another kind:
+    Strawberry Fields' ``batch_size`` is at least 2). A survey
+    finds out whether the method ``draws`` random numbers, and whether seeding makes the draws
+    ``reproducible``, at which ``level`` it can be compiled (``compiling.compiled``), which of its
+    inputs it is vectorised over because it loops over their rows (``by_rows``, empty for none),
+    whether its ndarrays of double precision are tensors of single precision where it is compiled
+    (``narrowed``; eagerly TensorFlow converts them to whatever they meet), and what one row of its
+    ``outputs`` is; the plan is then told anew.
+    """
+
+    plan: int
+    model: int
+    method: str
+    arguments: bytes
+    as_tensor: tuple[bool, ...]
+    rows: int
+    least_rows: int = 1
+    draws: bool = False
+    reproducible: bool = True
+    level: str = "eager"
+    by_rows: tuple[bool, ...] = ()
+    narrowed: bool = False
+    outputs: tuple[ArraySpec, ...] = ()
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What is compiled: plans of one form share it."""
+        return self.level, self.by_rows, self.narrowed
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the arrays of a batch lie. Row ranges of tiles follow from ``tile`` and ``batch``.
+
+    ``weight_gradients`` have one row per tile; all others one row per sample. Each gradient comes
+    with the source it belongs to (inputs first, then variables).
+
+    For ``Kind.SECOND``, ``tangents`` are the cotangents of gradients, by source (of a variable's,
+    the whole array), and ``cotangent_gradients`` belong to ``cotangents``.
+
+    ``first`` is the number of the first tile within the call, where the frame is a part of its
+    batch: draws, and what is kept, go by a tile's number within the call.
+    """
+
+    frame: int
+    batch: int
+    tile: int
+    inputs: tuple[Placed, ...]
+    outputs: tuple[Placed, ...] = ()
+    cotangents: tuple[Placed | None, ...] = ()
+    input_gradients: tuple[tuple[int, Placed], ...] = ()
+    weight_gradients: tuple[tuple[int, Placed], ...] = ()
+    tangents: tuple[tuple[int, Placed], ...] = ()
+    cotangent_gradients: tuple[Placed | None, ...] = ()
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Run the model on the frame's first rows and report what comes out, and what it costs.
+
+    ``largest_tile`` bounds the rows of a tile (``workers.layout.tile_worth``), which is the shape
+    that is compiled.
+    """
+
+    ticket: int
+    plan: int
+    frame: int
+    weights_version: int
+    gradient: bool
+    largest_tile: int
+
+
+class Compute(NamedTuple):
+    """Tiles of one batch. ``call`` numbers the forward call; its backward carries the same."""
+
+    ticket: int
+    call: int
+    plan: int
+    frame: int
+    weights_version: int
+    tiles: tuple[int, ...]
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """Answer when all that was told before is done, and this model, if one is named, is built."""
+
+    ticket: int
+    model: int | None
+
+
+@dataclass(frozen=True)
+class Rehearse:
+    """Compute the frame's first tile without writing anything, so that the next one is quick.
+
+    The arrays may be written to meanwhile: nothing of what is computed is kept.
+    """
+
+    kind: Kind
+    plan: int
+    frame: int
+    weights_version: int
+
+
+@dataclass(frozen=True)
+class Inject:
+    """Faults to commit (see ``faults``)."""
+
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True)
+class Forget:
+    calls: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Discard:
+    model: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    pass
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first message: who the worker is, and what it is to do to itself before it loads.
+
+    ``slot`` is the number of its progress counter at the beginning of the arena; ``device`` see
+    ``workers.process.device``, ``spin`` see ``workers.exchange.waiting``.
+    """
+
+    worker: int
+    slot: int
+    cores: tuple[int, ...]
+    threads: int
+    coordinator: int
+    segment: Segment
+    path: tuple[str, ...]
+    faults: tuple[Fault, ...] = ()
+    device: str = "cpu"
+    spin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The handshake: who the worker is, after its imports and after it was pinned."""
+
+    pid: int
+    cores: tuple[int, ...]
+    pinned: bool
+    threads: dict[str, Any]
+    versions: dict[str, str]
+    import_seconds: float
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    ticket: int
+    finished: int
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """Last words: the loop itself failed, or memory ran out. The process ends after this."""
+
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """``structure`` is the pickled nest of outputs with a number at each leaf; ``outputs`` are
+    specs of one row each, ``tensors`` says which are tensors (the others are ndarrays).
+
+    ``draws``: the model draws random numbers; ``reproducible``: seeding makes them the same.
+    ``fixed_cost``: interpreter work per call that does not depend on its rows, in rows.
+    ``level``, ``reason``, ``compile_seconds``: see ``compiling.compiled.Choice``. ``by_rows`` and
+    ``narrowed``: see :class:`Plan`. ``circuits``: how many circuits a call of a few rows runs.
+    ``connected``: for each gradient source, whether any output depends on it; empty if not asked.
+    """
+
+    ticket: int
+    finished: int
+    structure: bytes
+    outputs: tuple[ArraySpec, ...]
+    tensors: tuple[bool, ...]
+    least_rows: int
+    draws: bool
+    reproducible: bool
+    fixed_cost: float
+    connected: tuple[bool, ...]
+    level: str
+    reason: str
+    compile_seconds: float
+    by_rows: tuple[bool, ...] = ()
+    narrowed: bool = False
+    circuits: int = 0
+
+
+class Computed(NamedTuple):
+    """``tile_seconds`` are those of each tile; ``cpu_seconds`` is the process's CPU time since its
+    start, as the system measured it; ``memory`` its own resident bytes, not counting shared ones.
+    """
+
+    ticket: int
+    finished: int
+    tile_seconds: tuple[float, ...]
+    cpu_seconds: float
+    memory: int
+    recomputed: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """``ticket`` is that of the message, 0 for one that has none."""
+
+    ticket: int
+    finished: int
+    error: QPoolError
+
+
+def encode(message: Any) -> bytes:
+    """A message as bytes, for :func:`decode` in a process of the same interpreter.
+
+    The two of every step are marshalled, which with reading them takes 6 us, pickling 18.
+    """
+    if isinstance(message, Compute):
+        return marshal.dumps((*message[:-1], message.kind.value))
+    if isinstance(message, Computed):
+        return marshal.dumps(tuple(message))
+    return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+
+
+def decode(data: bytes) -> Any:
+    """The message of these bytes."""
+    if data.startswith(pickle.PROTO):
+        return pickle.loads(data)
+    fields = marshal.loads(data)
+    if isinstance(fields[-1], str):
+        return Compute._make((*fields[:-1], Kind(fields[-1])))
+    return Computed._make(fields)

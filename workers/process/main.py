@@ -1,0 +1,355 @@
+"""The worker process: receive, compute, reply.
+
+    Start -> pin, bound threads, import -> Hello -> [ message -> reply ]* -> Stop or end of file
+
+Owns the process itself: its signals, its watch over the coordinator's life, its progress counter.
+What is computed is the replica's business. A worker holds no state that matters: everything it
+knows it was told, and can be told again to its successor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import functools
+import os
+import pickle
+import platform
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from workers import sf_compat
+from workers.errors import ArenaError, QPoolError, RemoteError, ShippingError
+from workers.exchange import protocol
+from workers.exchange.arena import Arena, Segment
+from workers.exchange.faults import Faults
+from workers.exchange.waiting import Waiter
+from workers.logs import Once, hushed
+from workers.process import affinity, device
+from workers.process.memory import Memory
+
+#: Bytes from one worker's progress counter to the next: a cache line each.
+SLOT_BYTES = 64
+
+
+def serve(
+    channel: Connection, segment_handle: int | None, log: int | None, nursery: int | None = None
+) -> None:
+    """Run a worker over ``channel`` until it is told to stop or the coordinator is gone.
+
+    ``segment_handle`` is the arena's file descriptor in this process (POSIX); on ``log`` a fatal
+    signal leaves the traceback, which the coordinator reads. ``nursery`` is the process that forked
+    this one.
+    """
+    # A program that the model starts must not hold on to what tells the coordinator of our end.
+    for handle in (channel.fileno(), segment_handle, log):
+        if handle is not None and sys.platform != "win32":
+            os.set_inheritable(handle, False)
+    # The coordinator decides what Ctrl-C means; a dying one is seen on the channel.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(RuntimeError, OSError, AttributeError, ValueError):
+        faulthandler.enable(sys.stderr if log is None else log)
+    watch = None
+    try:
+        start: protocol.Start = protocol.decode(channel.recv_bytes())
+        watch = _die_with(start.coordinator, nursery)
+        _Worker(channel, start, segment_handle).run()
+    except (EOFError, ConnectionError):  # the coordinator has let go
+        if watch is not None and nursery is not None:
+            watch.join(1.5)  # if it is dead, the watch ends the nursery and this process
+        return
+    except BaseException:
+        with contextlib.suppress(OSError):
+            channel.send_bytes(protocol.encode(protocol.Crashed(traceback.format_exc())))
+        os._exit(1)
+
+
+class _Worker:
+    def __init__(
+        self, channel: Connection, start: protocol.Start, segment_handle: int | None
+    ) -> None:
+        self._channel = channel
+        self._number = start.worker
+        self._segment_handle = segment_handle
+        self._arena = Arena.attach(self._here(start.segment))
+        self._slot = start.slot
+        self._spin = start.spin
+        self._faults = Faults(start.faults)
+        self._faults.reach("start")
+        self._memory = Memory()
+        sys.path[:] = start.path
+        began = time.perf_counter()
+        self._all_cores = affinity.current_cores()
+        affinity.pin(start.cores)
+        affinity.yield_to_coordinator()
+        affinity.keep_memory()
+        device.reveal(start.device)
+        with hushed():
+            sf_compat.install()
+            import strawberryfields
+            import tensorflow as tf
+
+            affinity.bound_tensorflow(start.threads)
+            tf.get_logger().addFilter(Once(silent=start.worker != 0))  # all run the same code
+            self._scope = device.scope(start.device)
+            tf.constant(0.0)  # TensorFlow's runtime starts here, within its bounds
+        cores = affinity.pin(start.cores)  # again: a library may have reset it while loading
+        self._replicas: dict[int, Any] = {}
+        self._models_of_plans: dict[int, int] = {}
+        self._frames: dict[int, protocol.Frame] = {}
+        self._handlers: dict[type, Callable[[Any], Any]] = {
+            protocol.Remap: self._remap,
+            protocol.Build: self._build,
+            protocol.Confirm: self._confirm,
+            protocol.Place: self._place,
+            protocol.Plan: self._plan,
+            protocol.Frame: self._frame,
+            protocol.Rehearse: self._rehearse,
+            protocol.Survey: self._survey,
+            protocol.Compute: self._compute,
+            protocol.Forget: self._forget,
+            protocol.Discard: self._discard,
+            protocol.Inject: self._inject,
+        }
+        self._faults.reach("hello")
+        self._send(
+            protocol.Hello(
+                pid=os.getpid(),
+                cores=cores,
+                pinned=bool(start.cores) and cores == tuple(sorted(start.cores)),
+                threads=affinity.thread_counts(),
+                versions={
+                    "python": sys.version.split()[0],
+                    "tensorflow": tf.__version__,
+                    "strawberryfields": strawberryfields.__version__,
+                    "numpy": np.__version__,
+                },
+                import_seconds=time.perf_counter() - began,
+            )
+        )
+
+    def run(self) -> None:
+        waiter: Waiter[None] = Waiter(self._spin)
+        waiter.add(None, self._channel)
+        while True:
+            waiter.wait(None)
+            message = protocol.decode(self._channel.recv_bytes())
+            self._faults.reach("loop")
+            if isinstance(message, protocol.Stop):
+                return
+            ticket = getattr(message, "ticket", 0)
+            try:
+                with self._scope:
+                    reply = self._handlers[type(message)](message)
+            except Exception as error:
+                if _out_of_memory(error):
+                    raise  # it is a matter of this process, whose successor starts with none used
+                reply = protocol.Failed(ticket, self._finished(), self._remote(error, message))
+            if reply is not None:
+                self._faults.reach("answer")
+                self._send(reply)
+
+    # -- one method a message --------------------------------------------------------------
+
+    def _remap(self, message: protocol.Remap) -> None:
+        self._arena.remap(self._here(message.segment))
+
+    def _build(self, message: protocol.Build) -> None:
+        from workers.replica.replica import Replica
+
+        self._faults.reach("build")
+        in_force = next((r.settings for r in self._replicas.values()), None)
+        try:
+            self._replicas[message.model] = Replica(message, in_force)
+        except ModuleNotFoundError as error:
+            raise ShippingError(
+                f"a worker on {platform.node()} cannot import {error.name!r}, which the model "
+                "needs: install it there, or put the code in the main script, which travels along"
+            ) from error
+
+    def _confirm(self, message: protocol.Confirm) -> protocol.Confirmed:
+        if message.model is not None:
+            _ = self._replicas[message.model]
+        return protocol.Confirmed(message.ticket, self._finished())
+
+    def _place(self, message: protocol.Place) -> None:
+        self._replicas[message.model].weights.place(message.weights)
+
+    def _plan(self, message: protocol.Plan) -> None:
+        self._models_of_plans[message.plan] = message.model
+        self._replicas[message.model].add_plan(message)
+
+    def _frame(self, message: protocol.Frame) -> None:
+        self._frames[message.frame] = message
+
+    def _survey(self, message: protocol.Survey) -> protocol.Surveyed:
+        replica = self._replicas[self._models_of_plans[message.plan]]
+        frame = self._frames[message.frame]
+        with affinity.anywhere(self._all_cores):  # the other workers wait for this one
+            return replica.survey(message, frame, self._finished(), self._arena.buffer)
+
+    def _rehearse(self, message: protocol.Rehearse) -> None:
+        replica = self._replicas[self._models_of_plans[message.plan]]
+        frame = self._frames[message.frame]
+        replica.rehearse(
+            message.plan, frame, message.weights_version, message.kind, self._arena.buffer
+        )
+
+    def _compute(self, message: protocol.Compute) -> protocol.Computed:
+        buffer = self._arena.buffer
+        replica = self._replicas[self._models_of_plans[message.plan]]
+        frame = self._frames[message.frame]
+        recomputed = replica.recomputed
+        second = message.kind is protocol.Kind.SECOND
+        backward = second or message.kind is protocol.Kind.BACKWARD
+        keep = message.kind is protocol.Kind.FORWARD_KEEPING
+        self._faults.reach("load")
+        replica.weights.load(message.weights_version, buffer)
+        progress = progress_counter(buffer, self._slot)
+        seconds = []
+        for index in message.tiles:
+            self._faults.reach("backward" if backward else "forward")
+            began = time.perf_counter()
+            if backward:
+                replica.backward(message.plan, frame, message.call, index, buffer, second=second)
+            else:
+                replica.forward(message.plan, frame, message.call, index, keep, buffer)
+            seconds.append(time.perf_counter() - began)
+            self._faults.reach("written")
+            progress += 1
+        return protocol.Computed(
+            message.ticket,
+            self._finished(),
+            tuple(seconds),
+            time.process_time(),
+            self._memory.own(),
+            replica.recomputed - recomputed,
+        )
+
+    def _inject(self, message: protocol.Inject) -> None:
+        self._faults.add(message.faults)
+
+    def _forget(self, message: protocol.Forget) -> None:
+        for replica in self._replicas.values():
+            replica.forget(message.calls)
+
+    def _discard(self, message: protocol.Discard) -> None:
+        self._replicas.pop(message.model, None)
+        gone = [plan for plan, model in self._models_of_plans.items() if model == message.model]
+        for plan in gone:
+            del self._models_of_plans[plan]
+
+    # -- within ----------------------------------------------------------------------------
+
+    def _send(self, reply: Any) -> None:
+        self._channel.send_bytes(protocol.encode(reply))
+
+    def _finished(self) -> int:
+        return int(progress_counter(self._arena.buffer, self._slot)[0])
+
+    def _here(self, segment: Segment) -> Segment:
+        """The segment by the descriptor that it has in this process."""
+        if isinstance(segment.handle, int) and self._segment_handle is not None:
+            return replace(segment, handle=self._segment_handle)
+        return segment
+
+    def _remote(self, error: Exception, message: Any) -> QPoolError:
+        """The error as the coordinator will see it, with the original where it pickles."""
+        text = traceback.format_exc()
+        where = type(message).__name__.lower()
+        if isinstance(message, protocol.Compute):
+            where = f"{message.kind.value}, tiles {message.tiles}"
+        if isinstance(error, QPoolError):
+            error.__cause__ = error.__context__ = None
+            return error
+        summary = f"{type(error).__name__}: {error}"
+        return RemoteError(
+            summary,
+            worker=self._number,
+            where=where,
+            traceback=text,
+            original=_picklable(error),
+        )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    import tensorflow as tf
+
+    exhausted = isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)
+    return exhausted and not isinstance(error, ArenaError)
+
+
+def progress_counter(buffer: memoryview, slot: int) -> np.ndarray:
+    """Tiles that the workers of this slot have finished, one after another; one int64."""
+    return np.frombuffer(buffer, np.int64, 1, slot * SLOT_BYTES)
+
+
+def _picklable(error: Exception) -> Exception | None:
+    with contextlib.suppress(Exception):
+        error = error.with_traceback(None)
+        error.__cause__ = error.__context__ = None
+        if type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    return None
+
+
+def _die_with(coordinator: int, nursery: int | None) -> threading.Thread:
+    """End this process when the coordinator ends, even in the middle of a computation.
+
+    Between messages the end of file on the channel says it. In a long tile nobody reads the
+    channel, so a thread watches too: on a pidfd where there is one, by asking once a second
+    elsewhere. The nursery ends too: if it is stopped, it cannot do so by itself.
+    """
+    watch = functools.partial(_watch, coordinator, nursery)
+    thread = threading.Thread(target=watch, name="qpool-watch", daemon=True)
+    thread.start()
+    return thread
+
+
+def _watch(coordinator: int, nursery: int | None) -> None:
+    try:
+        watched = select.poll()
+        watched.register(os.pidfd_open(coordinator), select.POLLIN)
+        watched.poll()
+    except ProcessLookupError:
+        pass  # gone already
+    except (OSError, AttributeError):  # no pidfd on this system
+        import psutil
+
+        while psutil.pid_exists(coordinator):
+            time.sleep(1.0)
+    if nursery is not None:
+        with contextlib.suppress(OSError):
+            _end_nursery(nursery)
+    os._exit(0)
+
+
+def _end_nursery(nursery: int) -> None:
+    """Have it end all that it forked, stopped ones too, which it does when it sees the end of its
+    own channel; and end it if it does not."""
+    for _ in range(10):
+        if os.getppid() != nursery:
+            return
+        os.kill(nursery, signal.SIGCONT)
+        time.sleep(0.1)
+    os.kill(nursery, signal.SIGKILL)
+
+
+def spawned(handle: int, segment_handle: int | None, log: int | None) -> None:
+    """Entry point of a worker started as a fresh interpreter; ``handle`` is its channel."""
+    if sys.platform == "win32":
+        from multiprocessing.connection import PipeConnection
+
+        serve(PipeConnection(handle), segment_handle, log)
+    else:
+        serve(Connection(handle), segment_handle, log)

@@ -1,0 +1,175 @@
+"""The pool's own fork server: imports TensorFlow and Strawberry Fields once, then forks workers.
+
+Linux only. A fork takes milliseconds and shares the imported pages; a fresh interpreter takes
+seconds and its own copy. This process never runs TensorFlow (forking after that is unsafe) and
+never starts a thread. It belongs to one pool: the end of file on its control socket ends it, and
+its children with it.
+
+    coordinator -> nursery   Fork + [channel, segment, log] descriptors    Reap
+    nursery -> coordinator   Ready, then Forked                            Reaped
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from workers.logs import hushed
+
+_LIMIT = 4096
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The imports are done."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Start a worker over the three descriptors that come with this message."""
+
+    request: int
+
+
+@dataclass(frozen=True)
+class Reap:
+    """Collect the exit code of a child that is dead or dying."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Forked:
+    """Answers the Fork of that request."""
+
+    request: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """Answers Reap: the exit code as ``subprocess`` gives it, None if it is not known."""
+
+    pid: int
+    code: int | None
+
+
+def serve(control: socket.socket) -> None:
+    """Answer requests until the coordinator closes its end, then kill what is left."""
+    import time
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    began = time.perf_counter()
+    with _ended_by(control), hushed():
+        _preload()
+    control.send(pickle.dumps(Ready(time.perf_counter() - began)))
+    children: set[int] = set()
+    waiter = select.poll()
+    waiter.register(control, select.POLLIN)
+    coordinator = os.pidfd_open(os.getppid())
+    waiter.register(coordinator, select.POLLIN)  # a fork of it may hold the other socket
+    while coordinator not in (handle for handle, _ in waiter.poll()):
+        data, handles, _flags, _address = socket.recv_fds(control, _LIMIT, 3)
+        if not data:
+            break
+        request = pickle.loads(data)
+        if isinstance(request, Fork):
+            pid = os.fork()
+            if pid == 0:
+                control.close()
+                _become_worker(*handles)
+            for handle in handles:
+                os.close(handle)
+            children.add(pid)
+            answer: Forked | Reaped = Forked(request.request, pid)
+        else:
+            answer = Reaped(request.pid, _reap(request.pid))
+            children.discard(request.pid)
+        try:
+            control.send(pickle.dumps(answer))
+        except ConnectionError:
+            break
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for pid in children:
+        _reap(pid)
+
+
+@contextlib.contextmanager
+def _ended_by(control: socket.socket) -> Iterator[None]:
+    """End this process when the coordinator goes while nobody reads the socket.
+
+    A thread that watches would be in the way of forking; a signal is not. The coordinator says
+    nothing before Ready, so what makes the socket ready is its closing.
+    """
+    fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(control, fcntl.F_GETFL)
+    fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC)  # SIGIO, which ends a process
+    if select.select([control], [], [], 0)[0]:
+        os._exit(0)  # it went before it could be signalled
+    try:
+        yield
+    finally:
+        fcntl.fcntl(control, fcntl.F_SETFL, flags)
+
+
+def _reap(pid: int) -> int | None:
+    """Exit code as ``subprocess`` gives it: negative for a signal; None if it is not known."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:
+        return None
+
+
+def _become_worker(channel: int, segment: int, log: int) -> None:
+    """Never returns: a forked child must not run its parent's clean-up."""
+    code = 1
+    try:
+        gc.unfreeze()
+        from workers.process.main import serve as serve_worker
+
+        serve_worker(Connection(channel), segment, log, nursery=os.getppid())
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _preload() -> None:
+    from workers import sf_compat
+
+    sf_compat.install()
+    import strawberryfields
+    import strawberryfields.backends.tfbackend
+    import tensorflow as tf
+
+    import workers.process.main
+    import workers.replica.replica  # noqa: F401
+
+    # TensorFlow and Keras load parts of themselves on first use: better once than per worker.
+    _ = (tf.GradientTape, tf.nest, tf.random, tf.keras, strawberryfields.ops)
+    gc.collect()
+    gc.freeze()  # collections in the children do not touch, and so do not copy, these pages
+
+
+def main(control: int) -> None:
+    """Entry point; ``control`` is the descriptor of the control socket."""
+    with socket.socket(fileno=control) as connection:
+        serve(connection)

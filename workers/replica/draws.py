@@ -1,0 +1,80 @@
+"""Random draws of a model that follow (seed, call, tile), wherever a tile is computed.
+
+Owns seeding: of the model's own sources and of the global ones. Knows nothing of what is computed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from workers.replica import recipes
+
+
+class Draws:
+    """The sources that a model draws from: ``sources`` of its own, and the process's."""
+
+    def __init__(self, seed: int, sources: Sequence[Any], *, alone: bool = True) -> None:
+        """``alone``: the process is the model's, so that its global sources may be set."""
+        self._seed = seed
+        self._sources = sources
+        self._alone = alone
+        self._before: Any = None
+
+    def __bool__(self) -> bool:
+        return bool(self._sources)
+
+    @property
+    def in_variables(self) -> bool:
+        """Whether each source of the model's own stands in a variable: a compiled call reads that,
+        and draws what it is seeded to."""
+        return all(recipes.state_variables(source) for source in self._sources)
+
+    def seed(self, call: int, index: int, *, everywhere: bool = True) -> None:
+        """Set every source to where it stands at the beginning of this tile of this call.
+
+        Without ``everywhere`` the model's own alone: TensorFlow forgets all its kernels and
+        functions when its global source is set, which a compiled call never draws from.
+        """
+        seed = self._of_tile(call, index)
+        if not self._alone:
+            self._before = global_states()
+        elif everywhere:
+            tf.random.set_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002 - the model may draw from NumPy's global source
+            random.seed(seed)
+        for source in self._sources:
+            recipes.reseed(source, seed)
+
+    def drawn_globally_since(self, call: int, index: int) -> bool:
+        """Whether anything was drawn from a global source since ``seed(call, index)``.
+
+        TensorFlow's is not seen in a process that is not the model's alone.
+        """
+        if not self._alone:
+            return global_states() != self._before
+        seed = self._of_tile(call, index)
+        untouched = np.random.RandomState(seed).get_state(legacy=False)["state"]
+        now = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+        if untouched["pos"] != now["pos"] or (untouched["key"] != now["key"]).any():
+            return True
+        if random.getstate() != random.Random(seed).getstate():
+            return True
+        # TensorFlow numbers its random operations: the next number says how many there were.
+        number = tf.compat.v1.get_seed(None)
+        tf.random.set_seed(seed)
+        return number != tf.compat.v1.get_seed(None)
+
+    def _of_tile(self, call: int, index: int) -> int:
+        sequence = np.random.SeedSequence([self._seed, call, index])
+        return int(sequence.generate_state(1)[0]) & 0x7FFFFFFF
+
+
+def global_states() -> tuple[Any, ...]:
+    """Where the sources of random numbers that any code may draw from stand; not TensorFlow's."""
+    state = np.random.get_state(legacy=False)  # noqa: NPY002
+    return state["state"]["pos"], state["state"]["key"].tobytes(), random.getstate()

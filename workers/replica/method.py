@@ -1,0 +1,146 @@
+"""A model's method, called in one way: with which arguments, compiled to which level.
+
+Owns how arrays become the arguments of a call, and what has been compiled for it. Knows nothing of
+tiles or of what becomes of the outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from workers.compiling import compiled, rows
+from workers.engine.scope import traced_engines
+from workers.exchange.protocol import Plan, Sharded
+from workers.tensors import tensor_of
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A plan, ready to be called with rows.
+
+    ``traced``: the Strawberry Fields engines that the call makes are traced ones. ``variables`` are
+    those that gradients are for.
+    """
+
+    plan: Plan
+    call: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    traced: bool
+    variables: Sequence[tf.Variable] = ()
+
+    @functools.cached_property
+    def compiled(self) -> Callable[..., Any]:
+        """The call, at the level that the plan says."""
+        return compiled.at_level(self, self.plan.level)
+
+    @property
+    def functions(self) -> dict[str, Any]:
+        """What has been compiled so far."""
+        return {name: f for name, f in self.__dict__.items() if name.startswith("compiled")}
+
+    @functools.cached_property
+    def compiled_vjp(self) -> Callable[..., Any]:
+        """:meth:`vjp`, at the level that the plan says."""
+        return compiled.at_level(self.vjp, self.plan.level)
+
+    def vjp(self, *arguments: Any) -> Any:
+        r"""(\*inputs, \*cotangents) -> gradients for inputs and variables, the call in it."""
+        count = len(self.plan.as_tensor)
+        inputs, cotangents = arguments[:count], arguments[count:]
+        with tf.GradientTape() as tape:
+            sources = self.sources(inputs)
+            tape.watch(sources)
+            tape.watch(self.variables)
+            outputs = [x for x in tf.nest.flatten(self(*inputs)) if differentiable(x)]
+        return tape.gradient(outputs, [*sources, *self.variables], output_gradients=cotangents)
+
+    @functools.cached_property
+    def compiled_second(self) -> Callable[[tuple[int, ...]], Callable[..., Any]]:
+        r"""(\*inputs, \*cotangents, \*tangents) -> the vjp of the vjp, both calls in it.
+
+        Made for the places of the gradients of ``compiled_vjp`` that ``tangents`` are cotangents
+        of. Returned are gradients for inputs, variables and cotangents.
+        """
+
+        @functools.cache
+        def made(places: tuple[int, ...]) -> Callable[..., Any]:
+            def second(*arguments: Any) -> Any:
+                count = len(self.plan.as_tensor)
+                inputs, given = arguments[:count], arguments[count:]
+                cotangents = given[: len(given) - len(places)]
+                sources = [*self.sources(inputs), *self.variables]
+                with tf.GradientTape() as outer:
+                    outer.watch([*sources, *cotangents])
+                    with tf.GradientTape() as inner:
+                        inner.watch(sources)
+                        outputs = [x for x in tf.nest.flatten(self(*inputs)) if differentiable(x)]
+                    gradients = inner.gradient(
+                        outputs,
+                        [sources[n] for n in places],
+                        output_gradients=cotangents,
+                        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+                    )
+                return outer.gradient(
+                    gradients, [*sources, *cotangents], output_gradients=given[len(cotangents) :]
+                )
+
+            return compiled.at_level(second, self.plan.level)
+
+        return made
+
+    def anew(self) -> Method:
+        """The method with nothing compiled."""
+        return dataclasses.replace(self, plan=dataclasses.replace(self.plan, level="eager"))
+
+    def sources(self, inputs: Sequence[Any]) -> list[tf.Tensor]:
+        """The inputs that a gradient may be for: not those that the model is given as ndarrays."""
+        pairs = zip(inputs, self.plan.as_tensor, strict=True)
+        return [x for x, as_tensor in pairs if as_tensor and differentiable(x)]
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self.plan.narrowed and not tf.executing_eagerly():
+            pairs = zip(inputs, self.plan.as_tensor, strict=True)
+            inputs = tuple(x if as_tensor else narrow(x) for x, as_tensor in pairs)
+        if self.plan.by_rows and not tf.executing_eagerly():
+            return rows.by_rows(self._call, self.plan.by_rows)(*inputs)
+        return self._call(*inputs)
+
+    def _call(self, *inputs: Any) -> Any:
+        args = [inputs[a.index] if isinstance(a, Sharded) else a for a in self.args]
+        kwargs = {
+            name: inputs[a.index] if isinstance(a, Sharded) else a
+            for name, a in self.kwargs.items()
+        }
+        with traced_engines(self.traced):
+            return self.call(*args, **kwargs)
+
+
+def as_the_model_wants(plan: Plan, arrays: list[np.ndarray]) -> list[Any]:
+    """Copies, either way: a model may keep what it is given."""
+    return [
+        tensor_of(array) if as_tensor else array.copy()
+        for array, as_tensor in zip(arrays, plan.as_tensor, strict=True)
+    ]
+
+
+def as_tensors(inputs: Sequence[Any]) -> list[tf.Tensor]:
+    """What a compiled call takes: tensors, of ndarrays too."""
+    return [x if isinstance(x, tf.Tensor) else tensor_of(x) for x in inputs]
+
+
+def narrow(value: tf.Tensor) -> tf.Tensor:
+    """In single precision, if it was in double."""
+    singles = {tf.float64: tf.float32, tf.complex128: tf.complex64}
+    return tf.cast(value, singles.get(value.dtype, value.dtype))
+
+
+def differentiable(value: Any) -> bool:
+    return isinstance(value, tf.Tensor) and (value.dtype.is_floating or value.dtype.is_complex)

@@ -1,0 +1,56 @@
+"""A tile's eager forward pass on its tape, and its way back.
+
+Owns what is kept of a call that is not compiled, until its cotangents come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from workers.replica import tile_arrays
+from workers.replica.method import Method, differentiable
+from workers.tensors import tensor_of
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Outputs on their tape, the tensors they were computed from, and the model's variables."""
+
+    tape: tf.GradientTape
+    inputs: list[Any]
+    outputs: list[Any]
+    sources: Sequence[tf.Variable]
+
+    @classmethod
+    def of(cls, method: Method, inputs: list[Any], sources: Sequence[tf.Variable]) -> Recorded:
+        """Call the method; every input that can have a gradient, and every source, is watched."""
+        with tf.GradientTape() as tape:
+            tape.watch([x for x in inputs if differentiable(x)])
+            tape.watch(sources)
+            outputs = tf.nest.flatten(method.compiled(*inputs))
+        return cls(tape, inputs, outputs, sources)
+
+    def gradients(
+        self, cotangents: list[Any] | None, wanted: Collection[int] | None = None
+    ) -> list[Any]:
+        """Gradients for each input (that is ``wanted``; None: all), then each variable; None where
+        nothing depends. Without ``cotangents``, those of the outputs' sum."""
+        targets, seeds = [], []
+        for position, output in enumerate(self.outputs):
+            if not differentiable(output):
+                continue
+            given = output if cotangents is None else cotangents[position]
+            if given is None:
+                continue
+            targets.append(output)
+            seeds.append(tf.ones_like(output) if cotangents is None else tensor_of(given))
+        asked = tile_arrays.asked(self.inputs, wanted)
+        watched = [x for x in asked if differentiable(x)]
+        if not targets:
+            return [None] * (len(self.inputs) + len(self.sources))
+        found = self.tape.gradient(targets, [*watched, *self.sources], output_gradients=seeds)
+        return tile_arrays.by_source(found, self.inputs)
