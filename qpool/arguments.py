@@ -6,6 +6,7 @@ constant whose gradient would be lost.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ import numpy as np
 import tensorflow as tf
 
 from qpool import tapes
-from qpool.executors.base import argument_names
 from qpool.shipping import dumps
 from workers.errors import InputError
 from workers.exchange.protocol import Sharded
@@ -154,3 +154,15 @@ def _check_constant(name: str, value: Any) -> None:
                 f"{name} is a tensor of the graph being traced; workers get constants. Pass an "
                 f"ndarray, or shard it along its leading axis: sharded=({name!r},)"
             )
+
+
+def argument_names(model: Any, method: str) -> tuple[str, ...]:
+    """Names of a pooled method's arguments, in order; none where Python cannot tell.
+
+    A Keras model's ``__call__`` takes anything: what it takes in truth is said by ``call``.
+    """
+    name = "call" if method == "__call__" and hasattr(model, "call") else method
+    try:
+        return tuple(inspect.signature(getattr(model, name)).parameters)
+    except (TypeError, ValueError):
+        return ()

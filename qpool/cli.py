@@ -192,7 +192,7 @@ def bench(cases: tuple[str, ...], as_json: bool, out: Path | None) -> None:
     of known cost), trainer (its step, by strategy), ray (a Ray cluster on this machine, against a
     local pool), natural (the natural gradient against plain ones).
     """
-    from qpool.measure import bench as benchmarks
+    from qpool.studies import bench as benchmarks
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for name in cases:
@@ -253,8 +253,8 @@ def sweep(out: Path, as_json: bool, address: str | None, **grid: Any) -> None:
     The same command goes on with a sweep that was stopped. OUT/report.html can be read alone; it
     has what was measured, and what a scaling model predicts for more workers.
     """
-    from qpool.measure import report
-    from qpool.measure import sweep as sweeps
+    from qpool.studies import report
+    from qpool.studies import sweep as sweeps
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     rows = sweeps.sweep(sweeps.Grid(**grid), out, lambda line: click.echo(line, err=True), address)

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qpool import notices
+from qpool.arguments import argument_names
 from qpool.engines import held_engines
 from qpool.executors import Executor, Options, executor_class
-from qpool.executors.base import argument_names
 from qpool.pooled import ParallelGenerator, pooled_class
 from workers import sf_compat
 from workers.errors import ConfigurationError, ModelError, PoolClosedError, nearest

@@ -26,7 +26,12 @@ SHARDS: dict[str, list[str]] = {
     "runs": ["tests/integration/test_runs.py", "tests/test_cli.py"],
     "faults": ["tests/integration/test_faults.py", "tests/integration/test_lifecycle.py"],
     "idioms": ["tests/integration/test_idioms.py", "tests/integration/test_traced.py"],
-    "measure": ["tests/qpool/executors", "tests/qpool/measure", "tests/integration/test_appl"],
+    "measure": [
+        "tests/qpool/executors",
+        "tests/qpool/measure",
+        "tests/qpool/studies",
+        "tests/integration/test_appl",
+    ],
     "pool": ["tests/integration/"],
 }
 REST = "rest"

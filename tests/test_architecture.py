@@ -15,8 +15,13 @@ MODULES = sorted([*ROOT.glob("qpool/**/*.py"), *ROOT.glob("workers/**/*.py")])
 
 
 def imports(path: Path) -> set[str]:
+    """What a module imports, but for what only a type checker reads."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -54,6 +59,27 @@ def test_rooms_know_only_those_below_them() -> None:
     for name in NO_ROOM - {"backend"}:
         found = imports(ROOT / "workers" / f"{name}.py")
         assert not any(module.startswith(f"workers.{room}") for module in found for room in ROOMS)
+
+
+#: Which folders of ``qpool`` each one may not know, but for types: nothing runs back up.
+ABOVE = {
+    "models": {"executors", "training", "measure", "studies", "cli"},
+    "executors": {"training", "measure", "studies", "generator", "pooled", "cli"},
+    "measure": {"training", "studies", "cli"},
+    "training": {"studies", "cli"},
+    "studies": {"cli"},
+}
+
+
+def test_nothing_of_qpool_runs_back_up() -> None:
+    for folder, above in ABOVE.items():
+        for path in ROOT.glob(f"qpool/{folder}/**/*.py"):
+            known = {name.split(".")[1] for name in imports(path) if name.startswith("qpool.")}
+            assert not known & above, path
+    for path in ROOT.glob("qpool/*.py"):
+        known = {name.split(".")[1] for name in imports(path) if name.startswith("qpool.")}
+        if path.stem not in ("__init__", "__main__", "cli", "applications"):
+            assert not known & {"training", "measure", "studies", "cli"}, path
 
 
 def test_dispatch_and_tiles_are_pure() -> None:

@@ -16,7 +16,7 @@ README = ROOT / "README.md"
 ALL = [
     README,
     *(ROOT / name / "README.md" for name in ("qpool/models", "workers", "qpool/executors")),
-    *(ROOT / name / "README.md" for name in ("qpool/training", "qpool/measure", "scripts")),
+    *(ROOT / name / "README.md" for name in ("qpool/training", "qpool/studies", "scripts")),
     *(ROOT / name / "README.md" for name in ("qpool", "tests")),
 ]
 

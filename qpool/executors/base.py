@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import inspect
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,18 +39,6 @@ class Options:
     devices: tuple[str, ...] | None = None
     #: Methods of this model of which it has been said that they stay slow.
     warned: set[str] = field(default_factory=set, compare=False, repr=False)
-
-
-def argument_names(model: Any, method: str) -> tuple[str, ...]:
-    """Names of a pooled method's arguments, in order; none where Python cannot tell.
-
-    A Keras model's ``__call__`` takes anything: what it takes in truth is said by ``call``.
-    """
-    name = "call" if method == "__call__" and hasattr(model, "call") else method
-    try:
-        return tuple(inspect.signature(getattr(model, name)).parameters)
-    except (TypeError, ValueError):
-        return ()
 
 
 class Executor(abc.ABC):

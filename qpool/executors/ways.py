@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from qpool.executors.base import argument_names
+from qpool.arguments import argument_names
 from qpool.shipping import dumps
 from workers.compiling import compiled
 from workers.engine import circuit

@@ -1,1 +1,4 @@
-"""Measurements: every figure is taken in the run that reports it, with what it is compared to."""
+"""What a program measures of itself while it runs: processes, machine, gradients, batches.
+
+Figures that are taken for their own sake, and how, are in ``qpool.studies``.
+"""

@@ -104,7 +104,7 @@ def test_stopped_by_a_signal_and_gone_on_with(whole, tmp_path, monkeypatch) -> N
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_killed_and_gone_on_with(whole, tmp_path) -> None:
     """SIGKILL, for real, once the first checkpoint is there; then a torn checkpoint as well."""
-    from qpool.measure import resume_soak
+    from qpool.studies import resume_soak
 
     out = tmp_path / "run"
     settings = {k: v for k, v in dataclasses.asdict(CONFIG).items() if v is not None}

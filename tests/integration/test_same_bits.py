@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import qpool
-from qpool.measure import soak
+from qpool.studies import soak
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*disconnected components.*"),

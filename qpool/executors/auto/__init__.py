@@ -21,7 +21,7 @@ from typing import Any
 import tensorflow as tf
 
 from qpool import tiles
-from qpool.arguments import is_eager
+from qpool.arguments import argument_names, is_eager
 from qpool.executors import executor_class, remote, topology
 from qpool.executors.auto import guess
 from qpool.executors.auto.arguments import (
@@ -35,7 +35,7 @@ from qpool.executors.auto.arguments import (
 from qpool.executors.auto.choices import Candidate, Choice, Memory, remembered
 from qpool.executors.auto.contest import BUDGET, Contest, Within
 from qpool.executors.auto.course import Course
-from qpool.executors.base import Executor, Options, argument_names
+from qpool.executors.base import Executor, Options
 from qpool.executors.processes import pool
 from qpool.shipping import pack
 from workers.errors import QPoolError

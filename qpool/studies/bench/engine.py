@@ -16,10 +16,10 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from qpool.measure.bench import peers
-from qpool.measure.bench.alone import alone_on_a_core, answer, obey, side_by_side
-from qpool.measure.bench.timing import ratio, turns_of
 from qpool.models import circuit
+from qpool.studies.bench import peers
+from qpool.studies.bench.alone import alone_on_a_core, answer, obey, side_by_side
+from qpool.studies.bench.timing import ratio, turns_of
 from workers import sf_compat
 from workers.engine import TracedEngine
 from workers.process import affinity

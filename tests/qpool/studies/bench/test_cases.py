@@ -8,14 +8,14 @@ import json
 
 import pytest
 
-from qpool.measure import bench
+from qpool.studies import bench
 from workers.errors import ConfigurationError
 
 
 @pytest.mark.parametrize("name", bench.CASES)
 def test_every_case_is_where_it_is_said_to_be(name: str) -> None:
     module, _, function = bench.CASES[name].partition(":")
-    case = getattr(importlib.import_module(f"qpool.measure.bench.{module}"), function)
+    case = getattr(importlib.import_module(f"qpool.studies.bench.{module}"), function)
     required = [p for p in inspect.signature(case).parameters.values() if p.default is p.empty]
     assert not required
     assert inspect.getdoc(case)

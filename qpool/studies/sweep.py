@@ -241,8 +241,8 @@ def measure(
     import tensorflow as tf
 
     import qpool
-    from qpool.measure.bench.engine import Case
     from qpool.measure.processes import cpu_seconds, memory_bytes
+    from qpool.studies.bench.engine import Case
 
     case = Case(cell.modes, cell.layers, cell.cutoff)
     z = case.z(cell.batch)

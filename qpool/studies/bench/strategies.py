@@ -26,9 +26,9 @@ import tensorflow as tf
 
 import qpool
 from qpool.executors import topology
-from qpool.measure.bench.engine import Case
-from qpool.measure.bench.timing import ratio, turns_of
 from qpool.measure.processes import cpu_seconds
+from qpool.studies.bench.engine import Case
+from qpool.studies.bench.timing import ratio, turns_of
 
 #: Seconds a way is timed for in each of three turns, at least one step.
 _SECONDS, _TURNS = 2.0, 3

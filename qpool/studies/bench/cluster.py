@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qpool.measure.bench.timing import turns_of
+from qpool.studies.bench.timing import turns_of
 from workers.errors import ConfigurationError
 
 
@@ -16,7 +16,7 @@ def ray_overhead(turns: int = 7) -> dict[str, Any]:
     import tensorflow as tf
 
     import qpool
-    from qpool.measure.bench.engine import Case
+    from qpool.studies.bench.engine import Case
 
     try:
         import ray

@@ -17,7 +17,7 @@ import tensorflow as tf
 import qpool
 from qpool import tiles
 from qpool.executors.processes.dispatch import Complete, Finished, Send, Step
-from qpool.measure import scaling
+from qpool.studies import scaling
 from workers.exchange import protocol
 from workers.exchange.protocol import Kind
 

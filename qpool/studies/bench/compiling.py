@@ -77,7 +77,7 @@ def _program(name: str, layers: int, folder: str) -> dict[str, float]:
 def _measure(name: str, layers: int) -> dict[str, float]:
     import tensorflow as tf
 
-    from qpool.measure.bench.engine import Case
+    from qpool.studies.bench.engine import Case
     from workers.compiling import compile_cache
 
     modes, cutoff, read, batch = CIRCUITS[name]

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qpool.measure import scaling
-from qpool.measure.sweep import Cell, read
+from qpool.studies import scaling
+from qpool.studies.sweep import Cell, read
 from workers.errors import DataError
 
 #: How far the scaling model is carried.

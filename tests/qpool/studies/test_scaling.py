@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpool.measure import scaling
+from qpool.studies import scaling
 from workers.errors import DataError
 
 seconds = st.floats(1e-6, 1.0)

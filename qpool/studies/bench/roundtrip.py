@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from qpool.measure.bench.alone import answer, obey, side_by_side
-from qpool.measure.bench.timing import ratio, turns_of
+from qpool.studies.bench.alone import answer, obey, side_by_side
+from qpool.studies.bench.timing import ratio, turns_of
 from workers.errors import ConfigurationError
 
 _BATCH, _WIDTH = 64, 4
@@ -48,7 +48,7 @@ def roundtrip(turns: int = 15) -> dict[str, Any]:
             "the roundtrip case compares with Gymnasium: pip install 'qpool-sf[test]'"
         ) from None
 
-    from qpool.measure.bench.peers import empty_environment
+    from qpool.studies.bench.peers import empty_environment
     from qpool.variables import Reader
     from workers.tensors import tensor_of
 

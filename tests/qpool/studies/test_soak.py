@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from qpool.measure import soak
+from qpool.studies import soak
 
 
 def test_episodes_follow_from_the_seed_and_cover_the_grid() -> None:

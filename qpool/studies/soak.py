@@ -441,7 +441,7 @@ def _draw(path: Path, curves: dict[str, list[float]]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def resume(kills: int, seed: int, as_json: bool) -> None:
     """Training runs killed at random and gone on with, with other workers: the same bits?"""
-    from qpool.measure.resume_soak import kill_and_resume
+    from qpool.studies.resume_soak import kill_and_resume
 
     found = kill_and_resume(kills, seed, lambda line: click.echo(line, err=True))
     _report(found, as_json)

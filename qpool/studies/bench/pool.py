@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from qpool.measure.bench.timing import ratio, turns_of
+from qpool.studies.bench.timing import ratio, turns_of
 
 #: Steps timed together where single ones are too short to compare.
 _STEPS = 300

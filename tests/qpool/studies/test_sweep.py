@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from qpool.measure import report, sweep
+from qpool.studies import report, sweep
 from workers.errors import CheckpointError, ConfigurationError, DataError
 
 GRID = sweep.Grid(

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from qpool.measure.bench.timing import turns_of
+from qpool.studies.bench.timing import turns_of
 
 _BYTES = {"f64": 8, "f32": 4, "c64": 8, "c128": 16, "s64": 8, "s32": 4, "u32": 4, "pred": 1}
 
@@ -196,13 +196,13 @@ def limits() -> dict[str, Any]:
 def roofline(times: int = 10) -> dict[str, Any]:
     """The three-mode case (6 layers, cutoff 12, density) at batch 64 on one core: which share of
     the step goes where, and how near each part comes to the machine's limits."""
-    from qpool.measure.bench.alone import alone_on_a_core
+    from qpool.studies.bench.alone import alone_on_a_core
 
-    return alone_on_a_core("qpool.measure.bench.roofline", times)
+    return alone_on_a_core("qpool.studies.bench.roofline", times)
 
 
 def _here(times: int) -> dict[str, Any]:
-    from qpool.measure.bench.engine import THREE_MODE_FLOP, Case
+    from qpool.studies.bench.engine import THREE_MODE_FLOP, Case
 
     case, batch = Case(3, 6, 12, "density"), 64
     z = case.z(batch)
@@ -312,6 +312,6 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    from qpool.measure.bench.alone import answer
+    from qpool.studies.bench.alone import answer
 
     answer(_here)

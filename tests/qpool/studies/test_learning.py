@@ -7,7 +7,7 @@ import json
 from click.testing import CliRunner
 
 from qpool import cli
-from qpool.measure import learning
+from qpool.studies import learning
 from qpool.training.config import Config
 
 

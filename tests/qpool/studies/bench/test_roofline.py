@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from qpool.measure.bench import roofline
+from qpool.studies.bench import roofline
 
 
 def compiled(function, *arguments) -> list[roofline.Operation]:

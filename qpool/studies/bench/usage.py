@@ -35,7 +35,7 @@ def forms(turns: int = 5) -> dict[str, Any]:
     one made in each call, and a loop over the batch against a call for all of it (seconds over
     seconds)."""
     import qpool
-    from qpool.measure.bench.timing import ratio, turns_of
+    from qpool.studies.bench.timing import ratio, turns_of
 
     found: dict[str, Any] = {"case": "forms"}
     with qpool.Pool() as pool:
@@ -109,7 +109,7 @@ def _models(batch: int) -> tuple[Any, Any, Any]:
     """The same circuit, with an engine made in each call, held, and in a loop over the batch."""
     import tensorflow as tf
 
-    from qpool.measure.bench.engine import Case, sf
+    from qpool.studies.bench.engine import Case, sf
 
     class Held(Case):
         def __init__(self) -> None:
@@ -158,7 +158,7 @@ def _train(name: str, way: str, began: float) -> dict[str, float]:
     import tensorflow as tf
 
     import qpool
-    from qpool.measure.bench.engine import Case
+    from qpool.studies.bench.engine import Case
 
     modes, layers, cutoff, read, batch = CIRCUITS[name]
     model = Case(modes, layers, cutoff, read)
