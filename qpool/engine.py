@@ -44,8 +44,13 @@ class Engine(TracedEngine):
         backend: "tf".
         backend_options: as for ``sf.Engine``: ``cutoff_dim``, and optionally ``dtype``, ``pure``,
             ``batch_size`` (which the arguments must then have).
-        workers, threads, start_method, pin, timeout, seed: see :class:`qpool.Pool`.
-        pool: a :class:`qpool.Pool` to share, in place of one of the engine's own.
+        workers: how many processes; see ``qpool.Pool`` for this and the next five.
+        threads: threads and cores of each.
+        start_method: "forkserver" or "spawn".
+        pin: whether workers are pinned to cores.
+        timeout: seconds without progress after which a worker is replaced.
+        seed: of the workers' random draws.
+        pool: a ``qpool.Pool`` to share, in place of one of the engine's own.
         tile: rows computed at once, a power of two; default: from the program and the batch.
     """
 

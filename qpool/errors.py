@@ -1,4 +1,4 @@
-"""The exception tree, drawn and defined in :mod:`workers.errors`."""
+"""The exception tree, drawn and defined in ``workers.errors``."""
 
 from workers.errors import (
     ArenaError,

@@ -76,7 +76,7 @@ class _Room:
         return self._unpooled.call(name, function, args, kwargs)
 
     def summary(self) -> str:
-        """See :func:`qpool.notices.summary`."""
+        """See ``qpool.notices.summary``."""
         stats = {"strategy": "closed"} if self.closed else self.executor().stats()
         unpooled = self._unpooled.stats() if self._unpooled else []
         left = [str(engine) for engine in self._engines if engine.backend != "tf"]
@@ -151,10 +151,10 @@ def parallelize(
             ``pooled_methods``. Their first argument is sharded along its leading axis.
         sharded: names of further arguments to shard with the first. All others go to every
             worker as constants.
-        pool: a :class:`qpool.Pool`, or a :class:`qpool.Cluster` of Ray's, to share, in place of one
+        pool: a ``qpool.Pool``, or a ``qpool.Cluster`` of Ray's, to share, in place of one
             of the model's own.
         timeout: seconds a worker may go without finishing a tile before it is replaced; None:
-            from how long its tiles have taken (see :class:`qpool.Pool`).
+            from how long its tiles have taken (see ``qpool.Pool``).
         seed: start of the random draws of a model that draws.
         address: the address of a Ray cluster, as Ray takes it, for ``strategy="ray"``; default:
             what RAY_ADDRESS says, or a cluster of this machine alone.
@@ -213,7 +213,7 @@ def create_parallel_generator(
 ) -> Any:
     """Make a generator and parallelize it.
 
-    Keyword arguments that :func:`parallelize` has go there, all others to ``generator_class``;
+    Keyword arguments that ``parallelize`` has go there, all others to ``generator_class``;
     those that both have (``seed``) go to both.
     """
     ours = set(inspect.signature(parallelize).parameters) - {"model"}

@@ -33,7 +33,7 @@ class CircuitLayer(Saved, keras.Layer):
         inputs: names of the parameters that the layer's input feeds, one for each column.
         trainable_parameters: names of those that are trained; default: all others.
         readout: a name (``positions``, ``quadratures``, ``photons``, ``homodyne``, ``density``,
-            ``ket``) or a :class:`qpool.models.Readout`.
+            ``ket``) or a ``qpool.models.Readout``.
         cutoff_dim: Fock states kept per mode.
         initial: starting values by name; those of other parameters come from ``initializer``.
         initializer: a Keras initializer; default: normal, with standard deviation 0.1.

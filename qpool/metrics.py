@@ -66,7 +66,7 @@ class Purity(keras.metrics.Mean):
 
 
 class LeakageWarning(keras.callbacks.Callback):
-    """Says in the log when :class:`KetNorm` falls below ``enough`` at the end of an epoch."""
+    """Says in the log when ``KetNorm`` falls below ``enough`` at the end of an epoch."""
 
     def __init__(self, metric: str = "ket_norm", enough: float = 0.99) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from workers.errors import InputError
 
 
 class ParallelGenerator:
-    """What :func:`parallelize` adds to a model. Made by it, never directly."""
+    """What ``parallelize`` adds to a model. Made by it, never directly."""
 
     __slots__ = ()
     _qpool: Any

@@ -121,7 +121,7 @@ def as_text(program: Any) -> str:
 
 
 def from_text(text: str) -> Any:
-    """The program that :func:`as_text` wrote."""
+    """The program that ``as_text`` wrote."""
     sf_compat.install()
     import strawberryfields as sf
 

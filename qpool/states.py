@@ -40,7 +40,7 @@ def ket_norm(state: Any) -> Any:
 
 def warn_of_leakage(norm: Any, enough: float = _ENOUGH) -> bool:
     """Say in the log (``qpool``) that states leave the cutoff, if any of ``norm`` is below
-    ``enough``; whether it was said. ``norm`` is what :func:`ket_norm` gives, with numbers."""
+    ``enough``; whether it was said. ``norm`` is what ``ket_norm`` gives, with numbers."""
     values = np.atleast_1d(np.asarray(norm))
     low = values < enough
     if low.any():
@@ -100,7 +100,7 @@ def fidelity(state: Any, target: Any) -> Any:
 def photon_distribution(state: Any, modes: int | Sequence[int] | None = None) -> Any:
     """Probabilities of photon numbers below the cutoff: ([batch,] D, ...), an axis a mode.
 
-    Of ``modes`` alone if given, in ascending order. They add up to :func:`ket_norm`.
+    Of ``modes`` alone if given, in ascending order. They add up to ``ket_norm``.
     """
     batched, data = _batched(state)
     if modes is None and state.is_pure:
@@ -119,7 +119,7 @@ def wigner(state: Any, mode: int, x: Any, p: Any) -> Any:
     """The Wigner function of one mode, the others traced out: ([batch,] len(x), len(p)), real.
 
     ``x`` and ``p`` are positions and momenta in Strawberry Fields' units. It integrates to
-    :func:`ket_norm`. See :func:`qpool.phase_space.wigner_table`.
+    ``ket_norm``. See ``qpool.phase_space.wigner_table``.
     """
     import strawberryfields as sf
 

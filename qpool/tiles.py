@@ -26,7 +26,7 @@ def largest_tile(batch: int) -> int:
 
 
 def default_tile(batch: int, fixed_cost: float) -> int:
-    """Rows in a tile: :func:`workers.layout.tile_worth`, at most :func:`largest_tile`."""
+    """Rows in a tile: ``workers.layout.tile_worth``, at most ``largest_tile``."""
     return tile_worth(fixed_cost, largest_tile(batch))
 
 

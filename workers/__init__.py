@@ -1,1 +1,1 @@
-"""What runs where a tile is computed. Nothing here imports :mod:`qpool`."""
+"""What runs where a tile is computed. Nothing here imports ``qpool``."""

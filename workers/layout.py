@@ -65,7 +65,7 @@ class Placed:
 
 
 def align(offset: int) -> int:
-    """The next multiple of :data:`ALIGNMENT` at or after ``offset``."""
+    """The next multiple of ``ALIGNMENT`` at or after ``offset``."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 

@@ -37,7 +37,7 @@ def hushed() -> Iterator[None]:
 
 
 def hush_tensorflow() -> None:
-    """Have TensorFlow load :func:`hushed`, whenever it is imported, if it has not been yet; and
+    """Have TensorFlow load ``hushed``, whenever it is imported, if it has not been yet; and
     look for GPUs then, and say once what it says again and again."""
     if "tensorflow" not in sys.modules:
         sys.meta_path.insert(0, _Hushing())

@@ -1,7 +1,7 @@
 """Strawberry Fields 0.23 on current SciPy and setuptools.
 
 Two names that SF imports are gone: ``scipy.integrate.simps`` (SciPy 1.14) and ``pkg_resources``
-(setuptools 82). :func:`install` puts a finder on ``sys.meta_path`` that watches for the three SF
+(setuptools 82). ``install`` puts a finder on ``sys.meta_path`` that watches for the three SF
 modules that need them, and lends the missing name while such a module runs its imports. Nothing
 else in the process ever sees the loan, nothing is imported ahead of time, and where a name is
 present nothing is lent.

@@ -112,7 +112,7 @@ class BatchComputer(Computer):
         call: int | None = None,
         first: int = 0,
     ) -> tuple[int, list[Any], Homes]:
-        """See :meth:`Computer.forward`. What is computed may be a part of a larger batch: its
+        """See ``Computer.forward``. What is computed may be a part of a larger batch: its
         ``call``, and the number of the part's ``first`` tile in it."""
         with self._lock:
             store = self._ready()
@@ -143,7 +143,7 @@ class BatchComputer(Computer):
         tangents: Sequence[tuple[int, np.ndarray]] = (),
         first: int = 0,
     ) -> list[np.ndarray]:
-        """See :meth:`Computer.backward`; ``first`` as in :meth:`forward`."""
+        """See ``Computer.backward``; ``first`` as in ``forward``."""
         with self._lock:
             store = self._ready()
             kind = Kind.SECOND if tangents else Kind.BACKWARD

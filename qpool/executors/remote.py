@@ -193,7 +193,7 @@ class RemoteModel:
         wanted: Sequence[int] | None = None,
     ) -> list[np.ndarray]:
         """Gradients for the ``wanted`` sources (default: all that are connected), in order; see
-        :meth:`Computer.backward`."""
+        ``Computer.backward``."""
         self._check_open()
         began = time.perf_counter()
         assert plan.connected is not None

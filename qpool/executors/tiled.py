@@ -17,7 +17,7 @@ from qpool.shipping import pack
 
 
 class TiledExecutor(Executor):
-    """Computes a model's tiles. A subclass makes the ``computer`` in :meth:`_make`."""
+    """Computes a model's tiles. A subclass makes the ``computer`` in ``_make``."""
 
     def __init__(self, model: Any, options: Options) -> None:
         super().__init__(model, options)

@@ -70,8 +70,9 @@ def gradient_norms(model: Any, z: Any, cotangent: Any) -> Any:
     """The norm of each sample's gradient with respect to all trainable variables: (batch,).
 
     Args:
-        model: what :func:`qpool.parallelize` made.
-        z, cotangent: as of its ``per_sample_gradients``.
+        model: what ``qpool.parallelize`` made.
+        z: (batch, latent_dim), as of its ``per_sample_gradients``.
+        cotangent: of the model's outputs, in their shapes.
     """
     import tensorflow as tf
 

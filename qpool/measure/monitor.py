@@ -78,7 +78,7 @@ class Sample:
 
 
 class Monitor:
-    """Reads a pooled generator's counters; each :meth:`sample` is of the time since the last."""
+    """Reads a pooled generator's counters; each ``sample`` is of the time since the last."""
 
     def __init__(self, generator: Any) -> None:
         self._generator = generator

@@ -24,7 +24,10 @@ class QuantumSFDiscriminator(QuantumNetwork):
     Args:
         n_modes: modes of the circuit.
         input_dim: width of a sample; which ones an encoding takes is said by its ``needs``.
-        layers, cutoff_dim, encoding_strategy, seed: as of ``QuantumSFGenerator``.
+        layers: layers of the circuit, each of two interferometers, squeezing, displacement, Kerr.
+        cutoff_dim: the Fock states of a mode that are computed.
+        encoding_strategy: how a sample gets into the circuit; see ``qpool.models.encodings``.
+        seed: of the initial weights.
         readout: what is combined; see ``qpool.models.readouts``.
 
     Raises:

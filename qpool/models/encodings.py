@@ -160,7 +160,7 @@ def register_encoding(name: str, encoding: Encoding) -> None:
     pooled runs in the workers, and has to register it there.
 
     Raises:
-        ConfigurationError: it is no :class:`Encoding`, or the name is taken by another one.
+        ConfigurationError: it is no ``Encoding``, or the name is taken by another one.
     """
     if not isinstance(encoding, Encoding):
         raise ConfigurationError(

@@ -1,6 +1,6 @@
 """What is read out of a state: expectation values, samples, densities. Each has a formula.
 
-Owns those, each a :class:`Readout`. All are differentiable, and none adds noise that is not
+Owns those, each a ``Readout``. All are differentiable, and none adds noise that is not
 physics. hbar is Strawberry Fields' (2 unless set): the vacuum's x has variance hbar / 2.
 """
 
@@ -35,7 +35,7 @@ class Readout(abc.ABC):
     def __call__(self, state: Any, uniforms: Any = None) -> Any:
         """Read a ``FockStateTF``: (batch, *shape), a batch of one for a state without a batch axis.
 
-        ``uniforms`` are (batch, :meth:`draws`) draws from [0, 1), None for a readout without any.
+        ``uniforms`` are (batch, ``draws``) draws from [0, 1), None for a readout without any.
         """
 
     def draws(self, modes: int) -> int:

@@ -130,7 +130,7 @@ def compare(
         seeds: of weights, latent draws and the order of rows.
         steps: generator updates, rounded up to whole passes over the rows; both learning rates
             fall from ``rate`` by a cosine.
-        options: by kind, how it is parallelized (see :func:`qpool.parallelize`); default: compiled
+        options: by kind, how it is parallelized (see ``qpool.parallelize``); default: compiled
             in this process.
         samples: how many samples are drawn of a trained generator.
         say: is told each result in a line.

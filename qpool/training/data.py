@@ -92,7 +92,7 @@ _SETS: dict[str, Callable[[], tuple[Any, tuple[str, ...]]]] = {
 
 
 def names() -> tuple[str, ...]:
-    """The data sets that :func:`load` knows."""
+    """The data sets that ``load`` knows."""
     return tuple(_SETS)
 
 

@@ -22,7 +22,7 @@ def mean_distance(rows: np.ndarray, real: np.ndarray, *, draws: int = 50, seed: 
     """Energy distance of ``rows`` to ``real``, the mean over random subsets of half of ``real``.
 
     Each draw compares half of the real rows, chosen at random, with as many of ``rows``. The same
-    sizes as in :func:`real_against_real`, so the two can be compared.
+    sizes as in ``real_against_real``, so the two can be compared.
     """
     generator = np.random.default_rng(seed)
     half = len(real) // 2

@@ -101,7 +101,7 @@ class QuantumGAN(keras.Model):
         """Give the generator the moving averages of its weights, which its optimizer keeps with
         ``use_ema=True``. Without, and before the first step, nothing is done.
 
-        The weights themselves are kept for :meth:`take_weights`.
+        The weights themselves are kept for ``take_weights``.
         """
         optimizer = self.generator_optimizer
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # a LossScaleOptimizer's

@@ -9,7 +9,7 @@
         samples.png losses.png workers.png wigner.png
         summary.json          distances, samples/s, CPU use of each worker
 
-Owns the directory's contents and the order of a run. Heavy imports happen in :func:`train`, so
+Owns the directory's contents and the order of a run. Heavy imports happen in ``train``, so
 that the command line answers at once.
 """
 
@@ -47,7 +47,7 @@ def train(config: Config, out: Path, console: Any = None) -> dict[str, Any]:
     """Train as ``config`` says, fill the directory ``out`` and return the summary.
 
     The summary has ``stopped``, the name of a signal, if one ended the run before its time; it can
-    be gone on with then (:func:`resume`).
+    be gone on with then (``resume``).
     """
     config.check()
     if Path(config.data).suffix:  # a file: found from anywhere

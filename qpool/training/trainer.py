@@ -26,15 +26,19 @@ class QuantumGANTrainer:
         generator: a model with ``latent_dim``, callable on z; pooled already or not.
         critic: a Keras model (batch, width) -> (batch, 1), pooled or not; default: a small
             classical one.
-        generator_rate, critic_rate: learning rates of Adam (beta_1 = 0.5), numbers or Keras
-            schedules.
-        critic_steps, loss, penalty, norm_penalty: see :class:`qpool.training.gan.QuantumGAN`.
+        generator_rate: learning rate of the generator's Adam (beta_1 = 0.5), a number or a Keras
+            schedule.
+        critic_rate: the critic's.
+        critic_steps: of the critic to one of the generator.
+        loss: "wasserstein" or another of ``qpool.training.gan.QuantumGAN``, as are the next two.
+        penalty: weight of the critic's gradient penalty.
+        norm_penalty: weight of what states lack of norm 1 within the cutoff.
         ema_momentum: of a moving average of the generator's weights, 0 to 1: what an evaluation
             sees, and what the generator has after training. It ends nearer to the data than the
             weights themselves, which go around their best place. None: no average.
         clip_norm: gradients of a larger global norm are scaled down to it; None: never.
         seed: of latent draws, shuffling and the default critic.
-        options: further keyword arguments of :func:`qpool.parallelize`, for a generator that is
+        options: further keyword arguments of ``qpool.parallelize``, for a generator that is
             not pooled yet; ``train`` does it.
     """
 
@@ -132,7 +136,7 @@ class QuantumGANTrainer:
         Rows that do not fill a batch are left for another epoch (each shuffles anew, from the
         seed and its number). ``first_step`` is how many steps of these epochs are done already, by
         a run that is resumed. With ``batch_size="auto"`` it is the largest useful one, measured
-        (:func:`qpool.suggest_batch`), of at most all rows. Returns Keras's History.
+        (``qpool.suggest_batch``), of at most all rows. Returns Keras's History.
         DataError for data that cannot be used, before any worker starts.
         """
         shape = getattr(self.generator, "features", None)
@@ -180,7 +184,7 @@ class QuantumGANTrainer:
         return tf.data.Dataset.range(first, last).map(batch).prefetch(2)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that the next step depends on, by name; see :meth:`restore`."""
+        """All that the next step depends on, by name; see ``restore``."""
         assert self.gan is not None, "prepare() comes first"
         averaged = self.gan.has_averages
         self.gan.take_weights()
@@ -193,7 +197,7 @@ class QuantumGANTrainer:
         return found
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Take over what :meth:`arrays` of a trainer made in the same way gave.
+        """Take over what ``arrays`` of a trainer made in the same way gave.
 
         Raises:
             CheckpointError: the names or shapes are others.

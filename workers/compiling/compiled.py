@@ -30,7 +30,7 @@ _SAME = 1e-3
 
 @dataclass(frozen=True)
 class Choice:
-    """A level of :data:`LEVELS`, why it is not a better one, and the seconds it took to compile."""
+    """A level of ``LEVELS``, why it is not a better one, and the seconds it took to compile."""
 
     level: str
     reason: str

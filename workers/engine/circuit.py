@@ -33,7 +33,7 @@ _KEPT = 16 * 2**20
 #: The part of all steps that may be applied to axes which need not be one factor yet.
 _EARLY = 1 / 20
 
-#: What computes the circuits of a graph that is being traced, if not :func:`run` itself.
+#: What computes the circuits of a graph that is being traced, if not ``run`` itself.
 _computed_by: ContextVar[Callable[..., tf.Tensor] | None] = ContextVar("computed_by", default=None)
 _tally: ContextVar[Tally | None] = ContextVar("tally", default=None)
 
@@ -97,7 +97,7 @@ def tally() -> Iterator[Tally]:
 @contextlib.contextmanager
 def computed_by(function: Callable[..., tf.Tensor]) -> Iterator[None]:
     """What is traced within this has ``function`` compute circuits, with the arguments of
-    :func:`run`."""
+    ``run``."""
     before = _computed_by.set(function)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where Strawberry Fields' engines are traced ones: within :func:`traced_engines`.
+"""Where Strawberry Fields' engines are traced ones: within ``traced_engines``.
 
 A model may make its engines in the call, or hold them: in an attribute, a list, a closure, a global
 of its module. Within the scope the first are made as traced engines, and for each of the others a

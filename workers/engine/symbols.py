@@ -2,7 +2,7 @@
 
 ``for row in z``, ``range(tf.shape(z)[0])``, ``if tf.rank(x) > 0``, ``len(z)``: eagerly they are
 numbers, and while a graph is traced TensorFlow refuses them, although the shape is known there
-too. Within :func:`answered` they are what they are eagerly; what is truly not known is refused as
+too. Within ``answered`` they are what they are eagerly; what is truly not known is refused as
 before. ``tf.map_fn`` is the loop in Python there that it is eagerly, and not a loop of the graph's,
 whose turns nothing can be done about. Owns that, for this thread's traces alone.
 """

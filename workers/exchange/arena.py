@@ -44,7 +44,7 @@ def _mebibytes(size: int) -> str:
 class Arena:
     """A growable shared segment. ``buffer`` is the current mapping.
 
-    After :meth:`grow` or :meth:`remap` arrays over the former buffer still read the same memory
+    After ``grow`` or ``remap`` arrays over the former buffer still read the same memory
     on POSIX (both mappings show the same file), yet must be made anew to reach past their end.
     """
 

@@ -84,7 +84,7 @@ class Place:
 class Plan:
     """One method of one model, called in one way.
 
-    ``arguments`` unpickles to ``(args, kwargs)`` in which :class:`Sharded` marks the inputs.
+    ``arguments`` unpickles to ``(args, kwargs)`` in which ``Sharded`` marks the inputs.
     ``as_tensor`` says which inputs the model gets as tensors (the others as ndarrays).
     ``rows`` is the constant number of rows the model must be called with, 0 for any; then
     ``least_rows`` is how many it needs (engines made for one row at a time are of another kind:
@@ -268,7 +268,7 @@ class Surveyed:
     ``draws``: the model draws random numbers; ``reproducible``: seeding makes them the same.
     ``fixed_cost``: interpreter work per call that does not depend on its rows, in rows.
     ``level``, ``reason``, ``compile_seconds``: see ``compiling.compiled.Choice``. ``by_rows`` and
-    ``narrowed``: see :class:`Plan`. ``circuits``: how many circuits a call of a few rows runs.
+    ``narrowed``: see ``Plan``. ``circuits``: how many circuits a call of a few rows runs.
     ``connected``: for each gradient source, whether any output depends on it; empty if not asked.
     """
 
@@ -313,7 +313,7 @@ class Failed:
 
 
 def encode(message: Any) -> bytes:
-    """A message as bytes, for :func:`decode` in a process of the same interpreter.
+    """A message as bytes, for ``decode`` in a process of the same interpreter.
 
     The two of every step are marshalled, which with reading them takes 6 us, pickling 18.
     """

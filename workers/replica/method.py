@@ -48,7 +48,7 @@ class Method:
 
     @functools.cached_property
     def compiled_vjp(self) -> Callable[..., Any]:
-        """:meth:`vjp`, at the level that the plan says."""
+        """``vjp``, at the level that the plan says."""
         return compiled.at_level(self.vjp, self.plan.level)
 
     def vjp(self, *arguments: Any) -> Any:

@@ -334,7 +334,7 @@ class Replica:
     def rehearse(
         self, plan: int, frame: Frame, version: int, kind: Kind, buffer: memoryview
     ) -> None:
-        """Compute a tile as :meth:`forward` or :meth:`backward` would, and keep nothing of it."""
+        """Compute a tile as ``forward`` or ``backward`` would, and keep nothing of it."""
         method = self._plans[plan]
         self.weights.load(version, buffer)
         self.weights.distrust()  # the coordinator may be writing the next ones: not to be relied on

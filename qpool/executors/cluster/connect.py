@@ -53,7 +53,7 @@ _made = ""
 
 
 def connect(address: str | None, cpus: int | None = None) -> None:
-    """Connect this process to the cluster at ``address``; :func:`disconnect` for each time.
+    """Connect this process to the cluster at ``address``; ``disconnect`` for each time.
 
     None: the cluster this process is connected to already, or that RAY_ADDRESS names, or else one
     that is started on this machine (with so many ``cpus``) and ends with this process.

@@ -62,7 +62,7 @@ class Cluster(Computer):
     """The nodes of a Ray cluster, each with a pool of its own, for any number of models
     (``parallelize(model, pool=cluster)``).
 
-    ``address`` is the cluster's, as Ray takes it (None: see :func:`connect.connect`). ``workers``
+    ``address`` is the cluster's, as Ray takes it (None: see ``connect.connect``). ``workers``
     is how many each node has at most; default: one for each of its physical cores. Ray is asked for
     ``workers * threads`` CPUs of each node, or all that it has, and for the GPUs that ``devices``
     (of each node) names. Nodes that come later are used, up

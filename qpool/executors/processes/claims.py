@@ -19,7 +19,7 @@ PREFIX = f"qpool/{os.getuid() if hasattr(os, 'getuid') else ''}"
 
 
 class Claims:
-    """Cores that are held until :meth:`release`, or the end of the process."""
+    """Cores that are held until ``release``, or the end of the process."""
 
     def __init__(self) -> None:
         self._held: dict[int, socket.socket] = {}

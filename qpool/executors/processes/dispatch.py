@@ -1,6 +1,6 @@
 """Which worker computes which tiles, and what to do when one is lost. Pure.
 
-A :class:`Step` takes events and returns instructions; the pool performs them. Nothing here
+A ``Step`` takes events and returns instructions; the pool performs them. Nothing here
 touches a process, a clock or memory, so every order of events can be tested.
 
     Sent shards --Finished--> done            (all done: Complete)

@@ -54,9 +54,9 @@ class Pool(BatchComputer):
     what each worker computes on: ``["cpu:0-13", "gpu:0"]`` (see ``qpool.executors.devices``).
     Shards then follow measured speed, and the same bits are not promised.
 
-    The processes start when the first model comes or with :meth:`start`, whichever is first; what
+    The processes start when the first model comes or with ``start``, whichever is first; what
     they import is loaded in the background from now on.
-    Use it as a context manager, or call :meth:`close`; an interpreter that exits closes it too.
+    Use it as a context manager, or call ``close``; an interpreter that exits closes it too.
     """
 
     def __init__(

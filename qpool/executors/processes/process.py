@@ -217,7 +217,7 @@ class Launcher(abc.ABC):
         compile_cache.clear(compile_cache.in_use(self._environment))
 
     def ready(self, *, wait: bool) -> bool:
-        """Whether :meth:`launch` would return at once; with ``wait``, wait until it would."""
+        """Whether ``launch`` would return at once; with ``wait``, wait until it would."""
         return True
 
     @abc.abstractmethod

@@ -51,7 +51,7 @@ class Photon:
 
 
 def _descend(problem: Photon, optimizer: Any, turn: Callable[[Any], Any]) -> dict[str, Any]:
-    """Steps and seconds to each of :data:`GOALS`; what is compiled first is not counted."""
+    """Steps and seconds to each of ``GOALS``; what is compiled first is not counted."""
     turn(problem.loss_and_gradient()[1])
     found: dict[str, Any] = {}
     began = time.perf_counter()
