@@ -26,6 +26,8 @@ if "QPOOL_TESTS_CACHE" in os.environ:  # this run's alone: what it compiles, it 
 else:
     _COMPILED = tempfile.TemporaryDirectory(prefix="qpool-tests-")
     os.environ["QPOOL_CACHE"] = _COMPILED.name
+if "QPOOL_TESTS_QUICK" in os.environ:
+    os.environ["XLA_FLAGS"] = os.environ["QPOOL_TESTS_QUICK"]
 claims.PREFIX = f"qpool-tests/{os.getpid()}"  # what else runs on this machine is not our concern
 
 with warnings.catch_warnings():

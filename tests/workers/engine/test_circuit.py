@@ -142,27 +142,92 @@ def test_depth_is_a_loop(modes: int) -> None:
     assert longest[24].count - longest[6].count == 6 * (longest[6].count - longest[3].count)
 
 
-@pytest.mark.parametrize("modes", [1, 2, 3])
-def test_a_loop_gives_what_its_steps_give_one_by_one(modes: int, monkeypatch) -> None:
-    what, total = layers(4, modes)
-    draws = np.random.default_rng(3).normal(size=total) * 0.2
-    parameters = [tf.constant(x, tf.float64) for x in draws]
+def both_ways(
+    what: Circuit, parameters: list[tf.Tensor], state: tf.Tensor | None, monkeypatch
+) -> None:
+    """The state and its derivatives, in a loop and step by step."""
+    size = what.cutoff**what.axes
 
     def ket_and_slopes() -> list[tf.Tensor]:
         @tf.function(jit_compile=True, autograph=False)
         def compiled(values: list[tf.Tensor]) -> list[tf.Tensor]:
             with tf.GradientTape() as tape:
                 tape.watch(values)
-                ket = circuit.run(what, values, None)
-                size = tf.abs(tf.reshape(ket, [-1])) ** 2
-                total = tf.reduce_sum(size * tf.range(4**modes, dtype=tf.float64))
+                ket = circuit.run(what, values, state)
+                weights = tf.range(size, dtype=tf.float64)
+                total = tf.reduce_sum(tf.abs(tf.reshape(ket, [-1, size])) ** 2 * weights)
             return [ket, *tape.gradient(total, values)]
 
         return compiled(parameters)
 
+    circuit.runs_of.cache_clear()
     looped = ket_and_slopes()
     monkeypatch.setattr(circuit, "_KEPT", 0)
     circuit.runs_of.cache_clear()
-    for ours, theirs in zip(looped, ket_and_slopes(), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-13)
-    circuit.runs_of.cache_clear()
+    try:
+        for ours, theirs in zip(looped, ket_and_slopes(), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-13)
+    finally:
+        circuit.runs_of.cache_clear()
+
+
+@pytest.mark.parametrize("modes", [1, 3])
+def test_a_loop_gives_what_its_steps_give_one_by_one(modes: int, monkeypatch) -> None:
+    what, total = layers(4, modes)
+    draws = np.random.default_rng(3).normal(size=total) * 0.2
+    both_ways(what, [tf.constant(x, tf.float64) for x in draws], None, monkeypatch)
+
+
+#: Layers that repeat: gates of samples among those of weights, pairs that keep the sum and the
+#: difference of photons, a mixed state with losses, phases alone.
+LAYERS = {
+    "data again in each layer": (
+        ("displacement", (0,), "sw"),
+        ("beamsplitter", (0, 1), "ww"),
+        ("squeezing", (1,), "ww"),
+        ("kerr", (0,), "s"),
+    ),
+    "sums and differences": (
+        ("two_mode_squeezing", (0, 1), "ww"),
+        ("beamsplitter", (1, 0), "ww"),
+        ("cross_kerr", (0, 1), "s"),
+        ("displacement", (0,), "ww"),
+    ),
+    "a ket and a bra": (
+        ("displacement", (0,), "ww"),
+        ("displacement", (1,), "ww", True),
+        ("loss", (0, 1), "t"),
+        ("squeezing", (0,), "ss"),
+        ("squeezing", (1,), "ss", True),
+        ("cubic_phase", (0,), "w"),
+        ("cubic_phase", (1,), "w", True),
+    ),
+    "phases alone": (
+        ("kerr", (0,), "s"),
+        ("beamsplitter", (0, 1), "sw"),
+        ("rotation", (1,), "s"),
+        ("mach_zehnder", (0, 1), "ws"),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "prepared"), list(zip(LAYERS, (False, False, True, True), strict=True))
+)
+def test_layers_of_every_kind_in_a_loop(name: str, prepared: bool, monkeypatch) -> None:
+    draws = np.random.default_rng(5)
+    gates, parameters, flags = [Gate("displacement", (0,), (0, 1))], [0.4, 0.1], [False, False]
+    for _ in range(3):
+        for kind, axes, of, *conjugate in LAYERS[name]:
+            places = tuple(range(len(parameters), len(parameters) + len(of)))
+            gates.append(Gate(kind, axes, places, bool(conjugate)))
+            flags += [letter == "s" for letter in of]
+            for letter in of:
+                low, high = (0.7, 0.95) if letter == "t" else (-0.3, 0.3)
+                parameters.append(draws.uniform(low, high, 3 if letter == "s" else None))
+    what = Circuit(2, 4, "complex128", tuple(gates), tuple(flags), prepared, prepared)
+    state = draws.normal(size=(2, 3, 4, 4)) / 4
+    ket = tf.constant(state[0] + 1j * state[1]) if prepared else None
+    runs = circuit.runs_of(what, len(circuit.plan(what)), 3)[1]
+    assert max(run.count for run in runs) > 1, runs
+    both_ways(what, [tf.constant(x, tf.float64) for x in parameters], ket, monkeypatch)
