@@ -36,8 +36,8 @@ SHARDS: dict[str, list[str]] = {
 }
 REST = "rest"
 
-#: Shards whose programs XLA compiles as it does for users. For those of all others it takes a quarter
-#: of the time; their code is slower, and as right.
+#: Shards whose programs XLA compiles as it does for users. For those of all others it takes a
+#: quarter of the time; their code is slower, and as right.
 AS_SHIPPED = ("idioms", "pool")
 
 #: What makes it so, where it is known: a flag that XLA does not know ends the process.
