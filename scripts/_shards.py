@@ -18,21 +18,22 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-#: Shards by beginnings of paths, the longest first; what no shard names is in the last one.
+#: Shards by beginnings of paths, of which the longest decides; what no shard names is in the last
+#: one. Those that take longest come first.
 SHARDS: dict[str, list[str]] = {
-    "training": ["tests/qpool/training"],
+    "pool": ["tests/integration/"],
+    "faults": ["tests/integration/test_faults.py", "tests/integration/test_lifecycle.py"],
     "engine": ["tests/workers"],
     "cluster": ["tests/integration/test_cluster.py"],
     "runs": ["tests/integration/test_runs.py", "tests/test_cli.py"],
-    "faults": ["tests/integration/test_faults.py", "tests/integration/test_lifecycle.py"],
-    "idioms": ["tests/integration/test_idioms.py", "tests/integration/test_traced.py"],
     "measure": [
         "tests/qpool/executors",
         "tests/qpool/measure",
         "tests/qpool/studies",
         "tests/integration/test_appl",
     ],
-    "pool": ["tests/integration/"],
+    "idioms": ["tests/integration/test_idioms.py", "tests/integration/test_traced.py"],
+    "training": ["tests/qpool/training"],
 }
 REST = "rest"
 
@@ -57,8 +58,12 @@ def paths(root: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {name: [] for name in (*SHARDS, REST)}
     for file in sorted((root / "tests").rglob("test_*.py")):
         name = file.relative_to(root).as_posix()
-        homes = [s for s, own in SHARDS.items() if any(name.startswith(path) for path in own)]
-        found[homes[0] if homes else REST].append(name)
+        lengths = {
+            shard: max((len(path) for path in own if name.startswith(path)), default=0)
+            for shard, own in SHARDS.items()
+        }
+        home = max(lengths, key=lengths.__getitem__)
+        found[home if lengths[home] else REST].append(name)
     return found
 
 
