@@ -57,7 +57,7 @@ def draw(found: dict[str, Any], picture: Path) -> None:
         panel.set_xlabel("layers")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("seconds before the first step")
-    panels[0].legend(frameon=False, fontsize="small")
+    panels[-1].legend(frameon=False, fontsize="small", loc="upper left")  # over shallow circuits
     figure.tight_layout()
     figure.savefig(picture, dpi=150)
     plt.close(figure)
