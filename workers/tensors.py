@@ -8,6 +8,7 @@ for each gradient, so what it costs to make one is seen: by DLPack it is a third
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -32,6 +33,19 @@ def tensor_of(array: np.ndarray) -> tf.Tensor:
     own = room[start : start + array.size].reshape(array.shape)
     own[...] = array
     return tf.experimental.dlpack.from_dlpack(own.__dlpack__())
+
+
+def permuted(x: tf.Tensor, order: np.ndarray) -> tf.Tensor:
+    """``x[order]``, a permutation, whose vjp is one too (TensorFlow's would be a scatter)."""
+    if np.array_equal(order, np.arange(len(order))):
+        return x
+
+    @tf.custom_gradient
+    def taken(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        return tf.gather(x, order), lambda cotangent: permuted(cotangent, np.argsort(order))
+
+    found: tf.Tensor = taken(x)
+    return found
 
 
 def origin(tensor: tf.Tensor) -> tuple[int, ...]:

@@ -40,7 +40,11 @@ _ROUND = 1 << 18
 
 def environment(threads: int) -> dict[str, str]:
     """Variables for a process that has not loaded TensorFlow yet; none if nothing can be kept."""
-    place = place_of(threads)
+    try:
+        place = place_of(threads)
+    except metadata.PackageNotFoundError as error:  # TensorFlow by another name
+        log.info("compiled code is not kept: there is no package %s", error.name)
+        return {}
     if place is None:
         return {}
     if len(str(place).split()) != 1:  # TensorFlow would read two flags

@@ -17,7 +17,7 @@ import tensorflow as tf
 from workers.engine.gates import FLOAT, Complex, Pullback
 from workers.engine.plan import KINDS, TERMS, Circuit, Form, Step, partner, plan
 from workers.engine.repeats import Run
-from workers.tensors import within_xla
+from workers.tensors import permuted, within_xla
 
 #: The parameters without a batch axis as (P,), those with one as (Q, batch); None for none.
 Stacks = tuple[tf.Tensor | None, tf.Tensor | None]
@@ -169,20 +169,7 @@ def _build(steps: Sequence[Step], cutoff: int, values: Values, dtype: tf.DType) 
             imaginary = -imaginary
         made[group[0].form].append(_as_real(real, imaginary, group[0]))
         places[group[0].form] += numbers
-    return [_taken(tf.concat(made[form], 0), np.argsort(places[form])) for form in _formed(steps)]
-
-
-def _taken(x: tf.Tensor, order: np.ndarray) -> tf.Tensor:
-    """``x[order]``, a permutation whose vjp is one too."""
-    if np.array_equal(order, np.arange(len(order))):
-        return x
-
-    @tf.custom_gradient
-    def taken(x: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
-        return tf.gather(x, order), lambda cotangent: _taken(cotangent, np.argsort(order))
-
-    found: tf.Tensor = taken(x)
-    return found
+    return [permuted(tf.concat(made[form], 0), np.argsort(places[form])) for form in _formed(steps)]
 
 
 def _as_real(real: tf.Tensor, imaginary: tf.Tensor, step: Step) -> tf.Tensor:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from workers.tensors import permuted
+
 #: Numbers of a row that are moved at once.
 VECTOR = 8
 
@@ -84,17 +86,8 @@ def _written_out(
     for turn in range(len(places[0].index)):
         for place in places:
             matrix = stacks[place.stack][place.matrices[turn]]
-            rows = place.act(_permuted(rows, place.index[turn]), matrix)
+            rows = place.act(permuted(rows, place.index[turn]), matrix)
     return rows
-
-
-def _permuted(rows: tf.Tensor, index: np.ndarray) -> tf.Tensor:
-    @tf.custom_gradient
-    def permuted(rows: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        return tf.gather(rows, index), lambda back: _permuted(back, np.argsort(index))
-
-    found: tf.Tensor = permuted(rows)
-    return found
 
 
 def _forward(
