@@ -46,7 +46,7 @@ def cli() -> None:
     default=_DEFAULT.data,
     help="breast-cancer, iris, wine, ring, four-gaussians, or a .csv or .npy file of rows.",
 )
-@click.option("--steps", default=_DEFAULT.steps, help="Training steps (rounded up to epochs).")
+@click.option("--steps", default=_DEFAULT.steps, help="Training steps, of a batch each.")
 @click.option("--batch-size", default=_DEFAULT.batch_size, help="Samples in a step.")
 @click.option("--layers", default=_DEFAULT.layers, help="Layers of the quantum network.")
 @click.option("--cutoff", default=_DEFAULT.cutoff, help="Fock states kept per mode.")

@@ -16,6 +16,7 @@ QPoolError
 │   ├── ArenaError (MemoryError)      no room for the shared segment
 │   └── RemoteError                   the model raised in a worker; carries its traceback
 ├── DataError (ValueError)            training data that cannot be used
+├── DivergedError                     a training run came to numbers that are none
 └── CheckpointError                   a checkpoint that cannot be written, read or gone on from
 
 NotCompiledWarning (UserWarning)  a method that computes circuits and stays slow, and why
@@ -94,6 +95,10 @@ class ArenaError(PoolError, MemoryError):
 
 class DataError(QPoolError, ValueError):
     """Training data that cannot be used."""
+
+
+class DivergedError(QPoolError):
+    """A training run came to numbers that it cannot go on from."""
 
 
 class CheckpointError(QPoolError):

@@ -380,7 +380,7 @@ def _append(table: Path, row: dict[str, Any]) -> None:
 
 def _claim(grid: Grid, out: Path) -> None:
     """Make the directory, or see that it holds this very sweep."""
-    from qpool.training.run import host
+    from qpool.training.directory import host
 
     asked = json.loads(json.dumps({"format": FORMAT, "grid": dataclasses.asdict(grid)}))
     said = out / "sweep.json"

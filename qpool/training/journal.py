@@ -8,6 +8,7 @@ is gone on with writes the same ones.
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 import threading
@@ -23,6 +24,7 @@ from qpool.training import distance, sampling
 from qpool.training.checkpoints import Checkpoint, Folder
 from qpool.training.config import Config
 from qpool.training.data import DataSet
+from workers.errors import DivergedError
 
 #: Generated samples for an evaluation and the picture.
 SAMPLES = 512
@@ -43,7 +45,6 @@ class Journal(keras.callbacks.Callback):
         rows: DataSet,
         trainer: Any,
         folder: Folder,
-        steps: int,
     ) -> None:
         super().__init__()
         self.step = 0
@@ -52,7 +53,6 @@ class Journal(keras.callbacks.Callback):
         self._rows = rows
         self._trainer = trainer
         self._folder = folder
-        self._steps = steps
         self._best = float("inf")
         self._enough = 0.95
         self._asked = ""
@@ -98,12 +98,17 @@ class Journal(keras.callbacks.Callback):
         self._monitor.sample()  # what was before does not count
         if threading.current_thread() is threading.main_thread() and not self._handlers:
             for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # whoever started this process decides
                 self._handlers[number] = signal.signal(number, self._ask)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.step += 1
-        last = self.step == self._steps
-        self._metrics.add(self.step, *(float((logs or {})[name]) for name in _METRICS[1:]))
+        last = self.step == self._config.steps
+        figures = {name: float((logs or {})[name]) for name in _METRICS[1:]}
+        if not all(map(math.isfinite, figures.values())):
+            raise DivergedError(f"step {self.step} made {figures}. {self._way_out()}")
+        self._metrics.add(self.step, *figures.values())
         best = False
         if last or self.step % self._config.evaluate_every == 0:
             best = self._evaluate()
@@ -135,6 +140,13 @@ class Journal(keras.callbacks.Callback):
     @property
     def _executor(self) -> Any:
         return self._trainer.generator._qpool.executor()
+
+    def _way_out(self) -> str:
+        kept = next(iter(self._folder.steps()), None)
+        return (
+            f"{'Nothing is kept' if kept is None else f'The checkpoint of step {kept} is kept'}: "
+            "try a smaller generator_rate or critic_rate, clip_norm=1, or a higher cutoff"
+        )
 
     def _evaluate(self) -> bool:
         """Compare the generator with the data; whether it was never closer."""

@@ -9,7 +9,7 @@
         samples.png losses.png workers.png wigner.png
         summary.json          distances, samples/s, CPU use of each worker
 
-Owns the directory's contents and the order of a run. Heavy imports happen in ``train``, so
+Owns the order of a run and what its directory holds. Heavy imports happen in ``train``, so
 that the command line answers at once.
 """
 
@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qpool.training import directory
 from qpool.training.config import Config
-from workers.errors import CheckpointError, ConfigurationError, DataError
+from workers.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,18 +32,16 @@ if TYPE_CHECKING:
     from qpool.training.checkpoints import Checkpoint, Folder
     from qpool.training.data import DataSet
 
-#: Counts up when a run directory comes to mean something else.
-FORMAT = 1
-
 #: Strategies that compute the same tiles in the same way.
 _SAME_BITS = {"processes", "ray"}
 
-#: Says which process is training in a directory.
-_MARK = "running.json"
 
-
-def train(config: Config, out: Path, console: Any = None) -> dict[str, Any]:
+def train(
+    config: Config, out: Path, console: Any = None, callbacks: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Train as ``config`` says, fill the directory ``out`` and return the summary.
+
+    ``callbacks`` are further ones of Keras's, and come after a step has been written down.
 
     The summary has ``stopped``, the name of a signal, if one ended the run before its time; it can
     be gone on with then (``resume``).
@@ -52,21 +49,23 @@ def train(config: Config, out: Path, console: Any = None) -> dict[str, Any]:
     config.check()
     if Path(config.data).suffix:  # a file: found from anywhere
         config = dataclasses.replace(config, data=str(Path(config.data).resolve()))
-    if out.exists() and (not out.is_dir() or any(not _left_over(p) for p in out.iterdir())):
+    if out.exists() and (
+        not out.is_dir() or any(not directory.left_over(p) for p in out.iterdir())
+    ):
         go_on = f", or go on with it: qpool resume {out}" if (out / "run.json").exists() else ""
         raise ConfigurationError(
             f"{out} exists and is not an empty directory; choose another --out{go_on}"
         )
     rows = _rows(config)
     asked = {
-        "format": FORMAT,
+        "format": directory.FORMAT,
         "config": dataclasses.asdict(config),
         "data": rows.fingerprint,
-        "host": host(),
+        "host": directory.host(),
     }
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
-        return _run(config, out, rows, console, asked=asked)
+    with directory.alone(out):
+        return _run(config, out, rows, console, callbacks, asked=asked)
 
 
 def resume(
@@ -77,13 +76,14 @@ def resume(
     strategy: str | None = None,
     address: str | None = None,
     console: Any = None,
+    callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """Go on with the run in ``out`` from its newest checkpoint, with other workers if need be.
 
     It ends with the same bits as a run that was never interrupted. With ``strategy`` it changes
     from a pool of this machine (processes) to a Ray cluster (ray), or back.
     """
-    asked = _asked(out)
+    asked = directory.asked(out)
     config = dataclasses.replace(Config.of(asked["config"]), workers=workers)
     if "chosen" in asked:  # by measurement, when the run was begun: it goes on as it began
         fixed = {name: asked["chosen"][name] for name in ("strategy", "tile", "threads")}
@@ -105,12 +105,12 @@ def resume(
         config = dataclasses.replace(config, address=address)
     config.check()
     rows = _rows(config, asked["data"])
-    with _alone(out):
-        now = host()
+    with directory.alone(out):
+        now = directory.host()
         changed = {
             name: (was, now[name]) for name, was in asked["host"].items() if now[name] != was
         }
-        return _run(config, out, rows, console, resumed=True, changed=changed)
+        return _run(config, out, rows, console, callbacks, resumed=True, changed=changed)
 
 
 def sample(
@@ -122,7 +122,7 @@ def sample(
     """
     if count < 1:
         raise ConfigurationError(f"count must be at least 1, not {count}")
-    asked = _asked(out)
+    asked = directory.asked(out)
     config = Config.of(asked["config"])
     rows = _rows(config, asked["data"])
     from qpool.training import checkpoints, sampling
@@ -162,6 +162,7 @@ def _run(
     out: Path,
     rows: DataSet,
     console: Any,
+    callbacks: Sequence[Any],
     *,
     asked: dict[str, Any] | None = None,
     resumed: bool = False,
@@ -178,8 +179,6 @@ def _run(
         )
     began = time.monotonic()
     console.print("starting the workers (TensorFlow and Strawberry Fields load) ...")
-    per_epoch = len(rows.rows) // config.batch_size
-    epochs = -(-config.steps // per_epoch)
     if asked is not None and config.strategy == "auto" and config.workers is None:
         from qpool.executors.auto.contest import BUDGET
 
@@ -188,22 +187,20 @@ def _run(
         console.print(f"chosen: {asked['chosen']['chosen']}", soft_wrap=True)
     with _trainer(config, rows) as trainer:
         if asked is not None:
-            _write_json(out / "run.json", asked)
+            directory.write_json(out / "run.json", asked)
         from qpool.training import checkpoints
         from qpool.training.display import Display
         from qpool.training.journal import Journal
 
         folder = checkpoints.Folder(out / "checkpoints", config.keep)
-        journal = Journal(config, out, rows, trainer, folder, epochs * per_epoch)
+        journal = Journal(config, out, rows, trainer, folder)
         start = _checkpoint(folder, console) if resumed else None
         journal.begin(start)
         console.print(f"ready after {time.monotonic() - began:.0f} s")
-        display = Display(
-            trainer.generator, epochs * per_epoch, config.batch_size, console, journal.step
-        )
+        display = Display(trainer.generator, config.steps, config.batch_size, console, journal.step)
         began = time.monotonic()
         first = journal.step
-        if first < epochs * per_epoch:
+        if first < config.steps:
             import keras
 
             board = keras.callbacks.TensorBoard(
@@ -212,9 +209,9 @@ def _run(
             try:
                 trainer.train(
                     rows.rows,
-                    epochs,
-                    config.batch_size,
-                    callbacks=[journal, display, board],
+                    batch_size=config.batch_size,
+                    steps=config.steps,
+                    callbacks=[journal, display, board, *callbacks],
                     first_step=first,
                 )
             finally:
@@ -234,7 +231,7 @@ def _run(
             return {**summary, "stopped": journal.stopped}
         trainer.gan.take_averages()
         _draw(out, rows, trainer.generator, config, summary)
-    _write_json(out / "summary.json", summary)
+    directory.write_json(out / "summary.json", summary)
     return summary
 
 
@@ -295,13 +292,10 @@ def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
             address=config.address,
         )
 
-        per_epoch = len(rows.rows) // config.batch_size
-        steps = -(-config.steps // per_epoch) * per_epoch
-
         def rate(start: float, updates: int) -> Any:
             if config.schedule == "constant":
                 return start
-            return keras.optimizers.schedules.CosineDecay(start, steps * updates)
+            return keras.optimizers.schedules.CosineDecay(start, config.steps * updates)
 
         width = rows.rows.shape[1]
         trainer = QuantumGANTrainer(
@@ -378,80 +372,3 @@ def _rows(config: Config, fingerprint: str | None = None) -> DataSet:
             f"the data {config.data} are not those that this run was begun with; put those back"
         )
     return rows
-
-
-def _asked(out: Path) -> dict[str, Any]:
-    """What ``run.json`` says."""
-    try:
-        asked: Any = json.loads((out / "run.json").read_text())
-        found = asked["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(
-            f"{out} is not a run of qpool: expected a directory with a run.json that `qpool train` "
-            f"wrote ({type(error).__name__}: {error})"
-        ) from error
-    if found != FORMAT:
-        raise CheckpointError(
-            f"the run in {out} is of format {found}; this version of qpool reads format {FORMAT}. "
-            "Go on with the version that wrote it"
-        )
-    return dict(asked)
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Have the directory to ourselves, or say who has it."""
-    import psutil
-
-    mark = out / _MARK
-    me = psutil.Process()
-    other = None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, psutil.Error):
-        said = json.loads(mark.read_text())
-        process = psutil.Process(said["pid"])
-        other = process if process.create_time() == said["created"] else None
-    if other is not None and other != me:
-        raise ConfigurationError(
-            f"{out} is in use by process {other.pid}, which is training there; wait for it, or "
-            "stop it"
-        )
-    _write_json(mark, {"pid": me.pid, "created": me.create_time()})
-    try:
-        yield
-    finally:
-        mark.unlink(missing_ok=True)
-
-
-def host() -> dict[str, Any]:
-    """Platform and versions, as they are written down with a run."""
-    import platform
-    import sys
-
-    import numpy
-    import scipy
-    import strawberryfields
-    import tensorflow
-
-    import qpool
-
-    return {
-        "platform": platform.platform(),
-        "python": sys.version.split()[0],
-        "qpool": qpool.__version__,
-        "tensorflow": tensorflow.__version__,
-        "strawberryfields": strawberryfields.__version__,
-        "numpy": numpy.__version__,
-        "scipy": scipy.__version__,
-    }
-
-
-def _left_over(path: Path) -> bool:
-    """Whether a run that was killed before it had begun may have left this."""
-    return path.name == _MARK or path.suffix == ".part"
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(beside, path)

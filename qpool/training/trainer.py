@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -125,17 +125,19 @@ class QuantumGANTrainer:
     def train(
         self,
         real_data: Any,
-        epochs: int,
+        epochs: int | None = None,
         batch_size: int | str = 32,
         strategy: str = "auto",
         callbacks: Sequence[Any] = (),
         first_step: int = 0,
+        steps: int | None = None,
     ) -> keras.callbacks.History:
-        """Train for ``epochs`` passes over ``real_data``, (samples, width) rows of numbers.
+        """Train for ``epochs`` passes over ``real_data``, (samples, width) rows of numbers, or for
+        so many ``steps``, of a batch each.
 
         Rows that do not fill a batch are left for another epoch (each shuffles anew, from the
-        seed and its number). ``first_step`` is how many steps of these epochs are done already, by
-        a run that is resumed. With ``batch_size="auto"`` it is the largest useful one, measured
+        seed and its number). ``first_step`` is how many of these steps are done already, by a run
+        that is resumed. With ``batch_size="auto"`` it is the largest useful one, measured
         (``qpool.suggest_batch``), of at most all rows. Returns Keras's History.
         DataError for data that cannot be used, before any worker starts.
         """
@@ -149,22 +151,30 @@ class QuantumGANTrainer:
             raise ConfigurationError(f"batch_size must be a number or 'auto', not {batch_size!r}")
         batch_size = int(batch_size)
         rows: np.ndarray = data.check(real_data, width, batch_size).astype(np.float32)
-        if epochs < 1 or batch_size < 1:
+        if (epochs is None) == (steps is None):
             raise ConfigurationError(
-                f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}"
+                f"expected either epochs or steps; came epochs={epochs}, steps={steps}"
+            )
+        length = epochs if steps is None else steps
+        if length < 1 or batch_size < 1:
+            raise ConfigurationError(
+                f"epochs, steps and batch_size must be at least 1, not {length} and {batch_size}"
             )
         gan = self.prepare(rows.shape[1], strategy)
         gan.take_weights()
         per_epoch = len(rows) // batch_size
-        done, begun = divmod(first_step, per_epoch)
-        options: dict[str, Any] = {"verbose": 0, "shuffle": False, "callbacks": list(callbacks)}
-        if begun:
-            rest = self._batches(rows, batch_size, first_step, (done + 1) * per_epoch)
-            gan.fit(rest, initial_epoch=done, epochs=done + 1, **options)
-            done += 1
-        if not (begun and gan.stop_training):
-            rest = self._batches(rows, batch_size, done * per_epoch, epochs * per_epoch)
-            gan.fit(rest, initial_epoch=done, epochs=epochs, steps_per_epoch=per_epoch, **options)
+        for first, last in _spans(first_step, steps or length * per_epoch, per_epoch):
+            gan.fit(
+                self._batches(rows, batch_size, first, last),
+                initial_epoch=first // per_epoch,
+                epochs=-(-last // per_epoch),
+                steps_per_epoch=min(per_epoch, last - first),
+                verbose=0,
+                shuffle=False,
+                callbacks=list(callbacks),
+            )
+            if gan.stop_training:
+                break
         gan.take_averages()
         return gan.history
 
@@ -228,3 +238,13 @@ class QuantumGANTrainer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _spans(first: int, last: int, per_epoch: int) -> Iterator[tuple[int, int]]:
+    """Steps ``first`` to ``last`` in up to three pieces, each of equal epochs as Keras counts
+    them: the rest of an epoch, whole ones, the beginning of one."""
+    whole = min(last, -(-first // per_epoch) * per_epoch)
+    end = max(whole, last // per_epoch * per_epoch)
+    for span in ((first, whole), (whole, end), (end, last)):
+        if span[0] < span[1]:
+            yield span

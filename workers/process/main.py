@@ -11,14 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import functools
 import os
 import pickle
 import platform
-import select
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -36,6 +33,7 @@ from workers.exchange.faults import Faults
 from workers.exchange.waiting import Waiter
 from workers.logs import Once, hushed
 from workers.process import affinity, device
+from workers.process.entry import die_with
 from workers.process.memory import Memory
 
 #: Bytes from one worker's progress counter to the next: a cache line each.
@@ -62,7 +60,7 @@ def serve(
     watch = None
     try:
         start: protocol.Start = protocol.decode(channel.recv_bytes())
-        watch = _die_with(start.coordinator, nursery)
+        watch = die_with(start.coordinator, nursery)
         _Worker(channel, start, segment_handle).run()
     except (EOFError, ConnectionError):  # the coordinator has let go
         if watch is not None and nursery is not None:
@@ -301,55 +299,3 @@ def _picklable(error: Exception) -> Exception | None:
         if type(pickle.loads(pickle.dumps(error))) is type(error):
             return error
     return None
-
-
-def _die_with(coordinator: int, nursery: int | None) -> threading.Thread:
-    """End this process when the coordinator ends, even in the middle of a computation.
-
-    Between messages the end of file on the channel says it. In a long tile nobody reads the
-    channel, so a thread watches too: on a pidfd where there is one, by asking once a second
-    elsewhere. The nursery ends too: if it is stopped, it cannot do so by itself.
-    """
-    watch = functools.partial(_watch, coordinator, nursery)
-    thread = threading.Thread(target=watch, name="qpool-watch", daemon=True)
-    thread.start()
-    return thread
-
-
-def _watch(coordinator: int, nursery: int | None) -> None:
-    try:
-        watched = select.poll()
-        watched.register(os.pidfd_open(coordinator), select.POLLIN)
-        watched.poll()
-    except ProcessLookupError:
-        pass  # gone already
-    except (OSError, AttributeError):  # no pidfd on this system
-        import psutil
-
-        while psutil.pid_exists(coordinator):
-            time.sleep(1.0)
-    if nursery is not None:
-        with contextlib.suppress(OSError):
-            _end_nursery(nursery)
-    os._exit(0)
-
-
-def _end_nursery(nursery: int) -> None:
-    """Have it end all that it forked, stopped ones too, which it does when it sees the end of its
-    own channel; and end it if it does not."""
-    for _ in range(10):
-        if os.getppid() != nursery:
-            return
-        os.kill(nursery, signal.SIGCONT)
-        time.sleep(0.1)
-    os.kill(nursery, signal.SIGKILL)
-
-
-def spawned(handle: int, segment_handle: int | None, log: int | None) -> None:
-    """Entry point of a worker started as a fresh interpreter; ``handle`` is its channel."""
-    if sys.platform == "win32":
-        from multiprocessing.connection import PipeConnection
-
-        serve(PipeConnection(handle), segment_handle, log)
-    else:
-        serve(Connection(handle), segment_handle, log)

@@ -5,7 +5,7 @@ seconds and its own copy. This process never runs TensorFlow (forking after that
 never starts a thread. It belongs to one pool: the end of file on its control socket ends it, and
 its children with it.
 
-    coordinator -> nursery   Fork + [channel, segment, log] descriptors    Reap
+    coordinator -> nursery   Fork + [channel, log, segment] descriptors    Reap
     nursery -> coordinator   Ready, then Forked                            Reaped
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import importlib
 import os
 import pickle
 import select
@@ -38,7 +39,8 @@ class Ready:
 
 @dataclass(frozen=True)
 class Fork:
-    """Start a worker over the three descriptors that come with this message."""
+    """Start a worker over the descriptors that come with this message: its channel, its log, and
+    the shared segment, if it is to have one."""
 
     request: int
 
@@ -66,14 +68,14 @@ class Reaped:
     code: int | None
 
 
-def serve(control: socket.socket) -> None:
+def serve(control: socket.socket, entry: str, preload: list[str]) -> None:
     """Answer requests until the coordinator closes its end, then kill what is left."""
     import time
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     began = time.perf_counter()
     with _ended_by(control), hushed():
-        _preload()
+        _preload(preload)
     control.send(pickle.dumps(Ready(time.perf_counter() - began)))
     children: set[int] = set()
     waiter = select.poll()
@@ -89,7 +91,7 @@ def serve(control: socket.socket) -> None:
             pid = os.fork()
             if pid == 0:
                 control.close()
-                _become_worker(*handles)
+                _become_worker(entry, *handles)
             for handle in handles:
                 os.close(handle)
             children.add(pid)
@@ -134,14 +136,13 @@ def _reap(pid: int) -> int | None:
         return None
 
 
-def _become_worker(channel: int, segment: int, log: int) -> None:
+def _become_worker(entry: str, channel: int, log: int, segment: int | None = None) -> None:
     """Never returns: a forked child must not run its parent's clean-up."""
     code = 1
     try:
         gc.unfreeze()
-        from workers.process.main import serve as serve_worker
-
-        serve_worker(Connection(channel), segment, log, nursery=os.getppid())
+        program = importlib.import_module(entry)
+        program.serve(Connection(channel), segment, log, nursery=os.getppid())
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -152,7 +153,7 @@ def _become_worker(channel: int, segment: int, log: int) -> None:
         os._exit(code)
 
 
-def _preload() -> None:
+def _preload(modules: list[str]) -> None:
     from workers import sf_compat
 
     sf_compat.install()
@@ -160,16 +161,16 @@ def _preload() -> None:
     import strawberryfields.backends.tfbackend
     import tensorflow as tf
 
-    import workers.process.main
-    import workers.replica.replica  # noqa: F401
-
+    for module in modules:
+        importlib.import_module(module)
     # TensorFlow and Keras load parts of themselves on first use: better once than per worker.
     _ = (tf.GradientTape, tf.nest, tf.random, tf.keras, strawberryfields.ops)
     gc.collect()
     gc.freeze()  # collections in the children do not touch, and so do not copy, these pages
 
 
-def main(control: int) -> None:
-    """Entry point; ``control`` is the descriptor of the control socket."""
+def main(control: int, entry: str, preload: list[str]) -> None:
+    """Entry point; ``control`` is the descriptor of the control socket, ``entry`` the program that
+    children run, ``preload`` the modules that they are forked with."""
     with socket.socket(fileno=control) as connection:
-        serve(connection)
+        serve(connection, entry, preload)

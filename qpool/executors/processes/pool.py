@@ -24,9 +24,9 @@ from qpool.executors.batches import BatchComputer, Homes
 from qpool.executors.devices import Seat, parse
 from qpool.executors.processes.claims import Claims
 from qpool.executors.processes.crew import Crew
+from qpool.executors.processes.launchers import Launcher, make_launcher
 from qpool.executors.processes.patience import Patience
 from qpool.executors.processes.perform import Performer
-from qpool.executors.processes.process import Launcher, make_launcher
 from qpool.executors.store import Store
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.exchange import protocol
