@@ -151,6 +151,71 @@ def sample(
         click.echo(f"{count} samples are in {out}")
 
 
+@cli.command()
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="TOML file: settings of `qpool train`, then [grid] with a list for each that varies.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Its directory.")
+@click.option("--cores", type=int, help="Cores to use.  [default: all physical ones]")
+@click.option("--together", type=int, help="Runs side by side at most.  [default: one a core]")
+@click.option("--retry", is_flag=True, help="Run those again that failed, diverged or were pruned.")
+@click.option("--timeout", type=float, help="Seconds a run may say nothing.  [default: 600]")
+@click.option("--start-method", help="forkserver or spawn.  [default: the system's best]")
+@click.option("--strategy", help="ray: place runs on the nodes of a Ray cluster.")
+@click.option("--address", help="Of that cluster.  [default: RAY_ADDRESS, or this machine]")
+@click.option("--json", "as_json", is_flag=True, help="Print what came of it as JSON.")
+def campaign(config_file: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Train many times at once: a grid of settings, as many runs side by side as there are cores.
+
+    \b
+        steps = 2000                      # campaign.toml: settings of all runs
+        cutoff = 8
+        [grid]                            # every combination is a run
+        data = ["iris", "wine"]
+        seed = [1, 2, 3, 4]
+        [[cells]]                         # optional: settings that go together
+        layers = 2
+        generator_rate = 0.01
+        [campaign]                        # optional: end hopeless runs early
+        halving = {first = 500, factor = 3}
+
+    Each run has a directory OUT/runs/NAME that `qpool resume` and `qpool sample` work on; what came
+    of all is in OUT/results.csv and OUT/report.html. Ctrl-C ends it with a checkpoint of each run;
+    the same command goes on. The exit code is 1 if a run failed.
+    """
+    from qpool.training import Campaign
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    options["retry"] = options["retry"] or None
+    summary = Campaign.read(config_file, out=out, **options).run()
+    lost = summary["failed"] + summary["diverged"]
+    if as_json:
+        click.echo(json.dumps(summary))
+    elif "stopped" in summary:
+        click.echo(
+            f"stopped by {summary['stopped']}, {summary['finished']} of {len(summary['runs'])} "
+            "runs finished; the same command goes on"
+        )
+    else:
+        click.echo(
+            f"{summary['finished']} of {len(summary['runs'])} runs finished; read "
+            f"{Path(summary['directory']) / 'report.html'}"
+        )
+        if lost:
+            click.echo(
+                f"{lost} failed or diverged, with what they said in "
+                f"{Path(summary['directory']) / 'logs'}; --retry runs them again"
+            )
+    if "stopped" in summary:
+        sys.exit({"SIGINT": 130, "SIGTERM": 143}[summary["stopped"]])
+    if lost:
+        sys.exit(1)
+
+
 def _end_of_run(summary: dict[str, Any], as_json: bool) -> None:
     from qpool.training import run
 

@@ -6,14 +6,13 @@ plots by markers and lines, in the report by sections.
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import html
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qpool import pages
 from qpool.studies import scaling
 from qpool.studies.sweep import Cell, read
 from workers.errors import DataError
@@ -80,20 +79,17 @@ def write(out: Path) -> Path:
     found = curves(rows, said["host"]["cores"])
     pictures = _draw(out, found)
     blocks = _blocks(found, said, pictures)
-    (out / "report.md").write_text(_markdown(blocks))
-    (out / "report.html").write_text(_html(blocks, out))
+    (out / "report.md").write_text(pages.markdown(blocks))
+    (out / "report.html").write_text(pages.page(blocks, out))
     return out / "report.html"
 
 
 # -- what is said ------------------------------------------------------------------------------
 
-#: ("heading" | "text" | "picture" | "table", content); a table is its header and its rows.
-_Block = tuple[str, Any]
 
-
-def _blocks(found: list[Curve], said: dict[str, Any], pictures: list[str]) -> list[_Block]:
+def _blocks(found: list[Curve], said: dict[str, Any], pictures: list[str]) -> list[pages.Block]:
     host = said["host"]
-    blocks: list[_Block] = [
+    blocks: list[pages.Block] = [
         ("title", "A qpool sweep"),
         (
             "text",
@@ -208,61 +204,6 @@ def _laws(laws: list[tuple[Curve, scaling.Law]]) -> tuple[list[str], list[list[s
         ]
         for curve, law in laws
     ]
-
-
-def _markdown(blocks: list[_Block]) -> str:
-    lines: list[str] = []
-    for kind, content in blocks:
-        if kind == "title":
-            lines += [f"# {content}", ""]
-        elif kind == "heading":
-            lines += [f"## {content}", ""]
-        elif kind == "text":
-            lines += [content, ""]
-        elif kind == "picture":
-            lines += [f"![{Path(content).stem}]({content})", ""]
-        else:
-            header, rows = content
-            lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-            lines += ["| " + " | ".join(row) + " |" for row in rows]
-            lines.append("")
-    return "\n".join(lines)
-
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
-       color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; }
-"""
-
-
-def _html(blocks: list[_Block], out: Path) -> str:
-    """One file, with its pictures in it."""
-    parts = []
-    for kind, content in blocks:
-        if kind in ("title", "heading"):
-            tag = "h1" if kind == "title" else "h2"
-            parts.append(f"<{tag}>{html.escape(content)}</{tag}>")
-        elif kind == "text":
-            parts.append(f"<p>{html.escape(content)}</p>")
-        elif kind == "picture":
-            data = base64.b64encode((out / content).read_bytes()).decode()
-            parts.append(f'<img alt="{Path(content).stem}" src="data:image/png;base64,{data}">')
-        else:
-            header, rows = content
-            cells = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-            lines = [
-                "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row) + "</tr>"
-                for row in rows
-            ]
-            parts.append(f"<table><tr>{cells}</tr>{''.join(lines)}</table>")
-    return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>A qpool sweep</title>"
-        f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>"
-    )
 
 
 # -- what is drawn -----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from qpool.training.checkpoints import Checkpoint, Folder
 from qpool.training.config import Config
 from qpool.training.data import DataSet
 from workers.errors import DivergedError
+
+#: Is told the number of a step that is done, its figures, and those of its evaluation, if any.
+Watch = Callable[[int, dict[str, float], dict[str, float] | None], None]
 
 #: Generated samples for an evaluation and the picture.
 SAMPLES = 512
@@ -45,6 +49,7 @@ class Journal(keras.callbacks.Callback):
         rows: DataSet,
         trainer: Any,
         folder: Folder,
+        watch: Watch | None = None,
     ) -> None:
         super().__init__()
         self.step = 0
@@ -53,6 +58,7 @@ class Journal(keras.callbacks.Callback):
         self._rows = rows
         self._trainer = trainer
         self._folder = folder
+        self._watch = watch
         self._best = float("inf")
         self._enough = 0.95
         self._asked = ""
@@ -110,7 +116,8 @@ class Journal(keras.callbacks.Callback):
             raise DivergedError(f"step {self.step} made {figures}. {self._way_out()}")
         self._metrics.add(self.step, *figures.values())
         best = False
-        if last or self.step % self._config.evaluate_every == 0:
+        evaluated = last or self.step % self._config.evaluate_every == 0
+        if evaluated:
             best = self._evaluate()
             self._note_workers()
         if best or last or self._asked or self.step % self._config.checkpoint_every == 0:
@@ -118,6 +125,8 @@ class Journal(keras.callbacks.Callback):
         if self._asked:
             self.stopped = self._asked if not last else ""
             self.model.stop_training = True
+        if self._watch is not None:
+            self._watch(self.step, figures, self._evaluations.last if evaluated else None)
 
     def close(self) -> None:
         """Give the signals back."""
@@ -183,6 +192,8 @@ class _Table:
         self._path = path
         self._columns = columns
         self._pending: list[list[Any]] = []
+        #: The row that was added last.
+        self.last: dict[str, float] = {}
 
     def open(self, step: int) -> None:
         """Begin, or go on: rows after ``step`` are of a run that was interrupted, and go."""
@@ -197,6 +208,7 @@ class _Table:
 
     def add(self, *values: Any) -> None:
         self._pending.append([_plain(value) for value in values])
+        self.last = dict(zip(self._columns, map(float, values), strict=True))
 
     def flush(self) -> None:
         """Put the rows on disk."""

@@ -15,33 +15,38 @@ that the command line answers at once.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qpool.training import directory
+from qpool.training import building, directory
 from qpool.training.config import Config
 from workers.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from qpool.training.building import Kept
     from qpool.training.checkpoints import Checkpoint, Folder
     from qpool.training.data import DataSet
+    from qpool.training.journal import Watch
 
 #: Strategies that compute the same tiles in the same way.
 _SAME_BITS = {"processes", "ray"}
 
 
 def train(
-    config: Config, out: Path, console: Any = None, callbacks: Sequence[Any] = ()
+    config: Config,
+    out: Path,
+    console: Any = None,
+    watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> dict[str, Any]:
     """Train as ``config`` says, fill the directory ``out`` and return the summary.
 
-    ``callbacks`` are further ones of Keras's, and come after a step has been written down.
+    ``watch`` is told of each step, once it has been written down; with ``kept``, the trainer of a
+    run before in this process is taken over where it can be.
 
     The summary has ``stopped``, the name of a signal, if one ended the run before its time; it can
     be gone on with then (``resume``).
@@ -65,7 +70,7 @@ def train(
     }
     out.mkdir(parents=True, exist_ok=True)
     with directory.alone(out):
-        return _run(config, out, rows, console, callbacks, asked=asked)
+        return _run(config, out, rows, console, watch, kept, asked=asked)
 
 
 def resume(
@@ -76,7 +81,8 @@ def resume(
     strategy: str | None = None,
     address: str | None = None,
     console: Any = None,
-    callbacks: Sequence[Any] = (),
+    watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> dict[str, Any]:
     """Go on with the run in ``out`` from its newest checkpoint, with other workers if need be.
 
@@ -110,7 +116,7 @@ def resume(
         changed = {
             name: (was, now[name]) for name, was in asked["host"].items() if now[name] != was
         }
-        return _run(config, out, rows, console, callbacks, resumed=True, changed=changed)
+        return _run(config, out, rows, console, watch, kept, resumed=True, changed=changed)
 
 
 def sample(
@@ -133,7 +139,7 @@ def sample(
     else:
         found = checkpoints.read(folder.best if checkpoint == "best" else Path(checkpoint))
     config = dataclasses.replace(config, strategy="cpu_batch")
-    with _trainer(config, rows) as trainer:
+    with building.trainer(config, rows.rows.shape[1]) as trainer:
         trainer.restore(found.arrays)
         trainer.gan.take_averages()
         generated = sampling.samples(trainer.generator, count, config.batch_size, seed)
@@ -162,7 +168,8 @@ def _run(
     out: Path,
     rows: DataSet,
     console: Any,
-    callbacks: Sequence[Any],
+    watch: Watch | None,
+    kept: Kept | None,
     *,
     asked: dict[str, Any] | None = None,
     resumed: bool = False,
@@ -183,9 +190,9 @@ def _run(
         from qpool.executors.auto.contest import BUDGET
 
         console.print(f"measuring which strategy is fastest, for {BUDGET:.0f} s or so at most ...")
-        config, asked["chosen"] = _chosen(config)
+        config, asked["chosen"] = building.chosen(config)
         console.print(f"chosen: {asked['chosen']['chosen']}", soft_wrap=True)
-    with _trainer(config, rows) as trainer:
+    with building.trainer(config, rows.rows.shape[1], kept) as trainer:
         if asked is not None:
             directory.write_json(out / "run.json", asked)
         from qpool.training import checkpoints
@@ -193,7 +200,7 @@ def _run(
         from qpool.training.journal import Journal
 
         folder = checkpoints.Folder(out / "checkpoints", config.keep)
-        journal = Journal(config, out, rows, trainer, folder)
+        journal = Journal(config, out, rows, trainer, folder, watch)
         start = _checkpoint(folder, console) if resumed else None
         journal.begin(start)
         console.print(f"ready after {time.monotonic() - began:.0f} s")
@@ -211,7 +218,7 @@ def _run(
                     rows.rows,
                     batch_size=config.batch_size,
                     steps=config.steps,
-                    callbacks=[journal, display, board, *callbacks],
+                    callbacks=[journal, display, board],
                     first_step=first,
                 )
             finally:
@@ -258,103 +265,18 @@ def _checkpoint(folder: Folder, console: Any) -> Checkpoint | None:
     return found
 
 
-@contextlib.contextmanager
-def _trainer(config: Config, rows: DataSet) -> Iterator[Any]:
-    """The trainer over a pooled generator, prepared, and closed again at the end."""
-    import qpool
+def check_data(config: Config, loaded: dict[str, DataSet] | None = None) -> DataSet:
+    """The data of a run, if it can be trained on them; ``loaded`` are sets that were read already.
 
-    with contextlib.ExitStack() as stack:
-        pool = None
-        if config.strategy in ("auto", "processes"):
-            # First of all: the pool loads TensorFlow in the background while we load it here.
-            made = qpool.Pool(
-                config.workers,
-                threads=config.threads,
-                start_method=config.start_method,
-                seed=config.seed,
-            )
-            pool = stack.enter_context(made)
-        import keras
-
-        from qpool.training.gan import default_critic
-        from qpool.training.trainer import QuantumGANTrainer
-
-        keras.utils.set_random_seed(config.seed)
-        generator = qpool.parallelize(
-            _model(config),
-            config.workers if pool is None else None,
-            config.strategy,
-            pool=pool,
-            tile=config.tile,
-            threads=config.threads,
-            start_method=config.start_method if pool is None else None,
-            seed=config.seed,
-            address=config.address,
-        )
-
-        def rate(start: float, updates: int) -> Any:
-            if config.schedule == "constant":
-                return start
-            return keras.optimizers.schedules.CosineDecay(start, config.steps * updates)
-
-        width = rows.rows.shape[1]
-        trainer = QuantumGANTrainer(
-            stack.enter_context(generator),
-            default_critic(width, config.seed, config.critic_units, config.critic_layers),
-            generator_rate=rate(config.generator_rate, 1),
-            critic_rate=rate(config.critic_rate, config.critic_steps),
-            critic_steps=config.critic_steps,
-            loss=config.loss,
-            penalty=config.penalty,
-            norm_penalty=config.norm_penalty,
-            ema_momentum=config.ema_momentum,
-            clip_norm=config.clip_norm,
-            seed=config.seed,
-        )
-        trainer.prepare(width)
-        yield trainer
-
-
-def _model(config: Config) -> Any:
-    """The generator, not pooled."""
-    import qpool
-    from qpool.models import encodings
-
-    return qpool.models.QuantumSFGenerator(
-        n_modes=config.modes,
-        latent_dim=encodings.find(config.encoding).width(config.modes, config.layers),
-        layers=config.layers,
-        cutoff_dim=config.cutoff,
-        encoding_strategy=config.encoding,
-        readout=config.readout,
-        seed=config.seed,
-    )
-
-
-def _chosen(config: Config) -> tuple[Config, dict[str, Any]]:
-    """The configuration with the strategy that was measured to be fastest, and why."""
-    import tensorflow as tf
-
-    from qpool.executors import Options, auto
-
-    model = _model(config)
-    z = tf.random.stateless_normal((config.batch_size, model.latent_dim), (1, 2))
-    options = Options(
-        threads=config.threads,
-        tile=config.tile,
-        start_method=config.start_method,
-        seed=config.seed,
-    )
-    choice = auto.choose(model, z, options, within="xla").as_dict()
-    fixed = {name: choice[name] for name in ("strategy", "workers", "threads", "tile")}
-    return dataclasses.replace(config, **fixed), choice
-
-
-def _rows(config: Config, fingerprint: str | None = None) -> DataSet:
-    """The data, as wide as a sample; with ``fingerprint``, those that a run was begun with."""
+    Raises:
+        DataError: there are none, or they are not as wide as a sample.
+        ConfigurationError: what the circuit makes are no rows.
+    """
     from qpool.training import data
 
-    rows = data.load(config.data)
+    known = {} if loaded is None else loaded
+    rows = known.get(config.data) or data.load(config.data)
+    known[config.data] = rows
     width = config.modes
     if config.readout != "positions":
         from qpool.models import readouts
@@ -367,6 +289,12 @@ def _rows(config: Config, fingerprint: str | None = None) -> DataSet:
             )
         width = shape[0]
     data.check(rows.rows, width=width, batch_size=config.batch_size)
+    return rows
+
+
+def _rows(config: Config, fingerprint: str | None = None) -> DataSet:
+    """The data; with ``fingerprint``, those that a run was begun with."""
+    rows = check_data(config)
     if fingerprint not in (None, rows.fingerprint):
         raise DataError(
             f"the data {config.data} are not those that this run was begun with; put those back"

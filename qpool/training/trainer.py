@@ -228,6 +228,12 @@ class QuantumGANTrainer:
         for name, variable in variables.items():
             variable.assign(arrays[name])
 
+    def begin_again(self, arrays: dict[str, np.ndarray], seed: int) -> None:
+        """Become what a new trainer with these ``arrays`` and that ``seed`` is; what is compiled
+        stays."""
+        self.restore(arrays)
+        self._seed = seed
+
     def close(self) -> None:
         """Close the generator's pool."""
         if isinstance(self.generator, ParallelGenerator):

@@ -24,12 +24,12 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+from qpool.children.condition import STOPPED_TIMEOUT, is_stopped
+from qpool.children.launchers import Launcher
+from qpool.children.process import WorkerProcess
 from qpool.executors.devices import Seat
-from qpool.executors.processes.condition import STOPPED_TIMEOUT, is_stopped
 from qpool.executors.processes.dispatch import Event, Finished, Joined, Lost, Raised
-from qpool.executors.processes.launchers import Launcher
 from qpool.executors.processes.patience import Patience
-from qpool.executors.processes.process import WorkerProcess
 from workers.errors import PoolClosedError, StartupError
 from workers.exchange import protocol
 from workers.exchange.arena import Segment

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from qpool.children.process import WorkerProcess
 from qpool.executors.batches import Homes
 from qpool.executors.processes.crew import Crew
 from qpool.executors.processes.dispatch import Complete, Finished, GiveUp, Instruction, Send, Step
-from qpool.executors.processes.process import WorkerProcess
 from qpool.executors.shares import learn
 from qpool.executors.store import Store
 from workers.errors import RemoteError, StartupError, WorkerLostError

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from qpool import tiles
+from qpool.children.launchers import Launcher, make_launcher
 from qpool.executors import topology
 from qpool.executors.batches import BatchComputer, Homes
 from qpool.executors.devices import Seat, parse
 from qpool.executors.processes.claims import Claims
 from qpool.executors.processes.crew import Crew
-from qpool.executors.processes.launchers import Launcher, make_launcher
 from qpool.executors.processes.patience import Patience
 from qpool.executors.processes.perform import Performer
 from qpool.executors.store import Store

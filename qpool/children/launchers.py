@@ -27,8 +27,8 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
-from qpool.executors.processes.condition import STOPPED_TIMEOUT, is_stopped
-from qpool.executors.processes.process import ChildProcess, WorkerProcess
+from qpool.children.condition import STOPPED_TIMEOUT, is_stopped
+from qpool.children.process import ChildProcess, WorkerProcess
 from workers.compiling import compile_cache
 from workers.errors import ConfigurationError, StartupError, nearest
 from workers.process import affinity
@@ -47,7 +47,7 @@ _CLOSING_TIMEOUT = 2.0
 _IMPORT_TIMEOUT = 300.0
 
 #: The folder that holds the ``workers`` package, for interpreters that start from nothing.
-_ROOT = str(Path(__file__).resolve().parents[3])
+_ROOT = str(Path(__file__).resolve().parents[2])
 
 Child = TypeVar("Child", bound=ChildProcess)
 

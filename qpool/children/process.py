@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable
 from multiprocessing.connection import Connection
 from typing import IO, Any
 
-from qpool.executors.processes.condition import describe_exit
+from qpool.children.condition import describe_exit
 from workers.errors import PoolError, QPoolError
 from workers.exchange import protocol
 

@@ -1,0 +1,500 @@
+"""A campaign: which run is begun next, what is heard of those under way, and when all is over.
+
+Owns the order of things. What runs there are is ``grid``'s, what has become of them ``records``',
+where they are ``places``'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qpool.executors import topology
+from qpool.training import directory
+from qpool.training.campaign import grid as grids
+from qpool.training.campaign import packing, places, records
+from qpool.training.campaign.grid import Cell
+from qpool.training.campaign.halving import Halving
+from qpool.training.campaign.job import DISK, STOPPED, Ended, Job, Report
+from qpool.training.campaign.pace import Pace
+from qpool.training.campaign.records import Records, State
+from qpool.training.campaign.table import Board, duration
+from qpool.training.config import Config
+from workers.errors import CheckpointError, ConfigurationError, QPoolError, nearest
+
+#: What is said of a campaign without a function.
+_TRAINING = "qpool train"
+
+#: Seconds for a run that was asked to end: it may be compiling, or writing its checkpoint.
+_GRACE = 120.0
+
+#: Settings on which the cost of a step depends.
+_COST = ("modes", "layers", "cutoff", "encoding", "readout", "batch_size", "critic_steps",
+         "critic_units", "critic_layers")  # fmt: skip
+
+
+@dataclasses.dataclass
+class _UnderWay:
+    """A run that is at its place."""
+
+    cell: Cell
+    before: State
+    began: float
+    heard: float
+    step: int = 0
+    steps: int = 0
+    first: tuple[int, float] | None = None
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
+    #: Why it was asked to end, and until when it may.
+    ending: str = ""
+    until: float = float("inf")
+
+    @property
+    def per_step(self) -> float | None:
+        """Seconds a step, once that can be told."""
+        if self.first is None or self.step <= self.first[0]:
+            return None
+        return (self.heard - self.first[1]) / (self.step - self.first[0])
+
+
+class Campaign:
+    """Many trainings at once, as many side by side as the cores hold.
+
+    Each run has a process and cores of its own, and a directory ``out/runs/NAME`` that `qpool
+    resume`, `sample` and the plots work on. Killed at any instant, the same call goes on; each run
+    ends with the bits that it has by itself.
+
+    Args:
+        train: ``settings -> {figure: number}``, a function of your own, for trainers that are not
+            qpool's; it may call ``qpool.training.report`` and ``run_directory``. None: each run is
+            what `qpool train` does with those settings.
+        out: the campaign's directory.
+        base: settings of all runs.
+        grid: a list of values for each setting that varies; all combinations are run.
+        cells: settings that go together, one mapping a cell; with a grid, each over the grid.
+        cores: how many of this machine's cores to use. Default: the physical ones that this
+            process may use.
+        together: how many runs go side by side at most. Default: a core each, as memory allows;
+            with fewer runs than cores, each has several.
+        retry: run those again that failed, diverged or were pruned, from their last checkpoint.
+        timeout: seconds in which a run must say something, after which it is ended as hanging;
+            None: for ever. A training run says something twice a second, once it has compiled.
+        halving: ``{"first": 500, "factor": 3, "objective": "energy_distance"}`` ends hopeless runs
+            early (``Halving``); None: none.
+        start_method: of the runs' processes, "forkserver" or "spawn"; default: the system's best.
+        strategy: "ray" places runs on the nodes of a Ray cluster, which must see ``out`` under the
+            same path.
+        address: of that cluster.
+        console: where progress is shown; default: standard error.
+
+    Raises:
+        ConfigurationError, DataError: a cell that cannot be run is named, before anything starts.
+    """
+
+    def __init__(
+        self,
+        train: Callable[[dict[str, Any]], Mapping[str, float]] | None = None,
+        *,
+        out: str | Path,
+        base: Mapping[str, Any] | None = None,
+        grid: Mapping[str, Sequence[Any]] | None = None,
+        cells: Sequence[Mapping[str, Any]] = (),
+        cores: int | None = None,
+        together: int | None = None,
+        retry: bool = False,
+        timeout: float | None = 600.0,
+        halving: Mapping[str, Any] | None = None,
+        start_method: str | None = None,
+        strategy: str | None = None,
+        address: str | None = None,
+        console: Any = None,
+    ) -> None:
+        for name, value in (("cores", cores), ("together", together), ("timeout", timeout)):
+            if value is not None and not value > 0:
+                raise ConfigurationError(f"{name} must be more than 0, not {value}")
+        if strategy not in (None, "ray"):
+            raise ConfigurationError(
+                f"a campaign's strategy is ray or none, not {strategy!r}; how a run computes is a "
+                "setting of the run"
+            )
+        self.cells = grids.cells(base or {}, grid or {}, cells)
+        self._train = train
+        self._retry = retry
+        self._timeout = timeout
+        self._halving = Halving(**halving) if halving else None
+        self._options: dict[str, Any] = {
+            "start_method": start_method,
+            "address": address,
+            "ray": strategy == "ray",
+        }
+        self._cores, self._most = cores, together
+        self._console = console
+        self._records = Records(Path(out).resolve(), self.cells)
+        self._pace = Pace()
+        self._asked = ""
+        self._under_way: dict[str, _UnderWay] = {}
+        self._full_disk = ""
+        self._function: bytes | None = None
+        if train is None:
+            self._check()
+        else:
+            import cloudpickle
+
+            self._function = cloudpickle.dumps(train)
+
+    @classmethod
+    def read(cls, path: Path, **options: Any) -> Campaign:
+        """Of a TOML file (see ``grid.read``); ``options`` go over those of its ``[campaign]``."""
+        asked = grids.read(path)
+        known = ("cores", "together", "retry", "timeout", "halving", "start_method")
+        for name in asked.options:
+            if name not in known:
+                raise ConfigurationError(
+                    f"unknown option {name!r} in [campaign] of {path}: {nearest(name, known)}"
+                )
+        options = {**asked.options, **{n: v for n, v in options.items() if v is not None}}
+        return cls(base=asked.base, grid=asked.grid, cells=asked.cells, **options)
+
+    def run(self) -> dict[str, Any]:
+        """Run all that is not done, and return what came of it.
+
+        ``runs`` are the rows of ``results.csv``; ``finished``, ``failed``, ``diverged``, ``pruned``
+        and ``waiting`` count them; ``stopped`` is the signal that ended it before its time.
+        """
+        from rich.console import Console
+
+        what = _TRAINING if self._train is None else getattr(self._train, "__qualname__", "train")
+        began = time.monotonic()
+        self._records.out.mkdir(parents=True, exist_ok=True)
+        with directory.alone(self._records.out):
+            decided = self._records.begin(what)
+            queue = [cell for cell in self.cells if self._is_to_run(cell)]
+            console = self._console or Console(stderr=True)
+            with Board(console) as board:
+                if queue:
+                    with self._signals(), self._places(queue) as where:
+                        self._decide(queue, decided, where, board)
+                        self._work(queue, decided["strategies"], where, board)
+            rows = self._records.table()
+            counts = {
+                state: sum(row["state"] == state for row in rows)
+                for state in (records.FINISHED, records.FAILED, records.DIVERGED, records.PRUNED,
+                              records.WAITING)
+            }  # fmt: skip
+            summary = {
+                **counts,
+                "seconds": time.monotonic() - began,
+                "core_hours": sum(row["core_hours"] for row in rows),
+                "directory": str(self._records.out),
+                "runs": rows,
+            }
+            if self._full_disk:
+                raise CheckpointError(
+                    f"the disk is full: {self._full_disk}. Nothing is lost; make room, and run the "
+                    "same command again"
+                )
+            if self._asked:
+                return {**summary, "stopped": self._asked}
+            from qpool.training.campaign import report
+
+            report.write(self._records, rows)
+            return summary
+
+    # -- before anything starts ------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Refuse what cannot be run, with the name of its cell."""
+        from qpool.training import run
+
+        loaded: dict[str, Any] = {}
+        for cell in self.cells:
+            try:
+                config = Config.of(cell.settings)
+                config.check()
+                run.check_data(config, loaded)
+            except QPoolError as error:
+                raise type(error)(f"the run {cell.name}: {error}") from error
+
+    def _is_to_run(self, cell: Cell) -> bool:
+        state = self._records.state(cell.name).state
+        return state == records.WAITING or (self._retry and state != records.FINISHED)
+
+    @contextlib.contextmanager
+    def _places(self, queue: Sequence[Cell]) -> Iterator[places.Places]:
+        budget = topology.budget()
+        cores = budget.cpus[: self._cores or budget.workers]
+        together = min(len(queue), self._most or len(queue))
+        each = packing.cores_each(together, len(cores))
+        for cell in queue:
+            each = max(each, min(len(cores), _cores_asked(cell.settings, self._train)))
+        where = places.make(
+            cores=cores, each=each, most=self._most, folder=self._records.out, **self._options
+        )
+        with contextlib.closing(where):
+            yield where
+
+    def _decide(
+        self, queue: list[Cell], decided: dict[str, Any], where: places.Places, board: Board
+    ) -> None:
+        """How runs compute of which nobody said it, once for all lives of the campaign: their bits
+        depend on it. With a core each, compiled in their own process; with more, as measured."""
+        known = decided.setdefault("strategies", {})
+        open_ones: dict[str, Cell] = {}
+        for cell in queue if self._train is None else ():
+            if cell.settings.get("strategy", "auto") == "auto" and _cost(cell) not in known:
+                open_ones.setdefault(_cost(cell), cell)
+        if where.cores_each == 1 or self._options["ray"]:
+            known |= {kind: {"strategy": "cpu_batch"} for kind in open_ones}
+        elif open_ones:
+            board.say(
+                f"{where.cores_each} cores for each run: measuring whether a pool of them is "
+                f"faster than one ({len(open_ones)} circuits)"
+            )
+            waiting = list(open_ones.items())
+            asked: dict[str, str] = {}
+            while (waiting or asked) and not self._asked:
+                while waiting and len(asked) < where.count:
+                    kind, cell = waiting[-1]
+                    job = self._job(cell, {}, where)
+                    job = dataclasses.replace(
+                        job, name=f"choose {cell.name}", choose=True, program=""
+                    )
+                    if not where.ready(job):
+                        break
+                    waiting.pop()
+                    asked[job.name] = kind
+                    where.start(job)
+                for name, message in where.wait(0.2):
+                    if isinstance(message, Ended):
+                        kind = asked.pop(name)
+                        if message.state != records.FINISHED:
+                            raise ConfigurationError(
+                                f"which strategy is fastest for runs like {open_ones[kind].name} "
+                                f"could not be measured: {message.reason}. See "
+                                f"{self._records.log(open_ones[kind].name)}, or name a strategy"
+                            )
+                        known[kind] = message.result
+                        board.say(f"{open_ones[kind].name}: {(message.result or {})['why']}")
+        if not self._asked:
+            self._records.decide(decided)
+
+    def _job(self, cell: Cell, strategies: Mapping[str, Any], where: places.Places) -> Job:
+        settings = dict(cell.settings)
+        workers = None
+        if self._train is None:
+            if settings.get("strategy", "auto") == "auto":
+                fixed = strategies.get(_cost(cell), {})
+                settings |= {n: v for n, v in fixed.items() if n != "why"}
+            if settings.get("strategy") in ("processes", "threads"):
+                threads = settings.get("threads", 1)
+                workers = settings.get("workers") or max(1, where.cores_each // threads)
+        return Job(
+            cell.name,
+            str(self._records.run(cell.name)),
+            str(self._records.log(cell.name)),
+            settings,
+            self._function,
+            _program(settings) if self._train is None else "",
+            workers,
+        )
+
+    # -- while runs are under way ----------------------------------------------------------
+
+    def _work(
+        self,
+        queue: list[Cell],
+        strategies: Mapping[str, Any],
+        where: places.Places,
+        board: Board,
+    ) -> None:
+        board.say(
+            f"{len(queue)} runs, {where.count} side by side on {where.cores_each} "
+            f"core{'s' if where.cores_each > 1 else ''} each; in {self._records.out}"
+        )
+        while self._under_way or (queue and not self._over):
+            while not self._over and len(self._under_way) < where.count:
+                job = self._next(queue, strategies, where)
+                if job is None:
+                    break
+                cell = next(cell for cell in queue if cell.name == job.name)
+                queue.remove(cell)
+                now = time.monotonic()
+                before = self._records.state(cell.name)
+                self._under_way[cell.name] = _UnderWay(cell, before, now, now)
+                where.start(job)
+            for name, message in where.wait(0.2):
+                self._hear(name, message, where, board)
+            self._judge(where, board)
+            if board.due():
+                board.show(*self._told(queue, where))
+
+    @property
+    def _over(self) -> bool:
+        return bool(self._asked or self._full_disk)
+
+    def _next(
+        self, queue: Sequence[Cell], strategies: Mapping[str, Any], where: places.Places
+    ) -> Job | None:
+        """Of the runs that can begin now, the one that takes longest, as far as is known."""
+        seconds = {cell.name: self._expected(cell) or 0.0 for cell in queue}
+        cells = {cell.name: cell for cell in queue}
+        seen = set()
+        for name in packing.longest_first(list(cells), seconds):
+            job = self._job(cells[name], strategies, where)
+            if not job.program or job.program not in seen:
+                if where.ready(job):
+                    return job
+                seen.add(job.program)
+        return None
+
+    def _expected(self, cell: Cell) -> float | None:
+        return self._pace.expected(_cost(cell), self._steps(cell))
+
+    def _steps(self, cell: Cell) -> int:
+        return 0 if self._train else int(cell.settings.get("steps", Config.steps))
+
+    def _hear(self, name: str, message: Report | Ended, where: places.Places, board: Board) -> None:
+        live = self._under_way.get(name)
+        if live is None:
+            return  # it was killed, and had said this before
+        live.heard = time.monotonic()
+        if isinstance(message, Report):
+            live.step, live.steps, live.figures = message.step, message.steps, message.figures
+            if live.first is None:
+                live.first = (live.step, live.heard)
+            told = message.evaluated if self._halving and not live.ending else None
+            if told and self._halving and self._halving.hopeless(name, message.step, told):
+                self._end(live, records.PRUNED, where)
+            return
+        self._ended(live, message, where, board)
+
+    def _ended(self, live: _UnderWay, ended: Ended, where: places.Places, board: Board) -> None:
+        """Write down how a run ended."""
+        name = live.cell.name
+        del self._under_way[name]
+        took = time.monotonic() - live.began
+        state, reason = ended.state, ended.reason
+        if state == DISK:
+            self._full_disk, state = reason, records.WAITING
+        elif live.ending and state != records.FINISHED:
+            state, reason = live.ending, (live.ending == records.PRUNED and "hopeless") or reason
+            state = records.WAITING if state == STOPPED else state
+        elif state == STOPPED:
+            state = records.WAITING
+        done = State(
+            state,
+            reason,
+            live.step or live.before.step,
+            live.steps or live.before.steps,
+            live.before.seconds + took,
+            live.before.core_seconds + took * where.cores_each,
+        )
+        self._records.note(name, done)
+        if self._halving:
+            self._halving.ended(name, pruned=state == records.PRUNED)
+        if state == records.FINISHED:
+            made = live.step - live.first[0] if live.first else 0
+            self._pace.finished(_cost(live.cell), took, made, live.per_step)
+        if state != records.WAITING:
+            figures = self._records.result(name) or live.figures
+            said = _figures(figures) if state == records.FINISHED else reason.split("\n")[0]
+            board.say(f"{state}: {name} after {duration(done.seconds)}. {said}")
+
+    def _judge(self, where: places.Places, board: Board) -> None:
+        """End runs that say nothing, and all of them if that was asked for."""
+        now = time.monotonic()
+        for live in list(self._under_way.values()):
+            if self._over and not live.ending:
+                self._end(live, STOPPED, where)
+            silent = self._timeout is not None and now - live.heard > self._timeout
+            if now > live.until or (silent and not live.ending):
+                where.kill(live.cell.name)
+                reason = f"it hung: nothing was heard of it for {now - live.heard:.0f} s"
+                self._ended(live, Ended(records.FAILED, reason), where, board)
+
+    def _end(self, live: _UnderWay, why: str, where: places.Places) -> None:
+        live.ending, live.until = why, time.monotonic() + _GRACE
+        where.stop(live.cell.name)
+
+    def _told(
+        self, queue: Sequence[Cell], where: places.Places
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """For the board: the whole in a sentence, and a row for each run under way."""
+        rows, remaining = [], [self._expected(cell) for cell in queue]
+        samples = 0.0
+        for live in self._under_way.values():
+            each = live.per_step
+            left = self._pace.expected(_cost(live.cell), live.steps - live.step, each)
+            remaining.append(left)
+            rate = 1 / each if each else 0.0
+            samples += rate * live.cell.settings.get("batch_size", Config.batch_size)
+            rows.append(
+                {"name": live.cell.name, "step": live.step, "steps": live.steps, "rate": rate,
+                 "left": left, "figures": live.figures}
+            )  # fmt: skip
+        known = [seconds for seconds in remaining if seconds is not None]
+        whole = None
+        if known:
+            mean = sum(known) / len(known)
+            whole = packing.seconds_left(
+                [mean if seconds is None else seconds for seconds in remaining], where.count
+            )
+        done = len(self.cells) - len(queue) - len(self._under_way)
+        speed = f", {samples:.0f} samples/s" if samples and self._train is None else ""
+        return (
+            f"{done} of {len(self.cells)} done, {len(rows)} under way{speed}, "
+            f"{duration(whole)} left",
+            rows,
+        )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Within, Ctrl-C and SIGTERM end the campaign with a checkpoint of each run; again: now."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: Any) -> None:
+            if self._asked:
+                raise KeyboardInterrupt
+            self._asked = signal.Signals(number).name
+
+        self._asked = ""
+        before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _cost(cell: Cell) -> str:
+    """Names what the time of a step depends on."""
+    config = {field.name: field.default for field in dataclasses.fields(Config)}
+    return json.dumps({name: cell.settings.get(name, config[name]) for name in _COST})
+
+
+def _program(settings: Mapping[str, Any]) -> str:
+    from qpool.training import building
+
+    config = Config.of(settings)
+    return building.program(config) if config.strategy == "cpu_batch" else ""
+
+
+def _cores_asked(settings: Mapping[str, Any], train: Any) -> int:
+    if train is not None or settings.get("strategy") not in ("processes", "threads"):
+        return 1
+    return int(settings.get("workers") or 1) * int(settings.get("threads", 1))
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    """The few that a line has room for."""
+    shown = [name for name in ("energy_distance_after", "coverage", "ket_norm") if name in figures]
+    return ", ".join(f"{name} {figures[name]:.3g}" for name in shown or list(figures)[:4])
