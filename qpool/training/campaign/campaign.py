@@ -50,7 +50,8 @@ class _UnderWay:
     heard: float
     step: int = 0
     steps: int = 0
-    first: tuple[int, float] | None = None
+    first: Report | None = None
+    last: Report | None = None
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
     #: Why it was asked to end, and until when it may.
     ending: str = ""
@@ -59,9 +60,9 @@ class _UnderWay:
     @property
     def per_step(self) -> float | None:
         """Seconds a step, once that can be told."""
-        if self.first is None or self.step <= self.first[0]:
+        if self.first is None or self.last is None or self.last.step <= self.first.step:
             return None
-        return (self.heard - self.first[1]) / (self.step - self.first[0])
+        return (self.last.at - self.first.at) / (self.last.step - self.first.step)
 
 
 class Campaign:
@@ -367,8 +368,7 @@ class Campaign:
         live.heard = time.monotonic()
         if isinstance(message, Report):
             live.step, live.steps, live.figures = message.step, message.steps, message.figures
-            if live.first is None:
-                live.first = (live.step, live.heard)
+            live.first, live.last = live.first or message, message
             told = message.evaluated if self._halving and not live.ending else None
             if told and self._halving and self._halving.hopeless(name, message.step, told):
                 self._end(live, records.PRUNED, where)
@@ -400,7 +400,7 @@ class Campaign:
         if self._halving:
             self._halving.ended(name, pruned=state == records.PRUNED)
         if state == records.FINISHED:
-            made = live.step - live.first[0] if live.first else 0
+            made = live.step - live.first.step if live.first else 0
             self._pace.finished(_cost(live.cell), took, made, live.per_step)
         if state != records.WAITING:
             figures = self._records.result(name) or live.figures

@@ -52,12 +52,14 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Where a run stands. ``evaluated`` are figures of the step's evaluation, if it had one."""
+    """Where a run stands. ``evaluated`` are figures of the step's evaluation, if it had one; ``at`` is
+    on the run's own clock, in seconds."""
 
     step: int
     steps: int
     figures: dict[str, float]
     evaluated: dict[str, float] | None = None
+    at: float = dataclasses.field(default_factory=time.monotonic)
 
 
 @dataclasses.dataclass(frozen=True)
