@@ -27,6 +27,9 @@ log = logging.getLogger("qpool")
 _VARIABLE = "QPOOL_CACHE"
 _FLAG = "--tf_xla_persistent_cache_directory="
 
+#: Packages that TensorFlow comes in.
+_PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-macos", "tf-nightly")
+
 #: What names of places begin with.
 _PLACE = "tensorflow-"
 
@@ -89,7 +92,15 @@ def place_of(threads: int) -> Path | None:
     root = Path(chosen) if chosen else platformdirs.user_cache_path("qpool", appauthor=False)
     told = (_processor(), threads, os.environ.get("XLA_FLAGS"), _other_flags())
     digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-    return root / f"{_PLACE}{metadata.version('tensorflow')}-{digest}"
+    return root / f"{_PLACE}{_version()}-{digest}"
+
+
+def _version() -> str:
+    """TensorFlow's, by whichever name it was installed; it is not imported for that."""
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    raise metadata.PackageNotFoundError(_PACKAGES[0])
 
 
 def _processor() -> str:

@@ -52,8 +52,8 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Where a run stands. ``evaluated`` are figures of the step's evaluation, if it had one; ``at`` is
-    on the run's own clock, in seconds."""
+    """Where a run stands, ``at`` seconds of its own clock. ``evaluated`` are figures of the step's
+    evaluation, if it had one."""
 
     step: int
     steps: int
