@@ -63,6 +63,7 @@ def test_rooms_know_only_those_below_them() -> None:
 
 #: Which folders of ``qpool`` each one may not know, but for types: nothing runs back up.
 ABOVE = {
+    "children": {"executors", "models", "training", "measure", "studies", "generator", "cli"},
     "models": {"executors", "training", "measure", "studies", "cli"},
     "executors": {"training", "measure", "studies", "generator", "pooled", "cli"},
     "measure": {"training", "studies", "cli"},

@@ -16,7 +16,8 @@ README = ROOT / "README.md"
 ALL = [
     README,
     *(ROOT / name / "README.md" for name in ("qpool/models", "workers", "qpool/executors")),
-    *(ROOT / name / "README.md" for name in ("qpool/training", "qpool/studies", "scripts")),
+    *(ROOT / name / "README.md" for name in ("qpool/training", "qpool/training/campaign")),
+    *(ROOT / name / "README.md" for name in ("qpool/studies", "scripts")),
     *(ROOT / name / "README.md" for name in ("qpool", "tests")),
 ]
 

@@ -35,7 +35,8 @@ class QuantumGAN(keras.Model):
         penalty: weight of the gradient penalty on the critic (Gulrajani et al., 2017): the mean of
             (|critic's gradient| - 1)^2 on random points between real and generated samples. It
             takes a second derivative of the critic, not of the generator.
-        norm_penalty: weight of the mean of (1 - norm)^2, which keeps states within the cutoff.
+        norm_penalty: weight of the mean of 1 - norm, the weight of a state beyond the cutoff. Of
+            its square, which falls off before the states are inside, ten times as much holds less.
         seed: of latent draws.
     """
 
@@ -178,7 +179,7 @@ class QuantumGAN(keras.Model):
             )
             total = loss
             if self.norm_penalty:
-                total += self.norm_penalty * tf.reduce_mean((1.0 - norm) ** 2)
+                total += self.norm_penalty * tf.reduce_mean(1.0 - norm)
         gradients = tape.gradient(total, variables)
         self.generator_optimizer.apply_gradients(
             zip(gradients, self.generator.trainable_variables, strict=True)

@@ -30,6 +30,9 @@ from workers.errors import DivergedError
 #: Is told the number of a step that is done, its figures, and those of its evaluation, if any.
 Watch = Callable[[int, dict[str, float], dict[str, float] | None], None]
 
+#: Mean weight of states inside the cutoff with which a run does not go on.
+_LOST = 0.5
+
 #: Generated samples for an evaluation and the picture.
 SAMPLES = 512
 
@@ -120,6 +123,12 @@ class Journal(keras.callbacks.Callback):
         if evaluated:
             best = self._evaluate()
             self._note_workers()
+            kept = self._evaluations.last["ket_norm"]
+            if kept < _LOST:
+                raise DivergedError(
+                    f"at step {self.step} states have {kept:.3f} of their weight inside the "
+                    f"cutoff, in the mean: what is read of them means little. {self._way_out()}"
+                )
         if best or last or self._asked or self.step % self._config.checkpoint_every == 0:
             self._write(best=best)
         if self._asked:
@@ -154,7 +163,8 @@ class Journal(keras.callbacks.Callback):
         kept = next(iter(self._folder.steps()), None)
         return (
             f"{'Nothing is kept' if kept is None else f'The checkpoint of step {kept} is kept'}: "
-            "try a smaller generator_rate or critic_rate, clip_norm=1, or a higher cutoff"
+            "try a smaller generator_rate or critic_rate, clip_norm=1, a larger norm_penalty or a "
+            "higher cutoff"
         )
 
     def _evaluate(self) -> bool:

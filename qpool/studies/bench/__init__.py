@@ -33,6 +33,7 @@ CASES = {
     "first": "usage:first",
     "compiling": "compiling:compiling",
     "scaling": "scaling:scaling_model",
+    "campaign": "campaign:campaign",
     "natural": "natural:natural",
     "ray": "cluster:ray_overhead",
 }

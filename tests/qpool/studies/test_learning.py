@@ -6,47 +6,53 @@ import json
 
 from click.testing import CliRunner
 
-from qpool import cli
 from qpool.studies import learning
-from qpool.training.config import Config
+from qpool.training import Campaign
+from qpool.training.campaign import grid
 
 
-def test_each_cell_is_a_command_that_train_takes(tmp_path) -> None:
-    for data in learning.DATA:
-        verb, *options = learning.command(data, 2, None, tmp_path)
-        made = cli.cli.commands[verb].make_context(verb, options)
-        assert made.params["data"] == data
-        assert made.params["encoding"] in ("coherent_state", "classical_neural")
-        known = {n: v for n, v in made.params.items() if n in Config.__dataclass_fields__}
-        Config.of(known).check()
+def test_its_cells_are_runs_that_train_takes(tmp_path) -> None:
+    cells = learning.cells(learning.DATA, 3, None)
+    assert len(cells) == 3 * len(learning.DATA)
+    assert {cell["encoding"] for cell in cells} == {"coherent_state", "classical_neural"}
+    Campaign(out=tmp_path, base=learning.SETTINGS, cells=cells)  # it refuses what cannot be run
+    assert {cell["steps"] for cell in learning.cells(("ring",), 2, 7)} == {7}
 
 
-def test_finished_runs_are_read_and_summed_up(tmp_path, monkeypatch) -> None:
-    ran = []
+def test_what_came_of_them_is_summed_up(tmp_path, monkeypatch) -> None:
+    def run(self):
+        rows = [
+            {
+                "data": cell.settings["data"],
+                "seed": cell.settings["seed"],
+                "energy_distance_before": 0.4,
+                "energy_distance_after": 0.1 * cell.settings["seed"],
+                "energy_distance_floor": 0.08,
+                "coverage": 0.7,
+                "ket_norm": 0.99,
+                "training_seconds": 30.0,
+            }
+            for cell in self.cells
+        ]
+        return {"finished": len(rows), "runs": rows}
 
-    def run(arguments):
-        ran.append(arguments)
-        seed = next(int(a.split("=")[1]) for a in arguments if a.startswith("--seed"))
-        out = tmp_path / f"ring-default-{seed}"
-        out.mkdir()
-        distances = {"before": 0.4, "after": 0.1 * seed, "floor": 0.08}
-        summary = {"coverage": 0.7, "ket_norm": 0.99, "training_seconds": 30.0}
-        (out / "summary.json").write_text(json.dumps({"energy_distance": distances, **summary}))
-
-    monkeypatch.setattr(learning, "_run", run)
+    monkeypatch.setattr(Campaign, "run", run)
     done = CliRunner().invoke(
         learning.main, ["--data", "ring", "--out", str(tmp_path), "--json"], catch_exceptions=False
     )
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [(row["seed"], round(row["after"], 3)) for row in rows] == [(1, 0.1), (2, 0.2), (3, 0.3)]
-    assert len(ran) == 3
-    said: list[str] = []
-    again = learning.learn(("ring",), 3, None, tmp_path, said.append)
-    assert again == rows
-    assert len(ran) == 3  # none was run again
     (summed,) = learning.by_data(rows)
     assert (summed["seeds"], round(summed["after"], 3), round(summed["worst_after"], 3)) == (
         3,
         0.2,
         0.3,
     )
+    assert len({cell.name for cell in grid.cells({}, {}, learning.cells(("ring",), 3, None))}) == 3
+
+
+def test_a_table_with_holes_is_none(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Campaign, "run", lambda self: {"finished": 2, "runs": [{}] * 3})
+    done = CliRunner().invoke(learning.main, ["--data", "ring", "--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "2 of 3 runs finished" in done.output
