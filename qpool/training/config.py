@@ -26,7 +26,7 @@ class Config:
     batch_size: int = 32
     modes: int = 2
     layers: int = 2
-    cutoff: int = 10
+    cutoff: int = 12
     encoding: str = "coherent_state"
     readout: str = "positions"
     generator_rate: float = 0.01

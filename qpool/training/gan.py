@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from qpool.pooled import ParallelGenerator
 from qpool.training.config import LOSSES
+from workers.compiling import compile_cache
 from workers.errors import ConfigurationError, nearest
 from workers.replica import recipes
 
@@ -161,6 +162,8 @@ class QuantumGAN(keras.Model):
         }
 
     def train_step(self, real: Any) -> dict[str, Any]:
+        if not tf.executing_eagerly():
+            compile_cache.lasting_name()
         variables = recipes.trainable_variables(self.generator)
         logs = {}
         with tf.GradientTape() as tape:

@@ -191,7 +191,10 @@ class QuantumGANTrainer:
             chosen = tf.gather(values, order[start : start + batch_size])
             return tf.ensure_shape(chosen, (batch_size, rows.shape[1]))
 
-        return tf.data.Dataset.range(first, last).map(batch).prefetch(2)
+        # On one core TensorFlow waits for its tuner of pipelines when one ends: as long as a run.
+        untuned = tf.data.Options()
+        untuned.autotune.enabled = False
+        return tf.data.Dataset.range(first, last).map(batch).prefetch(2).with_options(untuned)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that the next step depends on, by name; see ``restore``."""
