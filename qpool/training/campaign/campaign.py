@@ -180,6 +180,7 @@ class Campaign:
             console = self._console or Console(stderr=True)
             with Board(console) as board:
                 if queue:
+                    self._remember()
                     with self._signals(), self._places(queue) as where:
                         self._decide(queue, decided, where, board)
                         self._work(queue, decided["strategies"], where, board)
@@ -227,6 +228,17 @@ class Campaign:
         state = self._records.state(cell.name).state
         return state == records.WAITING or (self._retry and state != records.FINISHED)
 
+    def _remember(self) -> None:
+        """Tell what is known of earlier lives to what ends hopeless runs."""
+        if self._halving is None:
+            return
+        from qpool.training.journal import read_table
+
+        for cell in self.cells:
+            table = self._records.run(cell.name) / "evaluations.csv"
+            for row in read_table(table) if table.exists() else ():
+                self._halving.hopeless(cell.name, int(row["step"]), row)
+
     @contextlib.contextmanager
     def _places(self, queue: Sequence[Cell]) -> Iterator[places.Places]:
         budget = topology.budget()
@@ -236,7 +248,11 @@ class Campaign:
         for cell in queue:
             each = max(each, min(len(cores), _cores_asked(cell.settings, self._train)))
         where = places.make(
-            cores=cores, each=each, most=self._most, folder=self._records.out, **self._options
+            cores=cores,
+            each=each,
+            most=self._most,
+            threads=1 if self._train is None else each,
+            **self._options,
         )
         with contextlib.closing(where):
             yield where
@@ -290,6 +306,8 @@ class Campaign:
         settings = dict(cell.settings)
         workers = None
         if self._train is None:
+            if Path(settings.get("data", "")).suffix:  # a file: found from anywhere
+                settings["data"] = str(Path(settings["data"]).resolve())
             if settings.get("strategy", "auto") == "auto":
                 fixed = strategies.get(_cost(cell), {})
                 settings |= {n: v for n, v in fixed.items() if n != "why"}
@@ -382,12 +400,13 @@ class Campaign:
         took = time.monotonic() - live.began
         state, reason = ended.state, ended.reason
         if state == DISK:
-            self._full_disk, state = reason, records.WAITING
-        elif live.ending and state != records.FINISHED:
-            state, reason = live.ending, (live.ending == records.PRUNED and "hopeless") or reason
-            state = records.WAITING if state == STOPPED else state
-        elif state == STOPPED:
-            state = records.WAITING
+            self._full_disk = reason
+        elif state != records.FINISHED and live.ending:
+            state = live.ending  # whatever came of it, it was asked to
+        if state == records.PRUNED:
+            reason = "hopeless"
+        elif state in (STOPPED, DISK):
+            state, reason = records.WAITING, ""
         done = State(
             state,
             reason,

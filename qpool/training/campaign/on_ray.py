@@ -29,7 +29,7 @@ _AGAIN = 3
 class RayPlaces(Places):
     """As many runs side by side as the cluster has CPUs."""
 
-    def __init__(self, address: str | None, each: int, most: int | None, folder: Path) -> None:
+    def __init__(self, address: str | None, each: int, most: int | None, threads: int) -> None:
         self._ray = connect.ray()
         connect.connect(address)
         from ray.util.queue import Queue
@@ -42,15 +42,16 @@ class RayPlaces(Places):
             num_cpus=each,
             max_calls=1,  # what TensorFlow keeps of a model goes with its process alone
             max_retries=_AGAIN,
-            runtime_env={"env_vars": affinity.environment(1)},
+            runtime_env={"env_vars": affinity.environment(threads)},
         )(_run)
         self._running: dict[str, Any] = {}
+        self._threads = threads
 
     def ready(self, job: Job) -> bool:
         return True
 
     def start(self, job: Job) -> None:
-        self._running[job.name] = self._task.remote(job, sys.path, self._mailbox)
+        self._running[job.name] = self._task.remote(job, self._threads, sys.path, self._mailbox)
 
     def wait(self, seconds: float) -> list[tuple[str, Report | Ended]]:
         said: list[tuple[str, Report | Ended]] = []
@@ -88,14 +89,14 @@ class RayPlaces(Places):
         connect.disconnect()
 
 
-def _run(job: Job, path: Sequence[str], mailbox: Any) -> Ended:
+def _run(job: Job, threads: int, path: Sequence[str], mailbox: Any) -> Ended:
     """The task."""
     sys.path += [entry for entry in path if entry not in sys.path]
-    os.environ |= compile_cache.environment(1)
+    os.environ |= compile_cache.environment(threads)
     with jobs.output_to(Path(job.log)):
         import tensorflow as tf
 
         with contextlib.suppress(RuntimeError):  # its runtime is at work: in a task tried again
-            affinity.bound_tensorflow(1)
+            affinity.bound_tensorflow(threads)
         tf.constant(0.0)
         return jobs.run(job, lambda report: mailbox.put((job.name, report)))

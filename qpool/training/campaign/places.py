@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from qpool.children.launchers import Program, make_launcher
@@ -100,13 +99,19 @@ class LocalPlaces(Places):
     """
 
     def __init__(
-        self, cores: Sequence[int], each: int, most: int | None, start_method: str | None
+        self,
+        cores: Sequence[int],
+        each: int,
+        most: int | None,
+        threads: int,
+        start_method: str | None,
     ) -> None:
         self._all = tuple(cores)
+        self._threads = threads
         self._cores = packing.places(cores, each, most)
         self.count = len(self._cores)
         self.cores_each = max(len(place) for place in self._cores)
-        self._launcher = make_launcher(start_method, 1, _LANE)
+        self._launcher = make_launcher(start_method, threads, _LANE)
         self._launcher.prepare()
         self._lanes: dict[int, _Lane] = {}
         self._compiled: set[str] = set()
@@ -131,7 +136,7 @@ class LocalPlaces(Places):
         pinned = lane.cores if hasattr(os, "sched_setaffinity") else ()
         wide = pinned if compiled or not pinned else self._all
         with contextlib.suppress(OSError):  # it has ended, and ``wait`` will say so
-            lane.child.send(Begin(job, pinned, wide, 1, os.getpid(), tuple(sys.path)))
+            lane.child.send(Begin(job, pinned, wide, self._threads, os.getpid(), tuple(sys.path)))
 
     def _place(self, program: str) -> int:
         """A free place, one whose process has the program where there is one; of another program
@@ -223,14 +228,17 @@ def make(
     cores: Sequence[int],
     each: int,
     most: int | None = None,
+    threads: int = 1,
     start_method: str | None = None,
     address: str | None = None,
     ray: bool = False,
-    folder: Path,
 ) -> Places:
-    """Places on this machine's ``cores``, ``each`` of them a run; with ``ray``, on a cluster's."""
+    """Places on this machine's ``cores``, ``each`` of them a run; with ``ray``, on a cluster's.
+
+    ``threads`` bounds what a run's process takes by itself; a pool of its own has more.
+    """
     if not ray:
-        return LocalPlaces(cores, each, most, start_method)
+        return LocalPlaces(cores, each, most, threads, start_method)
     from qpool.training.campaign.on_ray import RayPlaces
 
-    return RayPlaces(address, each, most, folder)
+    return RayPlaces(address, each, most, threads)
