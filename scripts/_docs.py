@@ -24,6 +24,11 @@ REFERENCE: dict[str, list[str]] = {
     "measures": ["qpool.metrics", "qpool.states"],
     "errors": ["workers.errors"],
     "engine": ["workers.engine.engine.TracedEngine", "workers.engine.backend.TracedTFBackend"],
+    "campaigns": [
+        "qpool.training.campaign.campaign.Campaign",
+        "qpool.training.campaign.progress.report",
+        "qpool.training.campaign.progress.run_directory",
+    ],
     "strategies": ["qpool.executors.base.Executor", "qpool.executors.base.Options"],
 }
 

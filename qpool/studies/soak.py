@@ -449,6 +449,20 @@ def resume(kills: int, seed: int, as_json: bool) -> None:
         raise SystemExit(1)
 
 
+@soak.command()
+@click.option("--kills", default=10, help="Of the campaign, at random instants.")
+@click.option("--seed", default=0, help="Of the instants.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def campaign(kills: int, seed: int, as_json: bool) -> None:
+    """A campaign killed at random and gone on with, on other cores: the same bits?"""
+    from qpool.studies.campaign_soak import kill_and_go_on
+
+    found = kill_and_go_on(kills, seed, lambda line: click.echo(line, err=True))
+    _report(found, as_json)
+    if found["different"] or found["processes_left"] or found["finished"] < found["runs"]:
+        raise SystemExit(1)
+
+
 def _report(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))

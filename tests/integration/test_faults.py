@@ -28,7 +28,8 @@ from pooling import parallelize
 
 import qpool
 from qpool import errors
-from qpool.executors.processes import crew, patience, process
+from qpool.children import launchers, process
+from qpool.executors.processes import crew, patience
 from workers.exchange.faults import Fault
 from workers.process import nursery
 

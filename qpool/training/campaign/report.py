@@ -108,8 +108,10 @@ def _by_group(
 def _spread(values: Sequence[float]) -> str:
     if not values:
         return "-"
-    middle = f"{statistics.median(values):.3g}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.3g} to {max(values):.3g})"
+    middle, least, most = (
+        f"{value:.3g}" for value in (statistics.median(values), min(values), max(values))
+    )
+    return middle if least == most else f"{middle} ({least} to {most})"
 
 
 def _others(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
