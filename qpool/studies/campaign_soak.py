@@ -60,7 +60,7 @@ def kill_and_go_on(kills: int, seed: int, say: Callable[[str], None]) -> dict[st
             left += len(psutil.wait_procs(children, timeout=20)[1])
             done = len(list(broken.glob("runs/*/summary.json")))
             say(f"kill {number} of {kills}: {done} runs were done")
-        done = _finish(_command(config, broken, 2))
+        summary = json.loads(_finish(_command(config, broken, 2)))
         runs = sorted(path.name for path in (whole / "runs").iterdir())
         different = [
             f"{run}/{name}"
@@ -72,7 +72,7 @@ def kill_and_go_on(kills: int, seed: int, say: Callable[[str], None]) -> dict[st
     return {
         "kills": number,
         "runs": len(runs),
-        "finished": json.loads(done)["finished"],
+        "finished": summary["finished"],
         "different": different,
         "processes_left": left,
         "seconds_of_a_whole_campaign": seconds,

@@ -217,3 +217,16 @@ def steadily(settings: dict[str, Any]) -> dict[str, float]:
     if settings["loss"] > 2:
         threading.Event().wait()
     return {"loss": settings["loss"]}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning:ray.*")
+def test_on_a_ray_cluster_runs_make_the_same_bits(alone, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # nodes import what we import
+    options = {"out": tmp_path, "base": BASE, "cells": CELLS[:2], "console": QUIET}
+    summary = Campaign(strategy="ray", **options).run()
+    assert summary["finished"] == 2, [row["reason"] for row in summary["runs"]]
+    for row in summary["runs"]:
+        assert contents(tmp_path / "runs" / row["run"]) == alone[row["run"]]

@@ -12,7 +12,6 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ import qpool
 from qpool.errors import ConfigurationError, PoolClosedError, ShippingError, StartupError
 from qpool.executors.cluster import Cluster, connect
 from qpool.models import QuantumSFGenerator
-from qpool.training import Campaign, checkpoints, run
+from qpool.training import checkpoints, run
 from qpool.training.config import Config
 from qpool.training.journal import Journal
 
@@ -369,17 +368,3 @@ def test_an_address_that_does_not_answer(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigurationError, match=r"qpool-sf\[ray\]"):
         connect.connect(None)
-
-
-def test_a_campaign_over_its_nodes_makes_the_same_bits(cluster: Any, tmp_path: Path) -> None:
-    """Each run is a task of Ray's; a directory that all nodes see holds it."""
-    base = {"data": "iris", "steps": 9, "batch_size": 16, "layers": 1, "cutoff": 3}
-    options = {"out": tmp_path / "c", "base": base, "grid": {"seed": [1, 2]}, "console": QUIET}
-    summary = Campaign(strategy="ray", **options).run()
-    assert summary["finished"] == 2, [row["reason"] for row in summary["runs"]]
-    for seed in (1, 2):
-        alone = tmp_path / f"alone-{seed}"
-        run.train(Config(**base, seed=seed, strategy="cpu_batch"), alone, QUIET)
-        for name in ("metrics.csv", "evaluations.csv"):
-            over = tmp_path / "c" / "runs" / f"seed={seed}" / name
-            assert over.read_bytes() == (alone / name).read_bytes()

@@ -123,7 +123,7 @@ def test_workers_that_die_while_the_pool_starts() -> None:
 
 def test_processes_that_are_stopped_while_the_pool_starts(monkeypatch, caplog) -> None:
     """The fork server while it imports, then a worker: nobody waits as long as for loading."""
-    for module in (crew, process):
+    for module in (crew, launchers):
         monkeypatch.setattr(module, "STOPPED_TIMEOUT", 0.5)
     with qpool.Pool(workers=1) as pool, caplog.at_level(logging.WARNING, "qpool"):
         os.kill(pool._crew.launcher._nursery.pid, signal.SIGSTOP)

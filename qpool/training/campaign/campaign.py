@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import signal
 import threading
 import time
@@ -19,7 +18,7 @@ from typing import Any
 from qpool.executors import topology
 from qpool.training import directory
 from qpool.training.campaign import grid as grids
-from qpool.training.campaign import packing, places, records
+from qpool.training.campaign import packing, places, records, ways
 from qpool.training.campaign.grid import Cell
 from qpool.training.campaign.halving import Halving
 from qpool.training.campaign.job import DISK, STOPPED, Ended, Job, Report
@@ -34,10 +33,6 @@ _TRAINING = "qpool train"
 
 #: Seconds for a run that was asked to end: it may be compiling, or writing its checkpoint.
 _GRACE = 120.0
-
-#: Settings on which the cost of a step depends.
-_COST = ("modes", "layers", "cutoff", "encoding", "readout", "batch_size", "critic_steps",
-         "critic_units", "critic_layers")  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -246,7 +241,8 @@ class Campaign:
         together = min(len(queue), self._most or len(queue))
         each = packing.cores_each(together, len(cores))
         for cell in queue:
-            each = max(each, min(len(cores), _cores_asked(cell.settings, self._train)))
+            asked = ways.cores_asked(cell.settings) if self._train is None else 1
+            each = max(each, min(len(cores), asked))
         where = places.make(
             cores=cores,
             each=each,
@@ -263,64 +259,28 @@ class Campaign:
         """How runs compute of which nobody said it, once for all lives of the campaign: their bits
         depend on it. With a core each, compiled in their own process; with more, as measured."""
         known = decided.setdefault("strategies", {})
-        open_ones: dict[str, Cell] = {}
-        for cell in queue if self._train is None else ():
-            if cell.settings.get("strategy", "auto") == "auto" and _cost(cell) not in known:
-                open_ones.setdefault(_cost(cell), cell)
-        if where.cores_each == 1 or self._options["ray"]:
-            known |= {kind: {"strategy": "cpu_batch"} for kind in open_ones}
-        elif open_ones:
-            board.say(
-                f"{where.cores_each} cores for each run: measuring whether a pool of them is "
-                f"faster than one ({len(open_ones)} circuits)"
-            )
-            waiting = list(open_ones.items())
-            asked: dict[str, str] = {}
-            while (waiting or asked) and not self._asked:
-                while waiting and len(asked) < where.count:
-                    kind, cell = waiting[-1]
-                    job = self._job(cell, {}, where)
-                    job = dataclasses.replace(
-                        job, name=f"choose {cell.name}", choose=True, program=""
-                    )
-                    if not where.ready(job):
-                        break
-                    waiting.pop()
-                    asked[job.name] = kind
-                    where.start(job)
-                for name, message in where.wait(0.2):
-                    if isinstance(message, Ended):
-                        kind = asked.pop(name)
-                        if message.state != records.FINISHED:
-                            raise ConfigurationError(
-                                f"which strategy is fastest for runs like {open_ones[kind].name} "
-                                f"could not be measured: {message.reason}. See "
-                                f"{self._records.log(open_ones[kind].name)}, or name a strategy"
-                            )
-                        known[kind] = message.result
-                        board.say(f"{open_ones[kind].name}: {(message.result or {})['why']}")
+        if self._train is None:
+            kinds = ways.undecided(queue, known)
+            if where.cores_each == 1 or self._options["ray"]:
+                known.update({kind: {"strategy": "cpu_batch"} for kind in kinds})
+            elif kinds:
+                jobs = {kind: self._job(cell, {}, where) for kind, cell in kinds.items()}
+                known.update(ways.measure(jobs, where, board.say, lambda: bool(self._asked)))
         if not self._asked:
             self._records.decide(decided)
 
     def _job(self, cell: Cell, strategies: Mapping[str, Any], where: places.Places) -> Job:
-        settings = dict(cell.settings)
-        workers = None
+        """The run as it is given to a place."""
+        settings, workers = dict(cell.settings), None
         if self._train is None:
-            if Path(settings.get("data", "")).suffix:  # a file: found from anywhere
-                settings["data"] = str(Path(settings["data"]).resolve())
-            if settings.get("strategy", "auto") == "auto":
-                fixed = strategies.get(_cost(cell), {})
-                settings |= {n: v for n, v in fixed.items() if n != "why"}
-            if settings.get("strategy") in ("processes", "threads"):
-                threads = settings.get("threads", 1)
-                workers = settings.get("workers") or max(1, where.cores_each // threads)
+            settings, workers = ways.settle(cell, strategies, where.cores_each)
         return Job(
             cell.name,
             str(self._records.run(cell.name)),
             str(self._records.log(cell.name)),
             settings,
             self._function,
-            _program(settings) if self._train is None else "",
+            ways.program(settings) if self._train is None else "",
             workers,
         )
 
@@ -374,7 +334,7 @@ class Campaign:
         return None
 
     def _expected(self, cell: Cell) -> float | None:
-        return self._pace.expected(_cost(cell), self._steps(cell))
+        return self._pace.expected(ways.cost(cell), self._steps(cell))
 
     def _steps(self, cell: Cell) -> int:
         return 0 if self._train else int(cell.settings.get("steps", Config.steps))
@@ -420,7 +380,7 @@ class Campaign:
             self._halving.ended(name, pruned=state == records.PRUNED)
         if state == records.FINISHED:
             made = live.step - live.first.step if live.first else 0
-            self._pace.finished(_cost(live.cell), took, made, live.per_step)
+            self._pace.finished(ways.cost(live.cell), took, made, live.per_step)
         if state != records.WAITING:
             figures = self._records.result(name) or live.figures
             said = _figures(figures) if state == records.FINISHED else reason.split("\n")[0]
@@ -450,7 +410,7 @@ class Campaign:
         samples = 0.0
         for live in self._under_way.values():
             each = live.per_step
-            left = self._pace.expected(_cost(live.cell), live.steps - live.step, each)
+            left = self._pace.expected(ways.cost(live.cell), live.steps - live.step, each)
             remaining.append(left)
             rate = 1 / each if each else 0.0
             samples += rate * live.cell.settings.get("batch_size", Config.batch_size)
@@ -492,25 +452,6 @@ class Campaign:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _cost(cell: Cell) -> str:
-    """Names what the time of a step depends on."""
-    config = {field.name: field.default for field in dataclasses.fields(Config)}
-    return json.dumps({name: cell.settings.get(name, config[name]) for name in _COST})
-
-
-def _program(settings: Mapping[str, Any]) -> str:
-    from qpool.training import building
-
-    config = Config.of(settings)
-    return building.program(config) if config.strategy == "cpu_batch" else ""
-
-
-def _cores_asked(settings: Mapping[str, Any], train: Any) -> int:
-    if train is not None or settings.get("strategy") not in ("processes", "threads"):
-        return 1
-    return int(settings.get("workers") or 1) * int(settings.get("threads", 1))
 
 
 def _figures(figures: Mapping[str, Any]) -> str:
