@@ -1,8 +1,8 @@
 """A campaign that is killed again and again and gone on with, beside one that is not: the same
 bits, and nothing left behind.
 
-Owns the kills (SIGKILL, and SIGTERM now and then, of the whole command at random instants) and the
-comparison of all runs.
+Owns the kills (SIGKILL, and SIGTERM now and then, of the whole command at random instants: starting,
+compiling, training, writing) and the comparison of all runs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def kill_and_go_on(kills: int, seed: int, say: Callable[[str], None]) -> dict[st
         for number in range(1, kills + 1):
             process = _command(config, broken, draws.choice((1, 2)))
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=draws.uniform(1.0, seconds))
+                process.communicate(timeout=draws.uniform(1.0, seconds / 3))
             if process.poll() is not None:
                 say("it was done before the kill")
                 break
