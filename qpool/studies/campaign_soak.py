@@ -1,8 +1,8 @@
 """A campaign that is killed again and again and gone on with, beside one that is not: the same
 bits, and nothing left behind.
 
-Owns the kills (SIGKILL, and SIGTERM now and then, of the whole command at random instants: starting,
-compiling, training, writing) and the comparison of all runs.
+Owns the kills (SIGKILL, and SIGTERM now and then, of the whole command at random instants) and the
+comparison of all runs.
 """
 
 from __future__ import annotations
