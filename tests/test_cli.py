@@ -84,18 +84,18 @@ def test_an_unknown_option_is_a_usage_error() -> None:
 
 def test_a_short_run_leaves_a_full_directory(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = "train --data iris --steps 5 --batch-size 32 --layers 1 --cutoff 4 --workers 2 --json"
+    words = "train --data iris --steps 41 --batch-size 32 --layers 1 --cutoff 4 --workers 2 --json"
     done = qpool_command(*words.split(), "--out", str(out))
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary == json.loads((out / "summary.json").read_text())
-    assert summary["steps"] == 5  # an epoch of four batches, and a part of one
+    assert summary["steps"] == 41  # ten epochs of four batches, and a part of one
     assert set(summary["energy_distance"]) == {"before", "after", "best", "floor"}
     assert len(summary["cpu_use_of_workers"]) == 2
     assert all(0 < use < 2 for use in summary["cpu_use_of_workers"])
     assert "samples/s  CPU of workers" in done.stderr
     rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
-    assert len(rows) == 5
+    assert len(rows) == 41
     assert all(abs(float(row["generator_loss"])) < 1e3 for row in rows)
     asked = json.loads((out / "run.json").read_text())
     assert asked["config"]["data"] == "iris"
