@@ -70,17 +70,7 @@ class Config:
     @staticmethod
     def read(path: Path) -> dict[str, Any]:
         """The settings in a TOML file, by name, checked."""
-        if sys.version_info >= (3, 11):
-            import tomllib
-        else:
-            import tomli as tomllib
-        try:
-            values = tomllib.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigurationError(
-                f"the settings in {path} cannot be read: {error}. Expected TOML, a line for each: "
-                "steps = 1000"
-            ) from error
+        values = read_toml(path, "settings", "TOML, a line for each: steps = 1000")
         Config.of(values)
         return values
 
@@ -137,6 +127,20 @@ class Config:
                 "strategy ray"
             )
         encodings.find(self.encoding)
+
+
+def read_toml(path: Path, what: str, expected: str) -> dict[str, Any]:
+    """What is in a TOML file; ConfigurationError says what of ``what`` cannot be read."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return dict(tomllib.loads(path.read_text()))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(
+            f"the {what} in {path} cannot be read: {error}. Expected {expected}"
+        ) from error
 
 
 def _is(value: Any, kind: str) -> bool:

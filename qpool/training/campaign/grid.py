@@ -11,11 +11,11 @@ import hashlib
 import itertools
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qpool.training.config import read_toml
 from workers.errors import ConfigurationError, nearest
 
 #: The setting that tells runs of one group apart.
@@ -56,17 +56,11 @@ def read(path: Path) -> Asked:
     Raises:
         ConfigurationError: it cannot be read, or has a table of another name.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        found = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(
-            f"the campaign in {path} cannot be read: {error}. Expected TOML: settings of "
-            "`qpool train`, then [grid] with a list for each setting that varies"
-        ) from error
+    found = read_toml(
+        path,
+        "campaign",
+        "TOML: settings of `qpool train`, then [grid] with a list for each setting that varies",
+    )
     strange = [n for n, v in found.items() if _is_table(v) and n not in _TABLES]
     if strange:
         raise ConfigurationError(
