@@ -35,6 +35,16 @@ def tensor_of(array: np.ndarray) -> tf.Tensor:
     return tf.experimental.dlpack.from_dlpack(own.__dlpack__())
 
 
+def shared(array: np.ndarray) -> tf.Tensor | None:
+    """A tensor over the array's own memory, on the CPU, which shows what is written there later;
+    None where there is none of that dtype or place."""
+    if not array.size or not array.dtype.isnative or array.dtype.kind not in "fciu":
+        return None
+    if array.__array_interface__["data"][0] % ALIGNMENT or not array.flags.c_contiguous:
+        return None
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+
+
 def permuted(x: tf.Tensor, order: np.ndarray) -> tf.Tensor:
     """``x[order]``, a permutation, whose vjp is one too (TensorFlow's would be a scatter)."""
     if np.array_equal(order, np.arange(len(order))):

@@ -142,7 +142,7 @@ class ThreadTeam(BatchComputer):
 
         number = tiles.count(frame.batch, frame.tile)
         recomputed = replica.recomputed
-        self._alone(replica.weights.load, version, buffer)
+        self._alone(replica.load, plan.plan, version, buffer)
         tangents = tuple(source for source, _ in frame.tangents)
         form = plan.plan, plan.level, kind, frame.tile, tangents
         if plan.level == "eager" or plan.draws:

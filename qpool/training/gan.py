@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from qpool.pooled import ParallelGenerator
 from qpool.training.config import LOSSES
+from qpool.training.parts import Part
 from workers.compiling import compile_cache
 from workers.errors import ConfigurationError, nearest
 from workers.replica import recipes
@@ -80,7 +81,8 @@ class QuantumGAN(keras.Model):
         """``run_eagerly`` for a generator that TensorFlow cannot trace (stock SF in place).
 
         Where XLA compiles the generator (``strategy="cpu_batch"``, once it has been called), the
-        whole step is one program of XLA's. No pool can be a part of one.
+        whole step is one program of XLA's. No pool can be a part of one: then what is done between
+        its calls is compiled by itself.
         """
         pooled = [m for m in (self.generator, self.critic) if isinstance(m, ParallelGenerator)]
         whole = all(model._qpool.executor().within_xla for model in pooled)
@@ -90,6 +92,13 @@ class QuantumGAN(keras.Model):
         self.critic_optimizer = critic_optimizer
         generator_optimizer.build(self.generator.trainable_variables)
         critic_optimizer.build(self.critic.trainable_variables)
+        plain = _is_plain(self.critic)
+        of_keras = [_is_of_keras(o) for o in (generator_optimizer, critic_optimizer)]
+        self._parts = {
+            "critic": Part(self._update_critic, sure=plain and of_keras[1]),
+            "loss": Part(self._generator_loss, sure=plain),
+            "update": Part(self._update_generator, sure=of_keras[0]),
+        }
 
     def call(self, z: Any) -> Any:
         return self.generator(z)
@@ -165,36 +174,55 @@ class QuantumGAN(keras.Model):
         if not tf.executing_eagerly():
             compile_cache.lasting_name()
         variables = recipes.trainable_variables(self.generator)
-        logs = {}
+        batch = tf.shape(real)[0]
         with tf.GradientTape() as tape:
-            z = self.latent(tf.shape(real)[0])
-            if hasattr(self.generator, "with_norm"):
-                fake, norm = self.generator.with_norm(z)
-                logs["ket_norm"] = tf.reduce_mean(norm)
-            else:
-                fake, norm = self.generator(z), None
-            for _ in range(self.critic_steps):
-                with tape.stop_recording():
-                    critic_loss = self._critic_step(real, tf.stop_gradient(fake))
-            value = self.critic(fake)
-            loss = -tf.reduce_mean(
-                value if self.loss_kind == "wasserstein" else tf.math.log_sigmoid(value)
+            z = self.latent(batch)
+            made = (
+                self.generator.with_norm(z)
+                if hasattr(self.generator, "with_norm")
+                else (self.generator(z),)
             )
-            total = loss
-            if self.norm_penalty:
-                total += self.norm_penalty * tf.reduce_mean(1.0 - norm)
-        gradients = tape.gradient(total, variables)
-        self.generator_optimizer.apply_gradients(
-            zip(gradients, self.generator.trainable_variables, strict=True)
-        )
+        shape = (self.critic_steps, batch, 1)
+        shares = keras.random.uniform(shape, seed=self._draws) if self.penalty else tf.zeros(shape)
+        fake, *norms = map(tf.stop_gradient, made)
+        critic_loss = self._parts["critic"](real, fake, shares)
+        loss, cotangents = self._parts["loss"](fake, *norms)
+        gradients = tape.gradient(made, variables, output_gradients=cotangents)
         return {
             "generator_loss": loss,
             "critic_loss": critic_loss,
-            "gradient_norm": tf.linalg.global_norm(gradients),
-            **logs,
+            "gradient_norm": self._parts["update"](gradients),
+            **{"ket_norm": tf.reduce_mean(norm) for norm in norms},
         }
 
-    def _critic_step(self, real: Any, fake: Any) -> Any:
+    def _generator_loss(self, fake: Any, *norms: Any) -> tuple[Any, list[Any]]:
+        """The loss, and what is to be pulled back through the generator's outputs: that of the loss
+        and of what is added for the norms."""
+        with tf.GradientTape() as tape:
+            tape.watch([fake, *norms])
+            value = self.critic(fake)
+            total = loss = -tf.reduce_mean(
+                value if self.loss_kind == "wasserstein" else tf.math.log_sigmoid(value)
+            )
+            if self.norm_penalty:
+                total += self.norm_penalty * tf.reduce_mean(1.0 - norms[0])
+        zero = tf.UnconnectedGradients.ZERO
+        return loss, tape.gradient(total, [fake, *norms], unconnected_gradients=zero)
+
+    def _update_generator(self, gradients: list[Any]) -> Any:
+        self.generator_optimizer.apply_gradients(
+            zip(gradients, self.generator.trainable_variables, strict=True)
+        )
+        return tf.linalg.global_norm(gradients)
+
+    def _update_critic(self, real: Any, fake: Any, shares: Any) -> Any:
+        """A step for each of the ``shares``, which say where between a real and a generated sample
+        the slope is looked at."""
+        for step in range(self.critic_steps):
+            loss = self._critic_step(real, fake, shares[step])
+        return loss
+
+    def _critic_step(self, real: Any, fake: Any, share: Any) -> Any:
         variables = recipes.trainable_variables(self.critic)
         with tf.GradientTape() as tape:
             on_fake, on_real = self.critic(fake), self.critic(real)
@@ -204,15 +232,14 @@ class QuantumGAN(keras.Model):
                 loss = -tf.reduce_mean(tf.math.log_sigmoid(on_real))
                 loss -= tf.reduce_mean(tf.math.log_sigmoid(-on_fake))
             if self.penalty:
-                loss += self.penalty * self._gradient_penalty(real, fake)
+                loss += self.penalty * self._gradient_penalty(real, fake, share)
         gradients = tape.gradient(loss, variables)
         self.critic_optimizer.apply_gradients(
             zip(gradients, self.critic.trainable_variables, strict=True)
         )
         return loss
 
-    def _gradient_penalty(self, real: Any, fake: Any) -> Any:
-        share = keras.random.uniform((tf.shape(real)[0], 1), seed=self._draws)
+    def _gradient_penalty(self, real: Any, fake: Any, share: Any) -> Any:
         between = share * real + (1.0 - share) * fake
         with tf.GradientTape() as tape:
             tape.watch(between)
@@ -230,3 +257,13 @@ def default_critic(width: int, seed: int = 0, units: int = 32, layers: int = 2) 
     ]
     last = keras.layers.Dense(1, kernel_initializer=initial[layers])
     return keras.Sequential([keras.Input((width,)), *hidden, last], name="critic")
+
+
+def _is_plain(critic: Any) -> bool:
+    """Whether it is made of dense layers alone, as the default one is."""
+    known = (keras.layers.InputLayer, keras.layers.Dense)
+    return isinstance(critic, keras.Sequential) and all(type(x) in known for x in critic.layers)
+
+
+def _is_of_keras(thing: Any) -> bool:
+    return type(thing).__module__.startswith("keras.")

@@ -183,18 +183,26 @@ class QuantumGANTrainer:
         per_epoch, seed = len(rows) // batch_size, self._seed
         values = tf.constant(rows)
 
-        def batch(step: Any) -> Any:
+        def epoch(number: Any) -> Any:
             order = tf.random.experimental.stateless_shuffle(
-                tf.range(len(rows)), [tf.constant(seed, tf.int64), step // per_epoch]
+                tf.range(len(rows)), [tf.constant(seed, tf.int64), number]
             )
-            start = tf.cast(step % per_epoch, tf.int32) * batch_size
-            chosen = tf.gather(values, order[start : start + batch_size])
-            return tf.ensure_shape(chosen, (batch_size, rows.shape[1]))
+            batches = tf.reshape(order[: per_epoch * batch_size], (per_epoch, batch_size))
+            return tf.data.Dataset.from_tensor_slices(batches)
 
         # On one core TensorFlow waits for its tuner of pipelines when one ends: as long as a run.
         untuned = tf.data.Options()
         untuned.autotune.enabled = False
-        return tf.data.Dataset.range(first, last).map(batch).prefetch(2).with_options(untuned)
+        begun = first // per_epoch
+        return (
+            tf.data.Dataset.range(begun, -(-last // per_epoch))
+            .flat_map(epoch)
+            .skip(first - begun * per_epoch)
+            .take(last - first)
+            .map(lambda chosen: tf.gather(values, chosen))
+            .prefetch(2)
+            .with_options(untuned)
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that the next step depends on, by name; see ``restore``."""

@@ -26,6 +26,7 @@ which the coordinator knows which tile a worker was in when it died.
 from __future__ import annotations
 
 import enum
+import itertools
 import marshal
 import pickle
 from dataclasses import dataclass
@@ -291,16 +292,23 @@ class Surveyed:
 
 
 class Computed(NamedTuple):
-    """``tile_seconds`` are those of each tile; ``cpu_seconds`` is the process's CPU time since its
-    start, as the system measured it; ``memory`` its own resident bytes, not counting shared ones.
+    """``moments`` are of the machine's monotonic clock (``time.perf_counter``): when the message was
+    there, when the weights were, and when each tile was done; ``cpu_seconds`` is the process's CPU
+    time since its start, as the system measured it; ``memory`` its own resident bytes, not counting
+    shared ones.
     """
 
     ticket: int
     finished: int
-    tile_seconds: tuple[float, ...]
+    moments: tuple[float, ...]
     cpu_seconds: float
     memory: int
     recomputed: int
+
+    @property
+    def tile_seconds(self) -> tuple[float, ...]:
+        """What each tile took."""
+        return tuple(end - began for began, end in itertools.pairwise(self.moments[1:]))
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,8 @@ class _Worker:
 
     def _remap(self, message: protocol.Remap) -> None:
         self._arena.remap(self._here(message.segment))
+        for replica in self._replicas.values():
+            replica.weights.distrust()  # they may lie over the former mapping
 
     def _build(self, message: protocol.Build) -> None:
         from workers.replica.replica import Replica
@@ -204,6 +206,7 @@ class _Worker:
         )
 
     def _compute(self, message: protocol.Compute) -> protocol.Computed:
+        moments = [time.perf_counter()]
         buffer = self._arena.buffer
         replica = self._replicas[self._models_of_plans[message.plan]]
         frame = self._frames[message.frame]
@@ -212,23 +215,22 @@ class _Worker:
         backward = second or message.kind is protocol.Kind.BACKWARD
         keep = message.kind is protocol.Kind.FORWARD_KEEPING
         self._faults.reach("load")
-        replica.weights.load(message.weights_version, buffer)
+        replica.load(message.plan, message.weights_version, buffer)
         progress = progress_counter(buffer, self._slot)
-        seconds = []
+        moments.append(time.perf_counter())
         for index in message.tiles:
             self._faults.reach("backward" if backward else "forward")
-            began = time.perf_counter()
             if backward:
                 replica.backward(message.plan, frame, message.call, index, buffer, second=second)
             else:
                 replica.forward(message.plan, frame, message.call, index, keep, buffer)
-            seconds.append(time.perf_counter() - began)
+            moments.append(time.perf_counter())
             self._faults.reach("written")
             progress += 1
         return protocol.Computed(
             message.ticket,
             self._finished(),
-            tuple(seconds),
+            tuple(moments),
             time.process_time(),
             self._memory.own(),
             replica.recomputed - recomputed,

@@ -241,6 +241,11 @@ class Replica:
             self._plans[plan.plan] = dataclasses.replace(method, plan=plan)
         return choice
 
+    def load(self, plan: int, version: int, buffer: memoryview) -> None:
+        """Have the weights be of this version, for calls of this plan."""
+        copies = self._plans[plan].plan.level == "eager"
+        self.weights.load(version, buffer, copies=copies)
+
     def forward(
         self, plan: int, frame: Frame, call: int, index: int, keep: bool, buffer: memoryview
     ) -> None:
@@ -336,7 +341,7 @@ class Replica:
     ) -> None:
         """Compute a tile as ``forward`` or ``backward`` would, and keep nothing of it."""
         method = self._plans[plan]
-        self.weights.load(version, buffer)
+        self.load(plan, version, buffer)
         self.weights.distrust()  # the coordinator may be writing the next ones: not to be relied on
         _, stop, rows = self._span(method.plan, frame, 0)
         arrays = tile_arrays.take(frame.inputs, 0, stop, rows, buffer)

@@ -18,6 +18,7 @@ CASES = {
     "roundtrip": "roundtrip:roundtrip",
     "monitor": "pool:monitor",
     "trainer": "pool:trainer",
+    "timeline": "timeline:timeline",
     "own-loop": "pool:loop_of_ones_own",
     "engine": "engine:engine",
     "wide": "engine:wide",

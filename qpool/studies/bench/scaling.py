@@ -96,7 +96,7 @@ def simulate(workers: int, steps: int = 20) -> dict[str, float]:
     """
     number = 2 * workers
     deciding, packing = [], []
-    answer = protocol.encode(protocol.Computed(1, 1, (0.1, 0.1), 1.0, 1 << 28, 0))
+    answer = protocol.encode(protocol.Computed(1, 1, (0.0, 0.0, 0.1, 0.2), 1.0, 1 << 28, 0))
     for _ in range(steps):
         began = time.perf_counter()
         step = Step(number, range(workers), 1)
