@@ -63,6 +63,13 @@ class Arguments:
             tuple(not isinstance(x, np.ndarray) for x in inputs),
         )
 
+    def all_sharded(self, values: Sequence[Any]) -> tuple[bytes, list[Any], tuple[bool, ...]]:
+        """What ``split`` gives, for positional arguments that are all sharded."""
+        inputs = [_as_input(value, f"argument {n}") for n, value in enumerate(values)]
+        marks = tuple(Sharded(n) for n in range(len(inputs)))
+        as_tensor = tuple(not isinstance(x, np.ndarray) for x in inputs)
+        return dumps((marks, {}), "the arguments"), inputs, as_tensor
+
     def _names(self, method: str) -> tuple[str, ...]:
         if method not in self._signatures:
             self._signatures[method] = argument_names(self._model, method)

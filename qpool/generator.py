@@ -323,7 +323,7 @@ def _share(model: Any, room: _Room) -> Any:
             f"instance attributes {hidden} hide the methods that would be pooled; make them "
             "methods of the class"
         )
-    added = ("warm_up", "per_sample_gradients", "stats", "close")
+    added = ("warm_up", "per_sample_gradients", "loss_and_gradient", "stats", "close")
     clashes = [name for name in added if hasattr(model, name)]
     if clashes:
         warnings.warn(

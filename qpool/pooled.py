@@ -10,9 +10,18 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from workers.errors import InputError
+from workers.errors import ConfigurationError, InputError, nearest
+
+
+class LossAndGradient(NamedTuple):
+    """``loss``: a scalar; ``gradient``: a tensor for each trainable variable, None for one that the
+    loss does not depend on; ``outputs``: what the model returned."""
+
+    loss: Any
+    gradient: list[Any]
+    outputs: Any
 
 
 class ParallelGenerator:
@@ -54,6 +63,43 @@ class ParallelGenerator:
         contracted with its row n. Variables are in the order of ``trainable_variables``.
         """
         return self._qpool.executor().per_sample_gradients(z, cotangent)
+
+    def loss_and_gradient(
+        self, z: Any, loss: Callable[..., Any], *data: Any, method: str | None = None
+    ) -> LossAndGradient:
+        """The mean of a loss over a batch, its gradient, and the outputs it is of: what a tape
+        around the call gives, in one exchange with the workers in place of two.
+
+            step = generator.loss_and_gradient(z, loss)
+            optimizer.apply_gradients(zip(step.gradient, generator.trainable_variables))
+
+        Args:
+            z: (batch, ...), what the model is called with.
+            loss: called with what the model returns for some rows, and with the same rows of
+                ``data``; returns a real number for each of them, (rows,), which depends on
+                nothing but its own row. Variables that it holds (a critic's) are kept in step; all
+                else of it is as at the first call. A function, or an object that can be called.
+            data: further batches of as many rows, for the loss.
+            method: the pooled method to call; default: the model's call, or its ``generate``.
+
+        The gradient is that of the model's trainable variables, in their order; nothing is
+        differentiated further. The same bits for any number of workers. A loss that cannot be
+        computed by workers (it does not travel, or mixes samples) is computed here, in two
+        exchanges: ``stats()["losses"]`` says why. ``cpu_batch`` and ``sequential`` do what a tape
+        would.
+        """
+        import tensorflow as tf
+
+        if method is None:
+            method = "__call__" if callable(self._qpool.model) else "generate"
+        if method not in self._qpool.methods:
+            raise ConfigurationError(
+                f"{method!r} is not pooled: {nearest(method, self._qpool.methods)}"
+            )
+        self._qpool.pooled_calls += 1
+        executor = self._qpool.executor()
+        outputs, losses, gradient = executor.loss_and_gradient(method, loss, (z, *data))
+        return LossAndGradient(tf.reduce_mean(losses), gradient, outputs)
 
     def stats(self) -> dict[str, Any]:
         """What was measured: samples/s, CPU use of each worker, time by phase."""

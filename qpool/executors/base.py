@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from qpool.executors.computer import Computer
 
@@ -75,6 +75,23 @@ class Executor(abc.ABC):
         ``z`` is (batch, ...), ``cotangent`` has the structure and shapes of the outputs. Returns
         one tensor of shape (batch, *variable.shape) for each trainable variable.
         """
+
+    def loss_and_gradient(
+        self, method: str, loss: Callable[..., Any], values: Sequence[Any]
+    ) -> tuple[Any, Any, list[Any]]:
+        """What ``method`` returns for ``values[0]``; ``loss`` of that and of the further values, a
+        number for each sample; and the gradient of its mean for each trainable variable."""
+        import tensorflow as tf
+
+        from workers.replica import recipes
+
+        variables = recipes.trainable_variables(self.model)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            outputs = self.call(method, (values[0],), {})
+            losses = tf.convert_to_tensor(loss(outputs, *values[1:]))
+            mean = tf.reduce_mean(losses)
+        return outputs, losses, tape.gradient(mean, variables)
 
     def stats(self) -> dict[str, Any]:
         """What the strategy measured."""

@@ -64,6 +64,7 @@ class BatchComputer(Computer):
         *,
         gradient: bool,
         largest_tile: int,
+        wanted: tuple[int, ...],
     ) -> protocol.Surveyed:
         """What the plan does with the frame's first rows."""
 
@@ -87,6 +88,7 @@ class BatchComputer(Computer):
         *,
         gradient: bool,
         largest_tile: int,
+        wanted: tuple[int, ...] = (),
     ) -> protocol.Surveyed:
         with self._lock:
             store = self._ready()
@@ -94,7 +96,12 @@ class BatchComputer(Computer):
             frame = store.frame(("survey", plan, len(few[0])), few, len(few[0]))
             version = self._write(store, plan, frame, few, weights)
             surveyed = self._survey(
-                self._plans[plan], frame, version, gradient=gradient, largest_tile=largest_tile
+                self._plans[plan],
+                frame,
+                version,
+                gradient=gradient,
+                largest_tile=largest_tile,
+                wanted=wanted,
             )
             self._learn(plan, surveyed)
             return surveyed
@@ -172,6 +179,48 @@ class BatchComputer(Computer):
             self._counters.copy_out += time.perf_counter() - began
             self._counters.backward_calls += 1
             return [*(found[n] for n, _ in sources), *of_cotangents]
+
+    def both(
+        self,
+        plan: int,
+        tile: int,
+        inputs: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray],
+        outputs: Sequence[ArraySpec],
+        cotangents: Sequence[np.ndarray | None],
+        sources: Sequence[tuple[int, ArraySpec]],
+        *,
+        copy: Callable[[np.ndarray], Any] = np.array,
+        per_tile: bool = False,
+        call: int | None = None,
+        first: int = 0,
+    ) -> tuple[list[Any], list[np.ndarray]]:
+        """See ``Computer.both``; ``call`` and ``first`` as in ``forward``."""
+        with self._lock:
+            store = self._ready()
+            given = tuple(n for n, cotangent in enumerate(cotangents) if cotangent is not None)
+            wanted = tuple(n for n, _ in sources)
+            frame = store.frame(
+                (Kind.BOTH, plan, len(inputs[0]), tile, first, given, wanted),
+                inputs,
+                tile,
+                outputs,
+                cotangents,
+                of_weights=sources,
+                first=first,
+            )
+            version = self._write(store, plan, frame, inputs, weights)
+            store.write(frame.cotangents, cotangents)
+            call = self.new_call() if call is None else call
+            self._compute(self._plans[plan], frame, call, Kind.BOTH, version, None)
+            began = time.perf_counter()
+            results = [copy(placed.view(store.buffer)) for placed in frame.outputs]
+            partials = [placed.view(store.buffer) for _, placed in frame.weight_gradients]
+            gradients = [p.copy() if per_tile else tiles.sum_in_order(p) for p in partials]
+            self._counters.copy_out += time.perf_counter() - began
+            self._counters.forward_calls += 1
+            self._counters.backward_calls += 1
+            return results, gradients
 
     def _counters_by_name(self) -> dict[str, Any]:
         counters = dataclasses.asdict(self._counters)

@@ -62,8 +62,10 @@ class Computer(abc.ABC):
         *,
         gradient: bool,
         largest_tile: int,
+        wanted: tuple[int, ...] = (),
     ) -> protocol.Surveyed:
-        """Run the plan on the first rows, to learn what comes out, and compile it."""
+        """Run the plan on the first rows, to learn what comes out, and compile it. ``wanted`` are
+        the sources that ``both`` will be asked for."""
 
     @abc.abstractmethod
     def forward(
@@ -109,6 +111,25 @@ class Computer(abc.ABC):
         With ``tangents``, cotangents of the gradients by source, that whole computation is pulled
         back: returned are the gradients of its result for the sources, then for the cotangents
         that are not None.
+        """
+
+    @abc.abstractmethod
+    def both(
+        self,
+        plan: int,
+        tile: int,
+        inputs: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray],
+        outputs: Sequence[ArraySpec],
+        cotangents: Sequence[np.ndarray | None],
+        sources: Sequence[tuple[int, ArraySpec]],
+        *,
+        copy: Callable[[np.ndarray], Any] = np.array,
+    ) -> tuple[list[Any], list[np.ndarray]]:
+        """Compute a batch and pull ``cotangents`` back that do not depend on it, at once.
+
+        Returns the outputs, as ``forward`` does, and the gradients of ``sources``, variables, of
+        the outputs whose cotangent is not None, as ``backward`` does.
         """
 
     @abc.abstractmethod

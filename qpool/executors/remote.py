@@ -100,9 +100,10 @@ class RemoteModel:
         weights: Callable[[], Sequence[np.ndarray]],
         *,
         gradient: bool,
+        wanted: tuple[int, ...] = (),
     ) -> Plan:
         """The plan for this call; the first time, a worker runs the first rows to learn it, and
-        ``weights`` are read for that."""
+        ``weights`` are read for that. ``wanted``: see ``Computer.survey``."""
         specs = tuple(ArraySpec(x.shape[1:], x.dtype.str) for x in inputs)
         key = (method, arguments, as_tensor, specs)
         known = self._plans.get(key)
@@ -116,7 +117,9 @@ class RemoteModel:
             else self.pool.add_plan(self._number, method, arguments, as_tensor, self._rows)
         )
         largest = self._tile or tiles.largest_tile(len(inputs[0]))
-        found = self.pool.survey(number, inputs, weights(), gradient=gradient, largest_tile=largest)
+        found = self.pool.survey(
+            number, inputs, weights(), gradient=gradient, largest_tile=largest, wanted=wanted
+        )
         plan = Plan(
             number,
             pickle.loads(found.structure),
@@ -138,6 +141,11 @@ class RemoteModel:
         self._say(plan, found.circuits)
         self._survey_seconds += time.perf_counter() - began
         return plan
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is a plan: a call that could be made."""
+        return bool(self._plans)
 
     def find(
         self,
@@ -212,6 +220,35 @@ class RemoteModel:
             per_tile=per_sample,
             tangents=tangents,
         )
+        self._seconds += time.perf_counter() - began
+        return found
+
+    def both(
+        self,
+        plan: Plan,
+        inputs: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray],
+        cotangents: Sequence[np.ndarray | None],
+        wanted: Sequence[int],
+        *,
+        copy: Any,
+    ) -> tuple[list[Any], list[np.ndarray]]:
+        """Outputs, and gradients for the ``wanted`` variables; see ``Computer.both``."""
+        self._check_open()
+        began = time.perf_counter()
+        batch = len(inputs[0])
+        found = self.pool.both(
+            plan.number,
+            self.tile(plan, batch),
+            inputs,
+            weights,
+            plan.outputs,
+            cotangents,
+            [(n, self.source_spec(n, inputs)) for n in wanted],
+            copy=copy,
+        )
+        self._samples += batch
+        self._non_finite += _non_finite_rows(inputs)
         self._seconds += time.perf_counter() - began
         return found
 

@@ -70,7 +70,7 @@ class ThreadTeam(BatchComputer):
             except BaseException:
                 self.discard(number)
                 raise
-            self._told[number] = places
+            self._told[number] = places, store.segment
             return number
 
     def discard(self, number: int) -> None:
@@ -114,9 +114,12 @@ class ThreadTeam(BatchComputer):
         *,
         gradient: bool,
         largest_tile: int,
+        wanted: tuple[int, ...],
     ) -> protocol.Surveyed:
         replica = self._replica(plan)
-        request = protocol.Survey(0, plan.plan, frame.frame, version, gradient, largest_tile)
+        request = protocol.Survey(
+            0, plan.plan, frame.frame, version, gradient, largest_tile, wanted
+        )
         return self._alone(replica.survey, request, frame, 0, self._store.buffer)
 
     def _compute(
@@ -129,16 +132,10 @@ class ThreadTeam(BatchComputer):
         homes: Homes | None,
     ) -> Homes:
         replica, buffer = self._replica(plan), self._store.buffer
-        second = kind is Kind.SECOND
-        backward = second or kind is Kind.BACKWARD
-        keep = kind is Kind.FORWARD_KEEPING
 
         def compute(first: int, stop: int) -> None:
             for index in range(first, stop):
-                if backward:
-                    replica.backward(plan.plan, frame, call, index, buffer, second=second)
-                else:
-                    replica.forward(plan.plan, frame, call, index, keep, buffer)
+                replica.compute(kind, plan.plan, frame, call, index, buffer)
 
         number = tiles.count(frame.batch, frame.tile)
         recomputed = replica.recomputed
@@ -161,9 +158,10 @@ class ThreadTeam(BatchComputer):
     def _replica(self, plan: protocol.Plan) -> Replica:
         """The plan's replica, told what has changed."""
         replica, model = self._replicas[plan.model], self._store.models[plan.model]
-        if self._told[plan.model] is not model.places:
+        told = model.places, self._store.segment
+        if self._told[plan.model] != told:  # also where growing has mapped the arena anew
             replica.weights.place(model.places)
-            self._told[plan.model] = model.places
+            self._told[plan.model] = told
         replica.add_plan(plan)
         return replica
 

@@ -7,13 +7,16 @@ bridge to TensorFlow's tapes.
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qpool.executors.base import Executor, Options
 from qpool.executors.computer import Computer
 from qpool.executors.remote import RemoteModel
 from qpool.gradient import Bridge
+from qpool.losses import Losses
 from qpool.shipping import pack
+from workers.replica.judged import Judged
 
 
 class TiledExecutor(Executor):
@@ -33,6 +36,7 @@ class TiledExecutor(Executor):
                 self.computer.close()
             raise
         self._bridge = Bridge(model, self._remote, options.sharded)
+        self._losses = Losses(model, self._bridge_of)
 
     @abc.abstractmethod
     def _make(self, options: Options) -> Computer:
@@ -49,13 +53,41 @@ class TiledExecutor(Executor):
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._bridge.call(method, args, kwargs)
 
+    def loss_and_gradient(
+        self, method: str, loss: Callable[..., Any], values: Sequence[Any]
+    ) -> tuple[Any, Any, list[Any]]:
+        """One exchange: workers compute the loss too, and its gradient, in one program. Where a
+        loss cannot go there it takes two, as a tape around the call would."""
+        bridge = self._losses.find(method, loss)
+        if bridge is not None:
+            try:
+                return bridge.loss_and_gradient(values)
+            except Exception as error:
+                if bridge.in_use or not self._losses.refuse(method, loss, error):
+                    raise
+        return super().loss_and_gradient(method, loss, values)
+
+    def _bridge_of(self, judged: Judged) -> Bridge:
+        """Workers' replicas of a model with a loss."""
+        remote = RemoteModel(
+            self.computer,
+            pack(judged),
+            self.options.tile,
+            self.options.engine,
+            self.model,
+            self.options,
+        )
+        return Bridge(judged, remote, ())
+
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         return self._bridge.per_sample_gradients(z, cotangent)
 
     def stats(self) -> dict[str, Any]:
-        return {**self._remote.stats(), "pool": self.computer.stats()}
+        losses = self._losses.stats()
+        return {**self._remote.stats(), "losses": losses, "pool": self.computer.stats()}
 
     def close(self) -> None:
+        self._losses.close()
         self._remote.close()
         if self._owns:
             self.computer.close()

@@ -106,7 +106,8 @@ def choose(
     Args:
         function: the method, of tensors alone.
         inputs: a tile of them.
-        expected: what it returned for them eagerly, flattened; of the first rows, or of all.
+        expected: what it returned for them eagerly, flattened; of the first rows, or of all. What
+            the function returns beyond that is not looked at.
         use: called with the compiled function and its level, to take its gradient, say. If it
             fails, the level is none.
         ready: functions that are compiled already, by level.
@@ -121,10 +122,10 @@ def choose(
         try:
             compiled = ready.get(level) or at_level(function, level)
             before()
-            outputs = tf.nest.flatten(compiled(*inputs))
+            outputs = tf.nest.flatten(compiled(*inputs))[: len(expected)]
             if draws and level == "xla":
                 before()
-                graph = tf.nest.flatten(at_level(function, "graph")(*inputs))
+                graph = tf.nest.flatten(at_level(function, "graph")(*inputs))[: len(expected)]
                 apart = _other_kind(outputs, graph) or _first_difference(graph, expected)
             else:
                 apart = _first_difference(outputs, expected)

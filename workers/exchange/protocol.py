@@ -45,6 +45,7 @@ class Kind(enum.Enum):
     FORWARD_KEEPING = "forward, keeping what the backward pass needs"
     BACKWARD = "backward"
     SECOND = "backward of the backward"
+    BOTH = "forward and backward"
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ class Frame:
     ``weight_gradients`` have one row per tile; all others one row per sample. Each gradient comes
     with the source it belongs to (inputs first, then variables).
 
+    For ``Kind.BOTH`` gradients are of the outputs that have ``cotangents``.
+
     For ``Kind.SECOND``, ``tangents`` are the cotangents of gradients, by source (of a variable's,
     the whole array), and ``cotangent_gradients`` belong to ``cotangents``.
 
@@ -149,6 +152,7 @@ class Frame:
 class Survey:
     """Run the model on the frame's first rows and report what comes out, and what it costs.
 
+    ``wanted`` are the sources whose gradients, of the last output, ``Kind.BOTH`` will be asked for.
     ``largest_tile`` bounds the rows of a tile (``workers.layout.tile_worth``), which is the shape
     that is compiled.
     """
@@ -159,6 +163,7 @@ class Survey:
     weights_version: int
     gradient: bool
     largest_tile: int
+    wanted: tuple[int, ...] = ()
 
 
 class Compute(NamedTuple):

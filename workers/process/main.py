@@ -211,19 +211,14 @@ class _Worker:
         replica = self._replicas[self._models_of_plans[message.plan]]
         frame = self._frames[message.frame]
         recomputed = replica.recomputed
-        second = message.kind is protocol.Kind.SECOND
-        backward = second or message.kind is protocol.Kind.BACKWARD
-        keep = message.kind is protocol.Kind.FORWARD_KEEPING
+        backward = message.kind in (protocol.Kind.BACKWARD, protocol.Kind.SECOND)
         self._faults.reach("load")
         replica.load(message.plan, message.weights_version, buffer)
         progress = progress_counter(buffer, self._slot)
         moments.append(time.perf_counter())
         for index in message.tiles:
             self._faults.reach("backward" if backward else "forward")
-            if backward:
-                replica.backward(message.plan, frame, message.call, index, buffer, second=second)
-            else:
-                replica.forward(message.plan, frame, message.call, index, keep, buffer)
+            replica.compute(message.kind, message.plan, frame, message.call, index, buffer)
             moments.append(time.perf_counter())
             self._faults.reach("written")
             progress += 1

@@ -96,6 +96,40 @@ class Method:
 
         return made
 
+    def both(self, given: tuple[int, ...], wanted: tuple[int, ...]) -> Callable[..., Any]:
+        r"""(\*inputs, \*cotangents) -> the outputs, then gradients; ``given`` are the places of the
+        outputs that the cotangents are for, ``wanted`` those of the variables."""
+
+        def both(*arguments: Any) -> list[Any]:
+            count = len(self.plan.as_tensor)
+            inputs, cotangents = arguments[:count], arguments[count:]
+            sources = [self.variables[n] for n in wanted]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(sources)
+                outputs = tf.nest.flatten(self(*inputs))
+            gradients = tape.gradient(
+                [outputs[n] for n in given],
+                sources,
+                output_gradients=cotangents,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            return [*outputs, *map(tf.convert_to_tensor, gradients)]
+
+        return both
+
+    @functools.cached_property
+    def compiled_both(self) -> dict[Any, Callable[..., Any]]:
+        """``both``, at the level that the plan says, by what it was made for."""
+        return {}
+
+    def compiled_both_of(
+        self, given: tuple[int, ...], wanted: tuple[int, ...]
+    ) -> Callable[..., Any]:
+        key = given, wanted
+        if key not in self.compiled_both:
+            self.compiled_both[key] = compiled.at_level(self.both(*key), self.plan.level)
+        return self.compiled_both[key]
+
     def anew(self) -> Method:
         """The method with nothing compiled."""
         return dataclasses.replace(self, plan=dataclasses.replace(self.plan, level="eager"))

@@ -31,6 +31,7 @@ from workers.replica.draws import Draws
 from workers.replica.method import Method, as_tensors, as_the_model_wants, differentiable
 from workers.replica.recorded import Recorded
 from workers.replica.weights import Weights
+from workers.tensors import tensor_of
 
 #: Forward calls whose tapes are kept for a backward pass that may come. A GAN step keeps at most
 #: three at once (generator, critic on real, critic on generated); older ones are recomputed.
@@ -142,7 +143,13 @@ class Replica:
                 arrays = self._first_rows(frame, rows, buffer)
                 trial = dataclasses.replace(method, plan=form)
                 found = self._compile(
-                    known, trial, arrays, of_many, gradient=request.gradient, buffer=buffer
+                    known,
+                    trial,
+                    arrays,
+                    of_many,
+                    gradient=request.gradient,
+                    wanted=self._variables_of(request.wanted, connected, method),
+                    buffer=buffer,
                 )
                 choice = found.after(choice) if looped and not form.by_rows else found
                 if choice.level != "eager":
@@ -189,9 +196,11 @@ class Replica:
         of_many: list[Any],
         *,
         gradient: bool,
+        wanted: tuple[int, ...],
         buffer: memoryview,
     ) -> compiled.Choice:
-        """The level for this plan from now on, with a tile's shape compiled already.
+        """The level for this plan from now on, with a tile's shape compiled already: the call and,
+        with ``gradient``, its vjp, or what is ``wanted`` of both as one program.
 
         ``method`` is the model as it is; ``known`` may have been compiled before, without
         gradients. ``of_many`` is what a few rows gave, if the tile has as many: a loop over all
@@ -216,18 +225,26 @@ class Replica:
                 outputs=tuple(survey.row_spec(output) for output in expected),
             )
             trial = dataclasses.replace(method, plan=plan)
-            trial.__dict__["compiled"] = function
             self._plans[plan.plan] = trial
+            if wanted:
+                trial.compiled_both[given, wanted] = function
+                return
+            trial.__dict__["compiled"] = function
             if gradient:
                 self._vjp(trial, arrays, seeds, buffer)
 
         inputs = as_tensors(as_the_model_wants(method.plan, arrays))
+        given = (len(expected) - 1,)
+        function: Callable[..., Any] = method
+        if wanted:
+            function = method.both(given, wanted)
+            inputs.append(seeds[-1])
         same = known.plan.level != "eager" and known.plan == dataclasses.replace(
             method.plan, level=known.plan.level, outputs=known.plan.outputs
         )
-        ready = known.functions.get("compiled") if same else None
+        ready = known.functions.get("compiled") if same and not wanted else None
         choice = compiled.choose(
-            method,
+            function,
             inputs,
             expected,
             pull_back,
@@ -246,12 +263,23 @@ class Replica:
         copies = self._plans[plan].plan.level == "eager"
         self.weights.load(version, buffer, copies=copies)
 
+    def compute(
+        self, kind: Kind, plan: int, frame: Frame, call: int, index: int, buffer: memoryview
+    ) -> None:
+        """Compute one tile, and write what comes of it."""
+        if kind is Kind.BOTH:
+            self.both(plan, frame, call, index, buffer)
+        elif kind in (Kind.BACKWARD, Kind.SECOND):
+            self.backward(plan, frame, call, index, buffer, second=kind is Kind.SECOND)
+        else:
+            self.forward(plan, frame, call, index, kind is Kind.FORWARD_KEEPING, buffer)
+
     def forward(
         self, plan: int, frame: Frame, call: int, index: int, keep: bool, buffer: memoryview
     ) -> None:
         """Compute one tile and write its outputs; with ``keep``, hold on to its tape."""
         method = self._plans[plan]
-        start, stop, rows = span = self._span(method.plan, frame, index)
+        span = self._span(method.plan, frame, index)
         arrays = self._begin_tile(method, frame, call, index, span, buffer)
         if keep and method.plan.level == "eager":
             kept = self._record(method, arrays, buffer)
@@ -262,6 +290,27 @@ class Replica:
         else:
             found = self._run(method, arrays, buffer)
             outputs = [found] if isinstance(found, tf.Tensor) else tf.nest.flatten(found)
+        self._write(outputs, frame, span, buffer)
+
+    def both(self, plan: int, frame: Frame, call: int, index: int, buffer: memoryview) -> None:
+        """Compute one tile and pull its cotangents back, which are known before: write its outputs,
+        and the gradients of variables."""
+        method = self._plans[plan]
+        span = self._span(method.plan, frame, index)
+        arrays = self._begin_tile(method, frame, call, index, span, buffer)
+        given, seeds = self._seeds(frame, *span, buffer)
+        wanted = tuple(source - len(frame.inputs) for source, _ in frame.weight_gradients)
+        outputs, gradients = self._both(method, arrays, given, seeds, wanted, buffer)
+        self._write(outputs, frame, span, buffer)
+        for (_, placed), gradient in zip(frame.weight_gradients, gradients, strict=True):
+            placed.view(buffer)[index] = np.asarray(gradient)
+
+    @staticmethod
+    def _write(
+        outputs: Sequence[Any], frame: Frame, span: tuple[int, int, int], buffer: memoryview
+    ) -> None:
+        """Write a tile's outputs, which are to be what the survey found."""
+        start, stop, rows = span
         if len(outputs) != len(frame.outputs):
             raise InputError(
                 f"the model returned {len(outputs)} arrays; its first call returned "
@@ -345,6 +394,11 @@ class Replica:
         self.weights.distrust()  # the coordinator may be writing the next ones: not to be relied on
         _, stop, rows = self._span(method.plan, frame, 0)
         arrays = tile_arrays.take(frame.inputs, 0, stop, rows, buffer)
+        if kind is Kind.BOTH:
+            given, found = self._seeds(frame, 0, stop, rows, buffer)
+            wanted = tuple(source - len(frame.inputs) for source, _ in frame.weight_gradients)
+            self._both(method, arrays, given, found, wanted, buffer)
+            return
         if kind not in (Kind.BACKWARD, Kind.SECOND):
             self._run(method, arrays, buffer)
             return
@@ -422,6 +476,43 @@ class Replica:
         found = method.compiled_vjp(*as_tensors(inputs), *seeds)
         self.weights.check_unchanged(buffer)
         return tile_arrays.by_source(found, inputs)
+
+    @staticmethod
+    def _seeds(
+        frame: Frame, start: int, stop: int, rows: int, buffer: memoryview
+    ) -> tuple[tuple[int, ...], list[tf.Tensor]]:
+        """Which outputs have cotangents, and a tile's rows of these."""
+        places = {n: placed for n, placed in enumerate(frame.cotangents) if placed is not None}
+        seeds = [
+            tensor_of(tile_arrays.pad(placed.view(buffer)[start:stop], rows, repeat=False))
+            for placed in places.values()
+        ]
+        return tuple(places), seeds
+
+    def _both(
+        self,
+        method: Method,
+        arrays: list[np.ndarray],
+        given: tuple[int, ...],
+        seeds: list[tf.Tensor],
+        wanted: tuple[int, ...],
+        buffer: memoryview,
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Outputs, and gradients for the ``wanted`` variables, of outputs ``given`` cotangents."""
+        inputs = as_the_model_wants(method.plan, arrays)
+        if method.plan.level != "eager":
+            inputs = as_tensors(inputs)
+        found = method.compiled_both_of(given, wanted)(*inputs, *seeds)
+        self.weights.check_unchanged(buffer)
+        return found[: len(found) - len(wanted)], found[len(found) - len(wanted) :]
+
+    @staticmethod
+    def _variables_of(
+        wanted: Sequence[int], connected: Sequence[bool], method: Method
+    ) -> tuple[int, ...]:
+        """Places of the variables among the wanted sources that anything depends on."""
+        inputs = len(method.plan.as_tensor)
+        return tuple(source - inputs for source in wanted if connected[source])
 
     def _second(
         self,

@@ -101,6 +101,16 @@ class AutoExecutor(Executor):
             course.note(time.perf_counter() - began)
             return result
 
+    def loss_and_gradient(
+        self, method: str, loss: Callable[..., Any], values: Sequence[Any]
+    ) -> tuple[Any, Any, list[Any]]:
+        if self._asked is not None:
+            return self._asked.loss_and_gradient(method, loss, values)
+        if in_graph([values[0]]):
+            chosen = self._for_graph(method, (values[0],), {})
+            return chosen.loss_and_gradient(method, loss, values)
+        return super().loss_and_gradient(method, loss, values)
+
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         return self.executor_for(z).per_sample_gradients(z, cotangent)
 

@@ -150,6 +150,34 @@ class Node:
         )
         return found, None, time.perf_counter() - began
 
+    def both(
+        self,
+        news: Sequence[News],
+        plan: int,
+        tile: int,
+        part: Part,
+        inputs: Sequence[np.ndarray],
+        outputs: Sequence[ArraySpec],
+        cotangents: Sequence[np.ndarray | None],
+        sources: Sequence[tuple[int, ArraySpec]],
+    ) -> tuple[list[np.ndarray], None, float]:
+        """Outputs, then gradients, one row per tile, and seconds."""
+        began = time.perf_counter()
+        self._take(news)
+        results, gradients = self._pool.both(
+            self._plans[plan],
+            tile,
+            inputs,
+            self._weights[self._known[plan].model],
+            outputs,
+            cotangents,
+            sources,
+            per_tile=True,
+            call=part.call,
+            first=part.first,
+        )
+        return [*results, *gradients], None, time.perf_counter() - began
+
     def tell(self, news: Sequence[News]) -> None:
         self._take(news)
 

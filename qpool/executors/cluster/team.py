@@ -184,13 +184,14 @@ class Cluster(Computer):
         *,
         gradient: bool,
         largest_tile: int,
+        wanted: tuple[int, ...] = (),
     ) -> protocol.Surveyed:
         """What the first node reports; all of them do it, and are warm afterwards."""
         with self._lock:
             self._ready()
             self._weigh(plan, weights)
             few = [array[: max(8, largest_tile, self._plans[plan].rows)] for array in inputs]
-            options = {"gradient": gradient, "largest_tile": largest_tile}
+            options = {"gradient": gradient, "largest_tile": largest_tile, "wanted": wanted}
             found = self._crew.ask_all(
                 lambda m: m.actor.survey.remote(self._news(m, plan), plan, few, options)
             )
@@ -282,6 +283,47 @@ class Cluster(Computer):
             self._counters.copy_out += time.perf_counter() - began
             self._counters.backward_calls += 1
             return joined
+
+    def both(
+        self,
+        plan: int,
+        tile: int,
+        inputs: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray],
+        outputs: Sequence[ArraySpec],
+        cotangents: Sequence[np.ndarray | None],
+        sources: Sequence[tuple[int, ArraySpec]],
+        *,
+        copy: Callable[[np.ndarray], Any] = np.array,
+    ) -> tuple[list[Any], list[np.ndarray]]:
+        with self._lock:
+            self._ready()
+            self._weigh(plan, weights)
+            call = self.new_call()
+
+            def ask(member: Member, run: Run, _: Any) -> Any:
+                rows = _rows(run, tile)
+                return member.actor.both.remote(
+                    self._news(member, plan),
+                    plan,
+                    tile,
+                    Part(call, run.first),
+                    [array[rows] for array in inputs],
+                    outputs,
+                    [None if array is None else array[rows] for array in cotangents],
+                    sources,
+                )
+
+            found = self._perform(tiles.count(len(inputs[0]), tile), ask, None)
+            began = time.perf_counter()
+            parts = _in_order(found)
+            joined = [np.concatenate([part[n] for part in parts]) for n in range(len(parts[0]))]
+            results = [copy(array) for array in joined[: len(outputs)]]
+            gradients = [tiles.sum_in_order(array) for array in joined[len(outputs) :]]
+            self._counters.copy_out += time.perf_counter() - began
+            self._counters.forward_calls += 1
+            self._counters.backward_calls += 1
+            return results, gradients
 
     # -- measuring -------------------------------------------------------------------------
 

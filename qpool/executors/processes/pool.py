@@ -287,12 +287,15 @@ class Pool(BatchComputer):
         *,
         gradient: bool,
         largest_tile: int,
+        wanted: tuple[int, ...],
     ) -> protocol.Surveyed:
         """What the first worker reports. The others load what it has compiled, when they need it;
         all of them do it where nothing is kept for them, or devices differ."""
 
         def message(ticket: int, _tiles: tuple[int, ...]) -> protocol.Survey:
-            return protocol.Survey(ticket, plan.plan, frame.frame, version, gradient, largest_tile)
+            return protocol.Survey(
+                ticket, plan.plan, frame.frame, version, gradient, largest_tile, wanted
+            )
 
         homes = self._one_each()
         if self._crew.launcher.keeps_compiled and not self._mixed:
