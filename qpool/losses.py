@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from qpool.gradient import Bridge
 from workers.errors import InputError, ModelError, RemoteError, ShippingError, StatefulCallError
 from workers.replica.judged import Judged
@@ -41,7 +43,8 @@ class Losses:
         key = method, identity
         if key not in self._known:
             try:
-                found: Bridge | str = self._bridge(Judged(self._model, method, loss))
+                with tf.init_scope():  # variables have values there, also where a step is traced
+                    found: Bridge | str = self._bridge(Judged(self._model, method, loss))
             except _NOT_THERE as error:
                 found = self._refused(error)
             self._known[key] = alive, found

@@ -23,9 +23,11 @@ from workers.replica import recipes
 class QuantumGAN(keras.Model):
     """Generator against critic.
 
-    A step generates one batch, updates the critic ``critic_steps`` times on it and on the real
-    batch, and then the generator once: a step costs one forward and one backward pass of the
-    circuit, however many critic steps.
+    A step generates one batch and has the critic judge it; then it updates the critic
+    ``critic_steps`` times on that batch and on the real one, and the generator once, by the
+    judgement that the batch was given. So a step costs one forward and one backward pass of the
+    circuit, however many critic steps, and one exchange with a pool's workers, which judge what
+    they have generated (``loss_and_gradient``).
 
     Args:
         generator: z -> samples, with a ``latent_dim``. If it has ``with_norm`` (z -> samples and
@@ -70,6 +72,9 @@ class QuantumGAN(keras.Model):
         self.loss_kind = loss
         self.penalty = penalty
         self.norm_penalty = norm_penalty
+        told = hasattr(generator, "with_norm")
+        self._method = "with_norm" if told else "__call__"
+        self._loss = _loss_of_samples(critic, loss, norm_penalty, told)
         self._draws = keras.random.SeedGenerator(seed)
         #: The generator's weights and their averages, while it has the averages.
         self._aside: tuple[list[Any], list[Any]] | None = None
@@ -96,7 +101,6 @@ class QuantumGAN(keras.Model):
         of_keras = [_is_of_keras(o) for o in (generator_optimizer, critic_optimizer)]
         self._parts = {
             "critic": Part(self._update_critic, sure=plain and of_keras[1]),
-            "loss": Part(self._generator_loss, sure=plain),
             "update": Part(self._update_generator, sure=of_keras[0]),
         }
 
@@ -173,41 +177,32 @@ class QuantumGAN(keras.Model):
     def train_step(self, real: Any) -> dict[str, Any]:
         if not tf.executing_eagerly():
             compile_cache.lasting_name()
-        variables = recipes.trainable_variables(self.generator)
         batch = tf.shape(real)[0]
-        with tf.GradientTape() as tape:
-            z = self.latent(batch)
-            made = (
-                self.generator.with_norm(z)
-                if hasattr(self.generator, "with_norm")
-                else (self.generator(z),)
-            )
+        outputs, losses, gradients = self._judged(self.latent(batch))
+        fake, *norms = tf.nest.flatten(outputs)
         shape = (self.critic_steps, batch, 1)
         shares = keras.random.uniform(shape, seed=self._draws) if self.penalty else tf.zeros(shape)
-        fake, *norms = map(tf.stop_gradient, made)
         critic_loss = self._parts["critic"](real, fake, shares)
-        loss, cotangents = self._parts["loss"](fake, *norms)
-        gradients = tape.gradient(made, variables, output_gradients=cotangents)
+        beyond = sum(1.0 - tf.reduce_mean(norm) for norm in norms)
         return {
-            "generator_loss": loss,
+            "generator_loss": losses - self.norm_penalty * beyond,
             "critic_loss": critic_loss,
             "gradient_norm": self._parts["update"](gradients),
             **{"ket_norm": tf.reduce_mean(norm) for norm in norms},
         }
 
-    def _generator_loss(self, fake: Any, *norms: Any) -> tuple[Any, list[Any]]:
-        """The loss, and what is to be pulled back through the generator's outputs: that of the loss
-        and of what is added for the norms."""
-        with tf.GradientTape() as tape:
-            tape.watch([fake, *norms])
-            value = self.critic(fake)
-            total = loss = -tf.reduce_mean(
-                value if self.loss_kind == "wasserstein" else tf.math.log_sigmoid(value)
-            )
-            if self.norm_penalty:
-                total += self.norm_penalty * tf.reduce_mean(1.0 - norms[0])
-        zero = tf.UnconnectedGradients.ZERO
-        return loss, tape.gradient(total, [fake, *norms], unconnected_gradients=zero)
+    def _judged(self, z: Any) -> tuple[Any, Any, list[Any]]:
+        """What the generator makes of ``z``, its mean loss with the critic as it is, and the
+        gradient of that."""
+        if isinstance(self.generator, ParallelGenerator):
+            step = self.generator.loss_and_gradient(z, self._loss, method=self._method)
+            return step.outputs, step.loss, step.gradient
+        variables = recipes.trainable_variables(self.generator)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            outputs = getattr(self.generator, self._method)(z)
+            loss = tf.reduce_mean(self._loss(outputs))
+        return outputs, loss, tape.gradient(loss, variables)
 
     def _update_generator(self, gradients: list[Any]) -> Any:
         self.generator_optimizer.apply_gradients(
@@ -246,6 +241,21 @@ class QuantumGAN(keras.Model):
             on_between = self.critic(between)
         slope = tf.norm(tape.gradient(on_between, between), axis=-1)
         return tf.reduce_mean((slope - 1.0) ** 2)
+
+
+def _loss_of_samples(critic: Any, kind: str, norm_penalty: float, told: bool) -> Any:
+    """The generator's loss for each sample, of what it returned; ``told`` if that has the norms.
+
+    It is a function within one so that it goes to workers as it is, without this module."""
+
+    def loss(outputs: Any) -> Any:
+        fake, norm = outputs if told else (outputs, None)
+        value = critic(fake)
+        losses = -(value if kind == "wasserstein" else tf.math.log_sigmoid(value))
+        losses = tf.reduce_mean(tf.reshape(losses, [tf.shape(losses)[0], -1]), -1)
+        return losses + norm_penalty * (1.0 - norm) if norm_penalty else losses
+
+    return loss
 
 
 def default_critic(width: int, seed: int = 0, units: int = 32, layers: int = 2) -> keras.Model:

@@ -1,7 +1,7 @@
 """Where the time of one warm training step goes: coordinator and workers on one axis.
 
-    step | forward: write, send, wait, read | critic | backward: write, send, wait, read | update
-    worker | weights | tile | tile |           idle           | tile | tile |
+    step   | both: write, send, wait, read | critic, updates |
+    worker |         | weights | tile | tile |   idle        |
 
 Watches a pool from outside: a pool that nobody watches does nothing for it. The clock is the
 machine's monotonic one, which all its processes share. Owns the spans, their trace (Chrome's
@@ -23,8 +23,7 @@ _STEPS = 200
 #: Of the picture.
 _COLOURS = {
     "step": "#d9d9d9",
-    "forward": "#9ecae1",
-    "backward": "#6baed6",
+    "both": "#9ecae1",
     "write": "#f26419",
     "send": "#7a9e7e",
     "wait": "#f0f0f0",
@@ -33,7 +32,7 @@ _COLOURS = {
 }
 
 #: The coordinator's rows, the outermost first; each worker has one more.
-_ROWS = {"step": 0, "forward": 1, "backward": 1, "write": 2, "send": 2, "wait": 2}
+_ROWS = {"step": 0, "both": 1, "write": 2, "send": 2, "wait": 2}
 
 
 class Span(NamedTuple):
@@ -92,8 +91,7 @@ def watched(pool: Any, spans: list[Span]) -> Iterator[None]:
     """Within, append what a started pool and its workers do to ``spans``."""
     performer, crew = pool._performing(), pool._crew
     wrapped = [
-        (pool, "forward", "forward"),
-        (pool, "backward", "backward"),
+        (pool, "both", "both"),
         (pool, "_write", "write"),
         (performer, "_send", "send"),
         (crew, "events", "wait"),
@@ -141,20 +139,17 @@ def _steps(spans: list[Span]) -> list[list[Span]]:
 
 
 def _parts(steps: list[list[Span]]) -> dict[str, float]:
-    """Medians over steps, in microseconds. ``way`` is from the coordinator's last word to a worker
-    having heard it, and from its last tile to the coordinator being awake."""
+    """Medians over steps, in microseconds."""
     found: dict[str, list[float]] = {}
     for spans in steps:
         seconds: dict[str, float] = {"step": spans[0].ended - spans[0].began}
         for span in spans[1:]:
             own = f"{span.name} (worker {span.row - 3})" if span.row > 2 else span.name
             seconds[own] = seconds.get(own, 0.0) + span.ended - span.began
-        for exchange in ("forward", "backward"):
-            whole = next(s for s in spans if s.name == exchange)
-            at_work = [s for s in spans if s.row > 2 and whole.began <= s.began <= whole.ended]
-            busy = max(s.ended for s in at_work) - min(s.began for s in at_work)
-            seconds[f"{exchange}, beside workers' work"] = whole.ended - whole.began - busy
-        seconds["outside the pool"] = seconds["step"] - seconds["forward"] - seconds["backward"]
+        at_work = [s for s in spans if s.row > 2]
+        busy = max(s.ended for s in at_work) - min(s.began for s in at_work)
+        seconds["exchange, beside workers' work"] = seconds["both"] - busy
+        seconds["outside the pool"] = seconds["step"] - seconds["both"]
         for name, value in seconds.items():
             found.setdefault(name, []).append(1e6 * value)
     return {name: statistics.median(values) for name, values in found.items()}
