@@ -114,7 +114,7 @@ class Bridge:
         ]
         call = self._remote.pool.new_call()
         found = self._remote.backward(plan, call, None, arrays, weights, seeds, per_sample=True)
-        by_source = dict(zip(_where(plan.connected), found, strict=True))
+        by_source: dict[int | None, Any] = dict(zip(_where(plan.connected), found, strict=True))
         gradients = []
         sources = self._trainable_sources(len(inputs))
         variables = recipes.trainable_variables(self._model)
@@ -144,7 +144,13 @@ class Bridge:
             arrays = [np.asarray(x) for x in inputs]
             self._arguments.check("__call__", arrays)
             plan = self._remote.plan(
-                "__call__", arguments, as_tensor, arrays, self._weights, gradient=True, wanted=wanted
+                "__call__",
+                arguments,
+                as_tensor,
+                arrays,
+                self._weights,
+                gradient=True,
+                wanted=wanted,
             )
             found = self._of_mean(plan, len(inputs), wanted, [*arrays, *self._weights()])
             tensors = [tensor_of(x) for x in found]
@@ -153,8 +159,16 @@ class Bridge:
             tensors = self._of_mean_in_graph(plan, inputs, wanted)
         outputs, losses = self._pack(plan, tensors[: len(plan.outputs)])
         connected = [n for n in wanted if plan.connected and plan.connected[n]]
-        gradients = dict(zip(connected, tensors[len(plan.outputs) :], strict=True))
+        gradients: dict[int | None, Any] = dict(
+            zip(connected, tensors[len(plan.outputs) :], strict=True)
+        )
         return outputs, losses, [gradients.get(source) for source in sources]
+
+    def check(self, values: Sequence[Any]) -> None:
+        """InputError unless these are batches of one length, and of the model's width."""
+        _, inputs, _ = self._arguments.all_sharded(values)
+        if all(is_eager(x) for x in inputs):
+            self._arguments.check("__call__", [np.asarray(x) for x in inputs])
 
     @property
     def in_use(self) -> bool:
@@ -174,7 +188,7 @@ class Bridge:
     ) -> list[np.ndarray]:
         """Outputs, and gradients of the mean of the last one."""
         batch = len(arrays[0])
-        mean = np.full(batch, 1 / batch, plan.outputs[-1].dtype)
+        mean: np.ndarray = np.full(batch, 1 / batch, plan.outputs[-1].dtype)
         cotangents = [*[None] * (len(plan.outputs) - 1), mean]
         connected = [n for n in wanted if plan.connected and plan.connected[n]]
         outputs, gradients = self._remote.both(

@@ -33,7 +33,7 @@ SHARDS: dict[str, list[str]] = {
         "tests/integration/test_appl",
     ],
     "idioms": ["tests/integration/test_idioms.py", "tests/integration/test_traced.py"],
-    "training": ["tests/qpool/training"],
+    "training": ["tests/qpool/training", "tests/integration/test_loss"],
 }
 REST = "rest"
 

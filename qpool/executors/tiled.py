@@ -63,6 +63,7 @@ class TiledExecutor(Executor):
             try:
                 return bridge.loss_and_gradient(values)
             except Exception as error:
+                bridge.check(values)  # what is wrong with the call is so wherever it is computed
                 if bridge.in_use or not self._losses.refuse(method, loss, error):
                     raise
         return super().loss_and_gradient(method, loss, values)

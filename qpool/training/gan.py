@@ -188,7 +188,7 @@ class QuantumGAN(keras.Model):
             "generator_loss": losses - self.norm_penalty * beyond,
             "critic_loss": critic_loss,
             "gradient_norm": self._parts["update"](gradients),
-            **{"ket_norm": tf.reduce_mean(norm) for norm in norms},
+            **({"ket_norm": 1.0 - beyond} if norms else {}),
         }
 
     def _judged(self, z: Any) -> tuple[Any, Any, list[Any]]:
@@ -257,11 +257,10 @@ def _loss_of_samples(critic: Any, kind: str, norm_penalty: float, told: bool) ->
     It is a function within one so that it goes to workers as it is, without this module."""
 
     def loss(outputs: Any) -> Any:
-        fake, norm = outputs if told else (outputs, None)
-        value = critic(fake)
+        value = critic(outputs[0] if told else outputs)
         losses = -(value if kind == "wasserstein" else tf.math.log_sigmoid(value))
         losses = tf.reduce_mean(tf.reshape(losses, [tf.shape(losses)[0], -1]), -1)
-        return losses + norm_penalty * (1.0 - norm) if norm_penalty else losses
+        return losses + norm_penalty * (1.0 - outputs[1]) if norm_penalty else losses
 
     return loss
 

@@ -297,10 +297,10 @@ class Surveyed:
 
 
 class Computed(NamedTuple):
-    """``moments`` are of the machine's monotonic clock (``time.perf_counter``): when the message was
-    there, when the weights were, and when each tile was done; ``cpu_seconds`` is the process's CPU
-    time since its start, as the system measured it; ``memory`` its own resident bytes, not counting
-    shared ones.
+    """``moments`` are of the machine's monotonic clock (``time.perf_counter``): when the message
+    was there, when the weights were, and when each tile was done; ``cpu_seconds`` is the process's
+    CPU time since its start, as the system measured it; ``memory`` its own resident bytes, not
+    counting shared ones.
     """
 
     ticket: int

@@ -35,13 +35,18 @@ class Recorded:
         return cls(tape, inputs, outputs, sources)
 
     def gradients(
-        self, cotangents: list[Any] | None, wanted: Collection[int] | None = None
+        self,
+        cotangents: list[Any] | None,
+        wanted: Collection[int] | None = None,
+        *,
+        last: bool = False,
     ) -> list[Any]:
         """Gradients for each input (that is ``wanted``; None: all), then each variable; None where
-        nothing depends. Without ``cotangents``, those of the outputs' sum."""
+        nothing depends. Without ``cotangents``, those of the outputs' sum, or of the ``last``
+        one's."""
         targets, seeds = [], []
         for position, output in enumerate(self.outputs):
-            if not differentiable(output):
+            if not differentiable(output) or (last and position < len(self.outputs) - 1):
                 continue
             given = output if cotangents is None else cotangents[position]
             if given is None:

@@ -27,6 +27,7 @@ from workers.errors import ConfigurationError, GradientError, InputError, Statef
 from workers.exchange.protocol import Build, Frame, Kind, Plan, Survey, Surveyed
 from workers.layout import tile_rows, tile_worth
 from workers.replica import recipes, survey, tile_arrays
+from workers.replica.calls import Calls
 from workers.replica.draws import Draws
 from workers.replica.method import Method, as_tensors, as_the_model_wants, differentiable
 from workers.replica.recorded import Recorded
@@ -72,6 +73,7 @@ class Replica:
         #: The model's variables: told and loaded by whoever owns the replica.
         self.weights = Weights(shipped.variables, states)
         self.weights.place(build.weights)
+        self._calls = Calls(self.weights, self._sources)
 
     # -- being told ------------------------------------------------------------------------
 
@@ -102,7 +104,7 @@ class Replica:
         few, many = (method.plan.rows,) * 2 if method.plan.rows else _SURVEY_ROWS
 
         def run(rows: int) -> Any:
-            return self._run(method, self._first_rows(frame, rows, buffer), buffer)
+            return self._calls.run(method, self._first_rows(frame, rows, buffer), buffer)
 
         losses = survey.losses(self._model)
         with survey.no_new_variables(), circuit.tally() as of_few:
@@ -128,8 +130,10 @@ class Replica:
             survey.check_rows_are_independent(outputs, of_many, few)
         connected: tuple[bool, ...] = ()
         if request.gradient:
-            kept = self._record(method, self._first_rows(frame, few, buffer), buffer)
-            connected = tuple(g is not None for g in kept.gradients(None))
+            kept = self._calls.record(method, self._first_rows(frame, few, buffer), buffer)
+            connected = tuple(
+                g is not None for g in kept.gradients(None, last=bool(request.wanted))
+            )
         per_row = max(calls_many - calls_few, 0) / max(many - few, 1)
         fixed = max(calls_few - per_row * few, 0.0)
         fixed_cost = fixed / per_row if per_row else float("inf")
@@ -211,7 +215,7 @@ class Replica:
         if method.plan.by_rows and rows >= len(of_many[0]):
             expected = of_many
         else:
-            expected = tf.nest.flatten(self._run(method, arrays, buffer))
+            expected = tf.nest.flatten(self._calls.run(method, arrays, buffer))
         seeds = [
             tf.ones([rows, *output.shape[1:]], output.dtype)
             for output in expected
@@ -231,7 +235,7 @@ class Replica:
                 return
             trial.__dict__["compiled"] = function
             if gradient:
-                self._vjp(trial, arrays, seeds, buffer)
+                self._calls.vjp(trial, arrays, seeds, buffer)
 
         inputs = as_tensors(as_the_model_wants(method.plan, arrays))
         given = (len(expected) - 1,)
@@ -282,13 +286,13 @@ class Replica:
         span = self._span(method.plan, frame, index)
         arrays = self._begin_tile(method, frame, call, index, span, buffer)
         if keep and method.plan.level == "eager":
-            kept = self._record(method, arrays, buffer)
+            kept = self._calls.record(method, arrays, buffer)
             outputs = kept.outputs
             self._kept.setdefault(call, {})[frame.first + index] = kept
             while len(self._kept) > KEPT_CALLS:
                 self._kept.popitem(last=False)
         else:
-            found = self._run(method, arrays, buffer)
+            found = self._calls.run(method, arrays, buffer)
             outputs = [found] if isinstance(found, tf.Tensor) else tf.nest.flatten(found)
         self._write(outputs, frame, span, buffer)
 
@@ -300,7 +304,7 @@ class Replica:
         arrays = self._begin_tile(method, frame, call, index, span, buffer)
         given, seeds = self._seeds(frame, *span, buffer)
         wanted = tuple(source - len(frame.inputs) for source, _ in frame.weight_gradients)
-        outputs, gradients = self._both(method, arrays, given, seeds, wanted, buffer)
+        outputs, gradients = self._calls.both(method, arrays, given, seeds, wanted, buffer)
         self._write(outputs, frame, span, buffer)
         for (_, placed), gradient in zip(frame.weight_gradients, gradients, strict=True):
             placed.view(buffer)[index] = np.asarray(gradient)
@@ -354,12 +358,12 @@ class Replica:
                 tangents = tile_arrays.tangents(
                     method.plan, frame, len(self._sources), start, stop, rows, buffer
                 )
-                gradients, of_cotangents = self._second(method, arrays, seeds, tangents, buffer)
-                for placed, gradient in zip(frame.cotangent_gradients, of_cotangents, strict=True):
+                gradients, of_seeds = self._calls.second(method, arrays, seeds, tangents, buffer)
+                for placed, gradient in zip(frame.cotangent_gradients, of_seeds, strict=True):
                     if placed is not None:
                         placed.view(buffer)[start:stop] = gradient[: stop - start]
             else:
-                gradients = self._vjp(method, arrays, seeds, buffer)
+                gradients = self._calls.vjp(method, arrays, seeds, buffer)
         else:
             kept = self._kept.get(call, {}).pop(frame.first + index, None)
             if kept is None:
@@ -397,22 +401,22 @@ class Replica:
         if kind is Kind.BOTH:
             given, found = self._seeds(frame, 0, stop, rows, buffer)
             wanted = tuple(source - len(frame.inputs) for source, _ in frame.weight_gradients)
-            self._both(method, arrays, given, found, wanted, buffer)
+            self._calls.both(method, arrays, given, found, wanted, buffer)
             return
         if kind not in (Kind.BACKWARD, Kind.SECOND):
-            self._run(method, arrays, buffer)
+            self._calls.run(method, arrays, buffer)
             return
         if method.plan.level == "eager":
-            self._record(method, arrays, buffer).gradients(None)
+            self._calls.record(method, arrays, buffer).gradients(None)
             return
         seeds = tile_arrays.seeds(method.plan, rows, [None] * len(method.plan.outputs))
         if kind is Kind.BACKWARD:
-            self._vjp(method, arrays, seeds, buffer)
+            self._calls.vjp(method, arrays, seeds, buffer)
         else:
             tangents = tile_arrays.tangents(
                 method.plan, frame, len(self._sources), 0, stop, rows, buffer
             )
-            self._second(method, arrays, seeds, tangents, buffer)
+            self._calls.second(method, arrays, seeds, tangents, buffer)
 
     # -- within ----------------------------------------------------------------------------
 
@@ -446,37 +450,6 @@ class Replica:
     def _first_rows(frame: Frame, rows: int, buffer: memoryview) -> list[np.ndarray]:
         return tile_arrays.take(frame.inputs, 0, min(rows, frame.batch), rows, buffer)
 
-    def _run(self, method: Method, arrays: list[np.ndarray], buffer: memoryview) -> Any:
-        inputs = as_the_model_wants(method.plan, arrays)
-        if method.plan.level != "eager":
-            inputs = as_tensors(inputs)
-        outputs = method.compiled(*inputs)
-        self.weights.check_unchanged(buffer)
-        return outputs
-
-    def _record(self, method: Method, arrays: list[np.ndarray], buffer: memoryview) -> Recorded:
-        recorded = Recorded.of(method, as_the_model_wants(method.plan, arrays), self._sources)
-        self.weights.check_unchanged(buffer)
-        return recorded
-
-    def _vjp(
-        self,
-        method: Method,
-        arrays: list[np.ndarray],
-        seeds: list[tf.Tensor],
-        buffer: memoryview,
-    ) -> list[Any]:
-        """As ``Recorded.gradients``, by one compiled function that makes the forward pass again.
-
-        A tape over a compiled function costs more: the forward pass's many tensors go through
-        Python (2 ms for a small circuit's 250) and out of the cache (64 ms a step, 60 this way).
-        ``seeds`` are the cotangents of the real and complex outputs.
-        """
-        inputs = as_the_model_wants(method.plan, arrays)
-        found = method.compiled_vjp(*as_tensors(inputs), *seeds)
-        self.weights.check_unchanged(buffer)
-        return tile_arrays.by_source(found, inputs)
-
     @staticmethod
     def _seeds(
         frame: Frame, start: int, stop: int, rows: int, buffer: memoryview
@@ -489,23 +462,6 @@ class Replica:
         ]
         return tuple(places), seeds
 
-    def _both(
-        self,
-        method: Method,
-        arrays: list[np.ndarray],
-        given: tuple[int, ...],
-        seeds: list[tf.Tensor],
-        wanted: tuple[int, ...],
-        buffer: memoryview,
-    ) -> tuple[Sequence[Any], Sequence[Any]]:
-        """Outputs, and gradients for the ``wanted`` variables, of outputs ``given`` cotangents."""
-        inputs = as_the_model_wants(method.plan, arrays)
-        if method.plan.level != "eager":
-            inputs = as_tensors(inputs)
-        found = method.compiled_both_of(given, wanted)(*inputs, *seeds)
-        self.weights.check_unchanged(buffer)
-        return found[: len(found) - len(wanted)], found[len(found) - len(wanted) :]
-
     @staticmethod
     def _variables_of(
         wanted: Sequence[int], connected: Sequence[bool], method: Method
@@ -513,33 +469,6 @@ class Replica:
         """Places of the variables among the wanted sources that anything depends on."""
         inputs = len(method.plan.as_tensor)
         return tuple(source - inputs for source in wanted if connected[source])
-
-    def _second(
-        self,
-        method: Method,
-        arrays: list[np.ndarray],
-        seeds: list[tf.Tensor],
-        tangents: list[tf.Tensor | None],
-        buffer: memoryview,
-    ) -> tuple[list[Any], list[Any]]:
-        """What ``_vjp`` gives, pulled back: gradients by source, and those of all outputs' seeds.
-
-        Zeros where nothing depends: that one gradient is linear in what it is taken for, say.
-        """
-        inputs = as_the_model_wants(method.plan, arrays)
-        sources = [*(x for x in inputs if differentiable(x)), *self._sources]
-        places = tuple(n for n, tangent in enumerate(tangents) if tangent is not None)
-        given = [tangents[n] for n in places]
-        found = method.compiled_second(places)(*as_tensors(inputs), *seeds, *given)
-        self.weights.check_unchanged(buffer)
-        found = [
-            tf.zeros_like(x) if gradient is None else tf.convert_to_tensor(gradient)
-            for x, gradient in zip([*sources, *seeds], found, strict=True)
-        ]
-        of_seeds = iter(found[len(sources) :])
-        floating = [np.dtype(spec.dtype).kind in "fc" for spec in method.plan.outputs]
-        of_cotangents = [next(of_seeds).numpy() if there else None for there in floating]
-        return tile_arrays.by_source(found[: len(sources)], inputs), of_cotangents
 
     def _recompute(
         self, method: Method, frame: Frame, call: int, index: int, buffer: memoryview
@@ -554,7 +483,7 @@ class Replica:
         self.recomputed += 1
         span = self._span(method.plan, frame, index)
         arrays = self._begin_tile(method, frame, call, index, span, buffer)
-        return self._record(method, arrays, buffer)
+        return self._calls.record(method, arrays, buffer)
 
     def _source_name(self, source: int, inputs: int) -> str:
         if source < inputs:

@@ -11,6 +11,7 @@ format, which Perfetto and TensorBoard read) and their picture.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -113,7 +114,7 @@ def watched(pool: Any, spans: list[Span]) -> Iterator[None]:
         received, *moments = reply.moments
         row = max(_ROWS.values()) + 1 + worker.number
         spans.append(Span(row, "weights", received, moments[0]))
-        spans.extend(Span(row, "tile", a, b) for a, b in zip(moments, moments[1:], strict=False))
+        spans.extend(Span(row, "tile", a, b) for a, b in itertools.pairwise(moments))
         measure(worker, reply, kinds)
 
     for owner, attribute, name in wrapped:

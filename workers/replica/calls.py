@@ -1,0 +1,104 @@
+"""A method called with one tile's rows, and pulled back, at whatever level it is compiled to.
+
+Owns the TensorFlow side of a tile: what is called, with which tensors, in one program or on a tape;
+and that none of it changes a variable. Knows nothing of tiles' places or of what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from workers.replica import tile_arrays
+from workers.replica.method import Method, as_tensors, as_the_model_wants, differentiable
+from workers.replica.recorded import Recorded
+from workers.replica.weights import Weights
+
+
+class Calls:
+    """Calls of one model, whose ``weights`` hold the ``variables`` that gradients are for.
+
+    ``buffer`` is the arena's, in which the variables' values are looked up after each call.
+    """
+
+    def __init__(self, weights: Weights, variables: Sequence[tf.Variable]) -> None:
+        self._weights = weights
+        self._variables = variables
+
+    def run(self, method: Method, arrays: list[np.ndarray], buffer: memoryview) -> Any:
+        inputs = as_the_model_wants(method.plan, arrays)
+        if method.plan.level != "eager":
+            inputs = as_tensors(inputs)
+        outputs = method.compiled(*inputs)
+        self._weights.check_unchanged(buffer)
+        return outputs
+
+    def record(self, method: Method, arrays: list[np.ndarray], buffer: memoryview) -> Recorded:
+        recorded = Recorded.of(method, as_the_model_wants(method.plan, arrays), self._variables)
+        self._weights.check_unchanged(buffer)
+        return recorded
+
+    def vjp(
+        self,
+        method: Method,
+        arrays: list[np.ndarray],
+        seeds: list[tf.Tensor],
+        buffer: memoryview,
+    ) -> list[Any]:
+        """As ``Recorded.gradients``, by one compiled function that makes the forward pass again.
+
+        A tape over a compiled function costs more: the forward pass's many tensors go through
+        Python (2 ms for a small circuit's 250) and out of the cache (64 ms a step, 60 this way).
+        ``seeds`` are the cotangents of the real and complex outputs.
+        """
+        inputs = as_the_model_wants(method.plan, arrays)
+        found = method.compiled_vjp(*as_tensors(inputs), *seeds)
+        self._weights.check_unchanged(buffer)
+        return tile_arrays.by_source(found, inputs)
+
+    def both(
+        self,
+        method: Method,
+        arrays: list[np.ndarray],
+        given: tuple[int, ...],
+        seeds: list[tf.Tensor],
+        wanted: tuple[int, ...],
+        buffer: memoryview,
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Outputs, and gradients for the ``wanted`` variables, of outputs ``given`` cotangents."""
+        inputs = as_the_model_wants(method.plan, arrays)
+        if method.plan.level != "eager":
+            inputs = as_tensors(inputs)
+        found = method.compiled_both_of(given, wanted)(*inputs, *seeds)
+        self._weights.check_unchanged(buffer)
+        return found[: len(found) - len(wanted)], found[len(found) - len(wanted) :]
+
+    def second(
+        self,
+        method: Method,
+        arrays: list[np.ndarray],
+        seeds: list[tf.Tensor],
+        tangents: list[tf.Tensor | None],
+        buffer: memoryview,
+    ) -> tuple[list[Any], list[Any]]:
+        """What ``vjp`` gives, pulled back: gradients by source, and those of all outputs' seeds.
+
+        Zeros where nothing depends: that one gradient is linear in what it is taken for, say.
+        """
+        inputs = as_the_model_wants(method.plan, arrays)
+        sources = [*(x for x in inputs if differentiable(x)), *self._variables]
+        places = tuple(n for n, tangent in enumerate(tangents) if tangent is not None)
+        given = [tangents[n] for n in places]
+        found = method.compiled_second(places)(*as_tensors(inputs), *seeds, *given)
+        self._weights.check_unchanged(buffer)
+        found = [
+            tf.zeros_like(x) if gradient is None else tf.convert_to_tensor(gradient)
+            for x, gradient in zip([*sources, *seeds], found, strict=True)
+        ]
+        of_seeds = iter(found[len(sources) :])
+        floating = [np.dtype(spec.dtype).kind in "fc" for spec in method.plan.outputs]
+        of_cotangents = [next(of_seeds).numpy() if there else None for there in floating]
+        return tile_arrays.by_source(found[: len(sources)], inputs), of_cotangents
