@@ -165,7 +165,8 @@ def parallelize(
 
     Returns:
         An object that is the model (same attributes, variables and type) with its call and its
-        ``generate`` pooled, and with ``warm_up``, ``per_sample_gradients``, ``stats``, ``close``.
+        ``generate`` pooled, and with ``warm_up``, ``loss_and_gradient``, ``per_sample_gradients``,
+        ``stats``, ``close``.
         What the model returns for z of shape (batch, ...), it returns, in the same dtype; every
         output has a leading batch axis.
 

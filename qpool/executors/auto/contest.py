@@ -163,7 +163,8 @@ def _step(
     kwargs: dict[str, Any],
     within: Within,
 ) -> Callable[[], Any]:
-    """A forward call and the gradient of a sum of it, for the model's variables."""
+    """A forward call and the gradient of a sum of it, for the model's variables: as a loss of each
+    sample within the trainer's step ("xla"), else with a tape around the call."""
     variables = recipes.trainable_variables(model)
 
     def step() -> Any:
@@ -175,10 +176,19 @@ def _step(
             ]
         return tape.gradient(outputs, variables) if outputs else outputs
 
+    def sums(outputs: Any) -> Any:
+        real = [tf.cast(tf.math.real(x), tf.float32) for x in tf.nest.flatten(outputs)]
+        return sum(tf.reduce_sum(tf.reshape(x, [tf.shape(x)[0], -1]), -1) for x in real)
+
+    def judged() -> Any:
+        return executor.loss_and_gradient(method, sums, args)
+
     if within == "nothing":
         return step
+    compiled = False
     if within == "xla":
         executor.call(method, args, kwargs)  # shows how far the executor can compile it
-    compiled = within == "xla" and executor.within_xla
-    found: Callable[[], Any] = tf.function(step, autograph=False, jit_compile=compiled or None)
+        compiled = executor.within_xla
+    function = judged if within == "xla" and len(args) == 1 and not kwargs else step
+    found: Callable[[], Any] = tf.function(function, autograph=False, jit_compile=compiled or None)
     return found

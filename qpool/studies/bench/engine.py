@@ -257,7 +257,8 @@ def _on_this_core() -> dict[str, float]:
 
 
 def pooled() -> dict[str, Any]:
-    """The three-mode case at batch 64 in the pool: two workers, one, and one process's threads.
+    """The three-mode case at batch 64 in the pool: two workers, one, and one process's threads;
+    with a tape around the call, and with the loss in the workers.
 
     Two processes that each compute half of the batch, and hand nothing over, are what a pool of two
     could reach at most. One pinned core is also set against the arithmetic limit: 35 MFLOP a sample
@@ -268,6 +269,10 @@ def pooled() -> dict[str, Any]:
     affinity.keep_memory()  # the single process too: it is a tenth to a third faster for it
     case, batch = Case(3, 6, 12, "density"), 64
     z = case.z(batch)
+
+    def mean_square(density: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_mean(tf.square(density), [1, 2])
+
     with (
         qpool.Pool(workers=1, pin=True) as alone,
         qpool.Pool(workers=2, pin=True) as both,
@@ -279,6 +284,7 @@ def pooled() -> dict[str, Any]:
             "one process, TensorFlow's threads": (case.compiled(z), 5),
             "one worker": (case.step(one, z), 5),
             "two workers": (case.step(two, z), 5),
+            "two workers, one exchange": (lambda: two.loss_and_gradient(z, mean_square), 5),
             "two processes of their own": (halves, 5),
         }
         seconds = turns_of(contenders, 5)
@@ -296,6 +302,12 @@ def pooled() -> dict[str, Any]:
         "two workers against one process": ratio(
             rates["two workers"], rates["one process, TensorFlow's threads"]
         ),
+        **{
+            f"two workers, one exchange, against {other}": ratio(
+                rates["two workers, one exchange"], rates[other]
+            )
+            for other in ("one process, TensorFlow's threads", "two processes of their own")
+        },
         "two processes of their own against one process": ratio(
             rates["two processes of their own"], rates["one process, TensorFlow's threads"]
         ),
