@@ -106,35 +106,59 @@ def monitor(turns: int = 15) -> dict[str, Any]:
 
 
 def trainer(turns: int = 3) -> dict[str, Any]:
-    """Milliseconds of the trainer's step, critic and all, by strategy; batches of 64."""
+    """Milliseconds of the trainer's step, critic and all, and how many times as fast it is with so
+    many workers as with ``cpu_batch``: batches of 64, and on many cores of 32 a core."""
     import contextlib
 
+    import qpool
+    from qpool.executors import topology
+
+    cores = topology.budget().workers
+    batches = sorted({64, 32 * cores})
+    cases = [(m, n, batch) for m, n in ((2, 2), (3, 4)) for batch in batches]
+    names = {c: f"{c[0]} modes, {c[1]} layers, cutoff 8, batch {c[2]}" for c in cases}
+    found: dict[str, Any] = {"case": "trainer", "cores": cores, **{n: {} for n in names.values()}}
+    with contextlib.ExitStack() as stack:
+        whole = {c: stack.enter_context(_trainer(c, "cpu_batch")) for c in cases}
+        for workers in [2**n for n in range(1, 8) if 2**n <= cores] or [1]:
+            with qpool.Pool(workers) as pool:
+                for case, name in names.items():
+                    with _trainer(case, "processes", pool=pool) as made:
+                        both = {"cpu_batch": whole[case], "processes": made}
+                        seconds: dict[str, list[float]] = {key: [] for key in both}
+                        for _ in range(turns):
+                            for key, one in both.items():
+                                seconds[key].append(_step_seconds(one, _rows(case)))
+                    found[name][f"{workers} workers"] = {
+                        "milliseconds": {k: 1e3 * statistics.median(s) for k, s in seconds.items()},
+                        "against cpu_batch": ratio(seconds["cpu_batch"], seconds["processes"]),
+                    }
+    return found
+
+
+def _rows(case: tuple[int, int, int]) -> Any:
     import numpy as np
 
+    modes, _, batch = case
+    return np.random.default_rng(0).normal(size=(batch * 50, modes))
+
+
+def _trainer(case: tuple[int, int, int], strategy: str, **options: Any) -> Any:
+    """A trainer that has made an epoch's steps."""
     import qpool
 
-    found: dict[str, Any] = {"case": "trainer", "batch": 64}
-    for modes, layers in ((2, 2), (3, 4)):
-        rows = np.random.default_rng(0).normal(size=(64 * 50, modes))
-        seconds: dict[str, list[float]] = {}
-        with contextlib.ExitStack() as stack:
-            trainers = {}
-            for strategy in ("processes", "cpu_batch"):
-                model = qpool.models.QuantumSFGenerator(
-                    n_modes=modes, latent_dim=2 * modes, layers=layers, cutoff_dim=8, seed=1
-                )
-                made = stack.enter_context(qpool.QuantumGANTrainer(model, seed=1))
-                made.prepare(modes, strategy)
-                _step_seconds(made, rows)
-                trainers[strategy] = made
-            for _ in range(turns):
-                for strategy, made in trainers.items():
-                    seconds.setdefault(strategy, []).append(_step_seconds(made, rows))
-        found[f"{modes} modes, {layers} layers, cutoff 8"] = {
-            "milliseconds": {n: 1e3 * statistics.median(s) for n, s in seconds.items()},
-            "cpu_batch against processes": ratio(seconds["processes"], seconds["cpu_batch"]),
-        }
-    return found
+    modes, layers, _ = case
+    model = qpool.models.QuantumSFGenerator(
+        n_modes=modes, latent_dim=2 * modes, layers=layers, cutoff_dim=8, seed=1
+    )
+    made = qpool.QuantumGANTrainer(model, seed=1, **options)
+    try:
+        made.prepare(modes, strategy)
+        _step_seconds(made, _rows(case))
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def _step_seconds(trainer: Any, rows: Any) -> float:
@@ -147,7 +171,7 @@ def _step_seconds(trainer: Any, rows: Any) -> float:
     watch = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: ends.append(time.perf_counter())
     )
-    trainer.train(rows, epochs=1, batch_size=64, callbacks=[watch])
+    trainer.train(rows, epochs=1, batch_size=len(rows) // 50, callbacks=[watch])
     return statistics.median(b - a for a, b in itertools.pairwise(ends))
 
 

@@ -151,10 +151,12 @@ def _curves(of: Records, groups: dict[str, list[tuple[Cell, dict[str, Any]]]], p
                 found.setdefault(name, []).append(curve)
     if not found:
         return ""
-    figure = Figure(figsize=(9.6, 5.4), layout="constrained")
+    drawn = list(found.items())[:_MOST_CURVES]
+    # Names may be as wide as the picture: they stand below it, a line each.
+    figure = Figure(figsize=(9.6, 5.0 + 0.2 * len(drawn)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for number, (name, curves) in enumerate(list(found.items())[:_MOST_CURVES]):
+    for number, (name, curves) in enumerate(drawn):
         steps = sorted(set.intersection(*(set(curve) for curve in curves)))
         values = np.array([[curve[step] for step in steps] for curve in curves])
         colour = _COLOURS[number % len(_COLOURS)]
@@ -165,7 +167,7 @@ def _curves(of: Records, groups: dict[str, list[tuple[Cell, dict[str, Any]]]], p
                               alpha=0.15, linewidth=0)  # fmt: skip
     axes.set(xlabel="step", ylabel="energy distance", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
     left = len(found) - _MOST_CURVES
     return "Energy distance to the data: the median of each group, and all of it in pale." + (
