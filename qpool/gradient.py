@@ -171,6 +171,11 @@ class Bridge:
             self._arguments.check("__call__", [np.asarray(x) for x in inputs])
 
     @property
+    def remote(self) -> RemoteModel:
+        """The model in the pool."""
+        return self._remote
+
+    @property
     def in_use(self) -> bool:
         """Whether a call has been surveyed."""
         return self._remote.in_use

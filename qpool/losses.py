@@ -71,6 +71,11 @@ class Losses:
             for (method, _), (_, found) in self._known.items()
         ]
 
+    @property
+    def bridges(self) -> list[Bridge]:
+        """Those of the losses that workers compute."""
+        return [found for _, found in self._known.values() if isinstance(found, Bridge)]
+
     def close(self) -> None:
         for entry in self._known.values():
             self._close(entry)

@@ -49,6 +49,7 @@ class Plan:
     compile_seconds: float
     method: str
     by_rows: bool
+    with_loss: bool = False
 
 
 @dataclasses.dataclass
@@ -134,6 +135,7 @@ class RemoteModel:
             found.compile_seconds,
             method,
             any(found.by_rows),
+            bool(wanted),
         )
         if known is not None:
             plan.fixed_cost = known.fixed_cost
@@ -260,32 +262,38 @@ class RemoteModel:
         variable = self.variables[self.differentiable[source - len(inputs)]]
         return ArraySpec(tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype).str)
 
-    def stats(self) -> dict[str, Any]:
-        """Samples, seconds inside calls, and what the surveys found."""
-        rate = self._samples / self._seconds if self._seconds else 0.0
+    def stats(self, others: Sequence[RemoteModel] = ()) -> dict[str, Any]:
+        """Samples, seconds inside calls, and what the surveys found; of ``others`` too, which are
+        the same model with a loss each."""
+        every = (self, *others)
+        plans = [plan for remote in every for plan in remote._plans.values()]
+        samples = sum(remote._samples for remote in every)
+        seconds = sum(remote._seconds for remote in every)
         randomness = "none"
-        if any(plan.draws for plan in self._plans.values()):
-            seeded = all(plan.reproducible for plan in self._plans.values() if plan.draws)
+        if any(plan.draws for plan in plans):
+            seeded = all(plan.reproducible for plan in plans if plan.draws)
             randomness = "seeded" if seeded else "not seedable: the same bits are not promised"
+        sizes = {batch: tile for remote in every for (_, batch), tile in remote._tiles.items()}
         return {
-            "samples": self._samples,
-            "non_finite_samples": self._non_finite,
-            "call_seconds": self._seconds,
-            "survey_seconds": self._survey_seconds,
-            "samples_per_second": rate,
+            "samples": samples,
+            "non_finite_samples": sum(remote._non_finite for remote in every),
+            "call_seconds": seconds,
+            "survey_seconds": sum(remote._survey_seconds for remote in every),
+            "samples_per_second": samples / seconds if seconds else 0.0,
             "random_draws": randomness,
             "compiled": [
                 {
                     "method": p.method,
+                    "with_loss": p.with_loss,
                     "level": p.level,
                     "by_rows": p.by_rows,
                     "why_not_better": p.reason,
                     "seconds": p.compile_seconds,
                 }
-                for p in self._plans.values()
+                for p in plans
             ],
-            "fixed_cost_in_rows": [plan.fixed_cost for plan in self._plans.values()],
-            "tiles_by_batch": {batch: tile for (_, batch), tile in sorted(self._tiles.items())},
+            "fixed_cost_in_rows": [plan.fixed_cost for plan in plans],
+            "tiles_by_batch": dict(sorted(sizes.items())),
         }
 
     def close(self) -> None:

@@ -84,8 +84,12 @@ class TiledExecutor(Executor):
         return self._bridge.per_sample_gradients(z, cotangent)
 
     def stats(self) -> dict[str, Any]:
-        losses = self._losses.stats()
-        return {**self._remote.stats(), "losses": losses, "pool": self.computer.stats()}
+        judged = [bridge.remote for bridge in self._losses.bridges]
+        return {
+            **self._remote.stats(judged),
+            "losses": self._losses.stats(),
+            "pool": self.computer.stats(),
+        }
 
     def close(self) -> None:
         self._losses.close()

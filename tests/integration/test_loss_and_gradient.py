@@ -216,3 +216,14 @@ def test_what_cannot_be_asked_is_refused(pool) -> None:
         pooled.loss_and_gradient(rows(4), squares)
         with pytest.raises(InputError, match="one length"):
             pooled.loss_and_gradient(rows(4), lambda x, y: squares(x - y), rows(3))
+
+
+def test_its_samples_are_counted(pool) -> None:
+    with qpool.parallelize(Scale(), pool=pool) as pooled:
+        pooled(rows(3))
+        for _ in range(2):
+            pooled.loss_and_gradient(rows(8), squares)
+        found = pooled.stats()
+    assert found["samples"] == 19
+    assert set(found["tiles_by_batch"]) == {3, 8}
+    assert [entry["with_loss"] for entry in found["compiled"]] == [False, True]
