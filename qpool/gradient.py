@@ -133,52 +133,10 @@ class Bridge:
         depends_on = [z, *self._remote.variables, *tf.nest.flatten(cotangent)]
         return list(once(*(tf.convert_to_tensor(x) for x in depends_on)))
 
-    def loss_and_gradient(self, values: Sequence[Any]) -> tuple[Any, Any, list[Any]]:
-        """Of a ``Judged`` model: outputs, the loss of each sample, and the gradient of their mean
-        for each trainable variable; None where nothing depends on one. One exchange with workers.
-        """
-        arguments, inputs, as_tensor = self._arguments.all_sharded(values)
-        sources = self._trainable_sources(len(inputs))
-        wanted = tuple(source for source in sources if source is not None)
-        if tf.executing_eagerly():
-            arrays = [np.asarray(x) for x in inputs]
-            self._arguments.check("__call__", arrays)
-            plan = self._remote.plan(
-                "__call__",
-                arguments,
-                as_tensor,
-                arrays,
-                self._weights,
-                gradient=True,
-                wanted=wanted,
-            )
-            found = self._of_mean(plan, len(inputs), wanted, [*arrays, *self._weights()])
-            tensors = [tensor_of(x) for x in found]
-        else:
-            plan = self._plan_of_graph("__call__", arguments, as_tensor, inputs, wanted)
-            tensors = self._of_mean_in_graph(plan, inputs, wanted)
-        outputs, losses = self._pack(plan, tensors[: len(plan.outputs)])
-        connected = [n for n in wanted if plan.connected and plan.connected[n]]
-        gradients: dict[int | None, Any] = dict(
-            zip(connected, tensors[len(plan.outputs) :], strict=True)
-        )
-        return outputs, losses, [gradients.get(source) for source in sources]
-
-    def check(self, values: Sequence[Any]) -> None:
-        """InputError unless these are batches of one length, and of the model's width."""
-        _, inputs, _ = self._arguments.all_sharded(values)
-        if all(is_eager(x) for x in inputs):
-            self._arguments.check("__call__", [np.asarray(x) for x in inputs])
-
     @property
     def remote(self) -> RemoteModel:
         """The model in the pool."""
         return self._remote
-
-    @property
-    def in_use(self) -> bool:
-        """Whether a call has been surveyed."""
-        return self._remote.in_use
 
     def _trainable_sources(self, inputs: int) -> list[int | None]:
         """For each trainable variable its number as a source; None for one without gradients."""
@@ -187,39 +145,6 @@ class Bridge:
             for n, v in enumerate(self._remote.differentiable)
         }
         return [places.get(id(v)) for v in recipes.trainable_variables(self._model)]
-
-    def _of_mean(
-        self, plan: Plan, inputs: int, wanted: Sequence[int], arrays: Sequence[np.ndarray]
-    ) -> list[np.ndarray]:
-        """Outputs, and gradients of the mean of the last one."""
-        batch = len(arrays[0])
-        mean: np.ndarray = np.full(batch, 1 / batch, plan.outputs[-1].dtype)
-        cotangents = [*[None] * (len(plan.outputs) - 1), mean]
-        connected = [n for n in wanted if plan.connected and plan.connected[n]]
-        outputs, gradients = self._remote.both(
-            plan, arrays[:inputs], arrays[inputs:], cotangents, connected, copy=np.array
-        )
-        return [*outputs, *gradients]
-
-    def _of_mean_in_graph(
-        self, plan: Plan, inputs: Sequence[Any], wanted: Sequence[int]
-    ) -> list[Any]:
-        def run(*arrays: np.ndarray) -> list[np.ndarray]:
-            self._arguments.check("", arrays[: len(inputs)])
-            return self._of_mean(plan, len(inputs), wanted, arrays)
-
-        tensors = [tf.convert_to_tensor(x) for x in inputs]
-        variables = self._remote.variables
-        by_source = [variables[place] for place in self._remote.differentiable]
-        connected = [n - len(inputs) for n in wanted if plan.connected and plan.connected[n]]
-        shapes = [(tensors[0].shape[0], *spec.shape) for spec in plan.outputs]
-        shapes += [by_source[n].shape for n in connected]
-        types = [tf.as_dtype(np.dtype(spec.dtype)) for spec in plan.outputs]
-        types += [by_source[n].dtype for n in connected]
-        found = tf.numpy_function(run, [*tensors, *(v.value() for v in variables)], types)
-        for tensor, shape in zip(found, shapes, strict=True):
-            tensor.set_shape(shape)
-        return list(found)
 
     # -- plans -----------------------------------------------------------------------------
 

@@ -6,49 +6,161 @@ where a loss cannot go there.
 
 from __future__ import annotations
 
+import functools
 import logging
 import types
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
+from qpool.arguments import is_eager
 from qpool.gradient import Bridge
 from workers.errors import InputError, ModelError, RemoteError, ShippingError, StatefulCallError
+from workers.replica import recipes
 from workers.replica.judged import Judged
+from workers.tensors import tensor_of
+
+if TYPE_CHECKING:
+    from qpool.executors.remote import Plan
 
 log = logging.getLogger("qpool")
 
-#: Losses that are kept, with what is compiled for them; the one used longest ago is let go.
+#: Losses that are kept, with what is compiled for them; the one used longest ago is let go. One
+#: that has been as many, since it holds something else each time, is computed in this process.
 _KEPT = 8
 
 #: What says that a loss is none that workers can compute: those of the coordinator's process can.
 _NOT_THERE = (ShippingError, ModelError, InputError, StatefulCallError, RemoteError)
 
 
+class JudgedBridge(Bridge):
+    """Calls of a ``Judged`` model, with the gradient of its mean loss."""
+
+    def loss_and_gradient(self, values: Sequence[Any]) -> tuple[Any, Any, list[Any]]:
+        """Of a ``Judged`` model: outputs, the loss of each sample, and the gradient of their mean
+        for each trainable variable; None where nothing depends on one. One exchange with workers.
+        """
+        arguments, inputs, as_tensor = self._arguments.all_sharded(values)
+        sources = self._trainable_sources(len(inputs))
+        wanted = tuple(source for source in sources if source is not None)
+        if tf.executing_eagerly():
+            arrays = [np.asarray(x) for x in inputs]
+            self._arguments.check("__call__", arrays)
+            plan = self._remote.plan(
+                "__call__",
+                arguments,
+                as_tensor,
+                arrays,
+                self._weights,
+                gradient=True,
+                wanted=wanted,
+            )
+            found = self._of_mean(plan, len(inputs), wanted, [*arrays, *self._weights()])
+            tensors = [tensor_of(x) for x in found]
+        else:
+            plan = self._plan_of_graph("__call__", arguments, as_tensor, inputs, wanted)
+            tensors = self._of_mean_in_graph(plan, inputs, wanted)
+        outputs, losses = self._pack(plan, tensors[: len(plan.outputs)])
+        connected = [n for n in wanted if plan.connected and plan.connected[n]]
+        gradients: dict[int | None, Any] = dict(
+            zip(connected, tensors[len(plan.outputs) :], strict=True)
+        )
+        return outputs, losses, [gradients.get(source) for source in sources]
+
+    def check(self, values: Sequence[Any]) -> None:
+        """InputError unless these are batches of one length, and of the model's width."""
+        _, inputs, _ = self._arguments.all_sharded(values)
+        if all(is_eager(x) for x in inputs):
+            self._arguments.check("__call__", [np.asarray(x) for x in inputs])
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a call has been surveyed."""
+        return self._remote.in_use
+
+    def _of_mean(
+        self, plan: Plan, inputs: int, wanted: Sequence[int], arrays: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Outputs, and gradients of the mean of the last one."""
+        batch = len(arrays[0])
+        mean: np.ndarray = np.full(batch, 1 / batch, plan.outputs[-1].dtype)
+        cotangents = [*[None] * (len(plan.outputs) - 1), mean]
+        connected = [n for n in wanted if plan.connected and plan.connected[n]]
+        outputs, gradients = self._remote.both(
+            plan, arrays[:inputs], arrays[inputs:], cotangents, connected, copy=np.array
+        )
+        return [*outputs, *gradients]
+
+    def _of_mean_in_graph(
+        self, plan: Plan, inputs: Sequence[Any], wanted: Sequence[int]
+    ) -> list[Any]:
+        def run(*arrays: np.ndarray) -> list[np.ndarray]:
+            self._arguments.check("", arrays[: len(inputs)])
+            return self._of_mean(plan, len(inputs), wanted, arrays)
+
+        tensors = [tf.convert_to_tensor(x) for x in inputs]
+        variables = self._remote.variables
+        by_source = [variables[place] for place in self._remote.differentiable]
+        connected = [n - len(inputs) for n in wanted if plan.connected and plan.connected[n]]
+        shapes = [(tensors[0].shape[0], *spec.shape) for spec in plan.outputs]
+        shapes += [by_source[n].shape for n in connected]
+        types = [tf.as_dtype(np.dtype(spec.dtype)) for spec in plan.outputs]
+        types += [by_source[n].dtype for n in connected]
+        found = tf.numpy_function(run, [*tensors, *(v.value() for v in variables)], types)
+        for tensor, shape in zip(found, shapes, strict=True):
+            tensor.set_shape(shape)
+        return list(found)
+
+
+def on_a_tape(
+    model: Any,
+    call: Callable[..., Any],
+    method: str,
+    loss: Callable[..., Any],
+    values: Sequence[Any],
+) -> tuple[Any, Any, list[Any]]:
+    """What ``JudgedBridge.loss_and_gradient`` gives, by a tape around the call."""
+    variables = recipes.trainable_variables(model)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(variables)
+        outputs = call(method, (values[0],), {})
+        losses = tf.convert_to_tensor(loss(outputs, *values[1:]))
+        mean = tf.reduce_mean(losses)
+    return outputs, losses, tape.gradient(mean, variables)
+
+
 class Losses:
     """The losses of one model. ``bridge`` makes a bridge to workers of a ``Judged`` model."""
 
-    def __init__(self, model: Any, bridge: Callable[[Judged], Bridge]) -> None:
+    def __init__(self, model: Any, bridge: Callable[[Judged], JudgedBridge]) -> None:
         self._model = model
         self._bridge = bridge
         #: By method and loss: what is kept alive for the key, and the bridge or why there is none.
-        self._known: OrderedDict[Any, tuple[Any, Bridge | str]] = OrderedDict()
-        self._let_go = 0
+        self._known: OrderedDict[Any, tuple[Any, JudgedBridge | str]] = OrderedDict()
+        #: How many losses have been of one code.
+        self._made: Counter[Any] = Counter()
 
-    def find(self, method: str, loss: Callable[..., Any]) -> Bridge | None:
+    def find(self, method: str, loss: Callable[..., Any]) -> JudgedBridge | None:
         """The bridge for this loss; None where it has to be computed in this process."""
         identity, alive = _identity(loss)
         key = method, identity
         if key not in self._known:
+            code = method, identity[0]
+            self._made[code] += 1
+            if self._made[code] > _KEPT:
+                self._tell_once(code)
+                return None
             try:
                 with tf.init_scope():  # variables have values there, also where a step is traced
-                    found: Bridge | str = self._bridge(Judged(self._model, method, loss))
+                    found: JudgedBridge | str = self._bridge(Judged(self._model, method, loss))
             except _NOT_THERE as error:
                 found = self._refused(error)
             self._known[key] = alive, found
-            self._keep_few()
+            if len(self._known) > _KEPT:
+                self._known.popitem(last=False)  # a graph may hold it yet
         self._known.move_to_end(key)
         found = self._known[key][1]
         return None if isinstance(found, str) else found
@@ -64,37 +176,33 @@ class Losses:
 
     def stats(self) -> list[dict[str, Any]]:
         """For each loss: the method, and where it is computed."""
-        return [
-            {"method": method, "in_workers": not isinstance(found, str), "why_not": found}
-            if isinstance(found, str)
-            else {"method": method, "in_workers": True, "why_not": ""}
-            for (method, _), (_, found) in self._known.items()
-        ]
+        found = []
+        for (method, _), (_, bridge) in self._known.items():
+            why_not = bridge if isinstance(bridge, str) else ""
+            found.append({"method": method, "in_workers": not why_not, "why_not": why_not})
+        return found
 
     @property
-    def bridges(self) -> list[Bridge]:
+    def bridges(self) -> list[JudgedBridge]:
         """Those of the losses that workers compute."""
-        return [found for _, found in self._known.values() if isinstance(found, Bridge)]
+        return [found for _, found in self._known.values() if isinstance(found, JudgedBridge)]
 
     def close(self) -> None:
         for entry in self._known.values():
             self._close(entry)
         self._known.clear()
 
-    def _keep_few(self) -> None:
-        while len(self._known) > _KEPT:
-            self._close(self._known.popitem(last=False)[1])
-            self._let_go += 1
-            if self._let_go == 1:
-                log.warning(
-                    "%d losses were given to one model; each is compiled anew. What changes from "
-                    "step to step belongs in a further batch, or in a variable that the loss holds",
-                    _KEPT + 1,
-                )
+    def _tell_once(self, code: Any) -> None:
+        if self._made[code] == _KEPT + 1:
+            log.warning(
+                "a loss holds something else at each call, for which it would be compiled anew: it "
+                "is computed in this process. What changes from step to step belongs in a further "
+                "batch, or in a variable that the loss holds"
+            )
 
     @staticmethod
-    def _close(entry: tuple[Any, Bridge | str] | None) -> None:
-        if entry is not None and isinstance(entry[1], Bridge):
+    def _close(entry: tuple[Any, JudgedBridge | str] | None) -> None:
+        if entry is not None and isinstance(entry[1], JudgedBridge):
             entry[1].close()
 
     @staticmethod
@@ -103,11 +211,63 @@ class Losses:
         return f"{type(error).__name__}: {error}"
 
 
-def _identity(loss: Callable[..., Any]) -> tuple[Any, Sequence[Any]]:
-    """What is the same for a function that is made anew by the same line with the same around it,
-    and what must be kept so that it stays the same."""
-    if not isinstance(loss, types.FunctionType):
-        return id(loss), [loss]
-    around = [cell.cell_contents for cell in loss.__closure__ or ()]
-    around += [*(loss.__defaults__ or ()), *(loss.__kwdefaults__ or {}).values()]
-    return (loss.__code__, *map(id, around)), [loss, *around]
+def _identity(loss: Any, alive: list[Any] | None = None) -> tuple[Any, list[Any]]:
+    """What is the same for a function that is made anew by the same line with the same around it
+    (what it closes over, what it finds in its module), and what is kept so that it stays the same.
+
+    An object that can be called is itself, with the attributes that it has now.
+    """
+    alive = [] if alive is None else alive
+    alive.append(loss)
+    if isinstance(loss, types.FunctionType):
+        around = [cell.cell_contents for cell in loss.__closure__ or () if _is_filled(cell)]
+        around += [*(loss.__defaults__ or ()), *(loss.__kwdefaults__ or {}).values()]
+        names = dict.fromkeys(_names(loss.__code__))
+        around += [loss.__globals__[name] for name in names if name in loss.__globals__]
+        return (loss.__code__, *(_mark(part, alive) for part in around)), alive
+    if isinstance(loss, types.MethodType):
+        code, _ = _identity(loss.__func__, alive)
+        return (*code, id(loss.__self__), *_attributes(loss.__self__, alive)), alive
+    if isinstance(loss, functools.partial):
+        code, _ = _identity(loss.func, alive)
+        given = [*loss.args, *loss.keywords, *loss.keywords.values()]
+        return (*code, *(_mark(part, alive) for part in given)), alive
+    return (type(loss), id(loss), *_attributes(loss, alive)), alive
+
+
+def _mark(part: Any, alive: list[Any]) -> Any:
+    """A plain value by what it is; a function of the user's by what it holds; anything else by its
+    identity, which is kept from being another one's."""
+    if isinstance(part, bool | int | float | complex | str | bytes | type(None)):
+        return type(part), part
+    own = isinstance(part, types.FunctionType) and not _is_of_a_library(part)
+    if own and all(part is not known for known in alive):
+        return _identity(part, alive)[0]
+    alive.append(part)
+    return id(part)
+
+
+def _attributes(owner: Any, alive: list[Any]) -> Iterator[Any]:
+    if not _is_of_a_library(type(owner)):  # theirs may change with each call
+        for name, value in getattr(owner, "__dict__", {}).items():
+            yield name, _mark(value, alive)
+
+
+def _is_of_a_library(thing: Any) -> bool:
+    return str(thing.__module__).startswith(("keras.", "tensorflow.", "numpy", "strawberryfields"))
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """All names that a function, and those within it, may look up in its module."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True

@@ -77,8 +77,10 @@ class ParallelGenerator:
             z: (batch, ...), what the model is called with.
             loss: called with what the model returns for some rows, and with the same rows of
                 ``data``; returns a real number for each of them, (rows,), which depends on
-                nothing but its own row. Variables that it holds (a critic's) are kept in step; all
-                else of it is as at the first call. A function, or an object that can be called.
+                nothing but its own row; further axes are averaged. Variables that it holds (a
+                critic's) are kept in step. A function that is made anew with the same around it is
+                the same; of arrays and containers that it holds the content is that of the first
+                call. An object that can be called does too.
             data: further batches of as many rows, for the loss.
             method: the pooled method to call; default: the model's call, or its ``generate``.
 

@@ -14,9 +14,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import qpool
 from qpool.executors.processes import claims
+
+# The first example of a test may come while other tests load a core: its seconds say nothing.
+settings.register_profile("side by side", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("side by side")
 
 # The background jobs of a shell ignore Ctrl-C, and so do their children: some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -81,17 +81,9 @@ class Executor(abc.ABC):
     ) -> tuple[Any, Any, list[Any]]:
         """What ``method`` returns for ``values[0]``; ``loss`` of that and of the further values, a
         number for each sample; and the gradient of its mean for each trainable variable."""
-        import tensorflow as tf
+        from qpool.losses import on_a_tape
 
-        from workers.replica import recipes
-
-        variables = recipes.trainable_variables(self.model)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(variables)
-            outputs = self.call(method, (values[0],), {})
-            losses = tf.convert_to_tensor(loss(outputs, *values[1:]))
-            mean = tf.reduce_mean(losses)
-        return outputs, losses, tape.gradient(mean, variables)
+        return on_a_tape(self.model, self.call, method, loss, values)
 
     def stats(self) -> dict[str, Any]:
         """What the strategy measured."""

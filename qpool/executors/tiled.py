@@ -14,7 +14,7 @@ from qpool.executors.base import Executor, Options
 from qpool.executors.computer import Computer
 from qpool.executors.remote import RemoteModel
 from qpool.gradient import Bridge
-from qpool.losses import Losses
+from qpool.losses import JudgedBridge, Losses
 from qpool.shipping import pack
 from workers.replica.judged import Judged
 
@@ -68,7 +68,7 @@ class TiledExecutor(Executor):
                     raise
         return super().loss_and_gradient(method, loss, values)
 
-    def _bridge_of(self, judged: Judged) -> Bridge:
+    def _bridge_of(self, judged: Judged) -> JudgedBridge:
         """Workers' replicas of a model with a loss."""
         remote = RemoteModel(
             self.computer,
@@ -78,7 +78,7 @@ class TiledExecutor(Executor):
             self.model,
             self.options,
         )
-        return Bridge(judged, remote, ())
+        return JudgedBridge(judged, remote, ())
 
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         return self._bridge.per_sample_gradients(z, cotangent)

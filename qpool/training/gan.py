@@ -95,14 +95,11 @@ class QuantumGAN(keras.Model):
         super().compile(run_eagerly=run_eagerly, jit_compile=compiled)
         self.generator_optimizer = generator_optimizer
         self.critic_optimizer = critic_optimizer
+        optimizers = generator_optimizer, critic_optimizer
         generator_optimizer.build(self.generator.trainable_variables)
         critic_optimizer.build(self.critic.trainable_variables)
-        plain = _is_plain(self.critic)
-        of_keras = [_is_of_keras(o) for o in (generator_optimizer, critic_optimizer)]
-        self._parts = {
-            "critic": Part(self._update_critic, sure=plain and of_keras[1]),
-            "update": Part(self._update_generator, sure=of_keras[0]),
-        }
+        sure = _is_plain(self.critic) and all(map(_is_of_keras, optimizers))
+        self._learn = Part(self._updates, sure=sure)
 
     def call(self, z: Any) -> Any:
         return self.generator(z)
@@ -178,18 +175,12 @@ class QuantumGAN(keras.Model):
         if not tf.executing_eagerly():
             compile_cache.lasting_name()
         batch = tf.shape(real)[0]
-        outputs, losses, gradients = self._judged(self.latent(batch))
+        outputs, loss, gradient = self._judged(self.latent(batch))
         fake, *norms = tf.nest.flatten(outputs)
         shape = (self.critic_steps, batch, 1)
         shares = keras.random.uniform(shape, seed=self._draws) if self.penalty else tf.zeros(shape)
-        critic_loss = self._parts["critic"](real, fake, shares)
-        beyond = sum(1.0 - tf.reduce_mean(norm) for norm in norms)
-        return {
-            "generator_loss": losses - self.norm_penalty * beyond,
-            "critic_loss": critic_loss,
-            "gradient_norm": self._parts["update"](gradients),
-            **({"ket_norm": 1.0 - beyond} if norms else {}),
-        }
+        logs: dict[str, Any] = self._learn(real, fake, norms, shares, loss, gradient)
+        return logs
 
     def _judged(self, z: Any) -> tuple[Any, Any, list[Any]]:
         """What the generator makes of ``z``, its mean loss with the critic as it is, and the
@@ -204,11 +195,27 @@ class QuantumGAN(keras.Model):
             loss = tf.reduce_mean(self._loss(outputs))
         return outputs, loss, tape.gradient(loss, variables)
 
-    def _update_generator(self, gradients: list[Any]) -> Any:
+    def _updates(
+        self,
+        real: Any,
+        fake: Any,
+        norms: list[Any],
+        shares: Any,
+        loss: Any,
+        gradient: list[Any],
+    ) -> dict[str, Any]:
+        """Both updates, and what is logged of the step."""
+        critic_loss = self._update_critic(real, fake, shares)
         self.generator_optimizer.apply_gradients(
-            zip(gradients, self.generator.trainable_variables, strict=True)
+            zip(gradient, self.generator.trainable_variables, strict=True)
         )
-        return tf.linalg.global_norm(gradients)
+        beyond = sum(1.0 - tf.reduce_mean(norm) for norm in norms)
+        return {
+            "generator_loss": loss - self.norm_penalty * beyond,
+            "critic_loss": critic_loss,
+            "gradient_norm": tf.linalg.global_norm(gradient),
+            **({"ket_norm": 1.0 - beyond} if norms else {}),
+        }
 
     def _update_critic(self, real: Any, fake: Any, shares: Any) -> Any:
         """A step for each of the ``shares``, which say where between a real and a generated sample

@@ -1,6 +1,6 @@
-"""Parts of a training step that XLA compiles apart, where a pooled call stands between them.
+"""The part of a training step that XLA compiles by itself, where a pooled call comes before it.
 
-Owns whether a part can be compiled, found out once. What the parts compute is ``gan``'s.
+Owns whether it can be compiled, found out once. What it computes is ``gan``'s.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Part:
         """Whether XLA lowers it, for arguments of these shapes."""
         with tf.init_scope():
             try:
-                zeros = tf.nest.map_structure(lambda x: tf.zeros(x.shape, x.dtype), args)
+                zeros = tf.nest.map_structure(
+                    lambda x: None if x is None else tf.zeros(x.shape, x.dtype), args
+                )
                 self._made().experimental_get_compiler_ir(*zeros)(stage="hlo")
             except Exception as error:  # whatever it is that XLA cannot do
                 log.info("%s is not compiled: %s", self._function.__name__, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any
 
@@ -180,7 +181,7 @@ def mean(x: Any) -> Any:
     [
         (locked(threading.Lock()), "does not pickle"),
         (batch_means, "depends on the other samples"),
-        (mean, "one real number for each sample"),
+        (mean, "with a row for each sample"),
     ],
 )
 def test_a_loss_that_workers_cannot_compute_is_computed_here(pool, loss: Any, why: str) -> None:
@@ -204,9 +205,53 @@ def test_a_loss_made_anew_in_each_step_is_one_and_too_many_are_told_of(pool, cap
         for weight in range(12):
             step = pooled.loss_and_gradient(rows(4), lambda x, w=weight: squares(x) * w)
             np.testing.assert_allclose(step.loss, tf.reduce_mean(squares(model(rows(4)))) * weight)
-        assert len(pooled.stats()["losses"]) == 8
+        assert len(pooled.stats()["losses"]) == 8  # beyond these it is computed here
     told = [r.message for r in caplog.records if "belongs in a further batch" in r.message]
     assert len(told) == 1
+
+
+scale = 1.0
+
+
+class Weighing:
+    """Losses as methods, and as an object that can be called."""
+
+    def __init__(self) -> None:
+        self.weight = 1.0
+        self.critic = critic_of(2)
+
+    def loss(self, x: Any) -> Any:
+        return self.weight * self.critic(x)
+
+    __call__ = loss
+
+
+def test_a_loss_is_another_one_when_what_it_holds_is(pool) -> None:
+    """A script's critic is a name of its module, not of a function around the loss."""
+    global scale
+    model, held = Displaced(), Weighing()
+
+    def weighed(x: Any) -> Any:
+        return scale * squares(x)
+
+    def critical(x: Any) -> Any:
+        return critic(x)
+
+    with qpool.parallelize(model, pool=pool) as pooled:
+        for turn in range(2):
+            scale, held.weight = 1.0 + turn, 2.0 + turn
+            critic = critic_of(2)
+            critic.layers[0].kernel.assign_add(0.3 * turn * tf.ones((2, 4)))
+            held.critic = critic
+            for loss in (weighed, critical, held.loss, held, functools.partial(times, turn)):
+                assert_alike(
+                    pooled.loss_and_gradient(rows(6), loss), of_tape(model, loss, rows(6)), 2e-5
+                )
+        assert all(entry["in_workers"] for entry in pooled.stats()["losses"])
+
+
+def times(factor: float, x: Any) -> Any:
+    return (1.0 + factor) * squares(x)
 
 
 def test_what_cannot_be_asked_is_refused(pool) -> None:

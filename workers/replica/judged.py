@@ -17,8 +17,9 @@ class Judged:
     """Called with a batch (and further ones, of as many rows), it returns what the model's
     ``method`` returns for the first, and the loss of each sample.
 
-    ``loss`` is called with the outputs and the further batches. Its variables travel along, and are
-    kept in step; gradients are for the model's own.
+    ``loss`` is called with the outputs and the further batches, and what it returns is averaged
+    over all axes but the first. Its variables travel along, and are kept in step; gradients are for
+    the model's own.
     """
 
     def __init__(self, model: Any, method: str, loss: Callable[..., Any]) -> None:
@@ -37,10 +38,10 @@ class Judged:
         call = self.model if self._method == "__call__" else getattr(self.model, self._method)
         outputs = call(z)
         losses = tf.convert_to_tensor(self.loss(outputs, *data))
-        if not losses.dtype.is_floating or losses.shape.rank != 1:
+        if not losses.dtype.is_floating or losses.shape.rank == 0:
             raise InputError(
-                "the loss must be one real number for each sample: expected a tensor of shape "
+                "the loss must be real, with a row for each sample: expected a tensor of shape "
                 f"({z.shape[0]},), came {losses.dtype.name} of shape {losses.shape}. The mean over "
                 "samples is what is differentiated"
             )
-        return outputs, losses
+        return outputs, tf.reduce_mean(losses, range(1, losses.shape.rank))
