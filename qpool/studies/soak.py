@@ -152,23 +152,34 @@ class Training:
         self._optimizer = keras.optimizers.Adam(0.05)
         self._rng = np.random.default_rng(episode.seed)
         self._batch = episode.batch
+        self._steps = 0
 
     def step(self, batch: int | None = None) -> str:
-        """One update; the digest of samples, gradients and weights."""
+        """One update, by a tape or in one exchange, in turn; the digest of samples, gradients and
+        weights."""
         import tensorflow as tf
 
         z = tf.constant(self._rng.normal(size=(batch or self._batch, 4)), tf.float32)
         digest = hashlib.sha256()
-        with tf.GradientTape() as tape:
-            tape.watch(z)
-            samples = self.generator(z)
-            loss = tf.reduce_mean((samples - 1.0) ** 2)
         weights = self.generator.trainable_variables
-        gradients = tape.gradient(loss, [*weights, z])
+        self._steps += 1
+        if self._steps % 2:
+            with tf.GradientTape() as tape:
+                tape.watch(z)
+                samples = self.generator(z)
+                loss = tf.reduce_mean(_losses(samples))
+            gradients = tape.gradient(loss, [*weights, z])
+        else:
+            step = self.generator.loss_and_gradient(z, _losses)
+            samples, gradients = step.outputs, [*step.gradient, step.loss]
         self._optimizer.apply_gradients(zip(gradients, weights, strict=False))
         for array in (samples, *gradients, *weights):
             digest.update(np.asarray(array).tobytes())
         return digest.hexdigest()
+
+
+def _losses(samples: Any) -> Any:
+    return (samples - 1.0) ** 2
 
 
 class Saboteur:
