@@ -4,7 +4,7 @@
     backward  cotangents      --> pool.backward --> vjp, reassembled in tile order
     second    cotangents of that vjp --> pool.backward(tangents) --> its own vjp
 
-The only module that knows both tapes and the pool. Weights enter as explicit inputs, so whatever
+Only this and ``losses`` know both tapes and the pool. Weights enter as explicit inputs, so whatever
 watches the model's variables sees them used; gradients leave in the same order. In a graph both
 directions are a ``tf.numpy_function``.
 

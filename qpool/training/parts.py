@@ -27,7 +27,6 @@ class Part:
     def __init__(self, function: Callable[..., Any], *, sure: bool) -> None:
         self._function = function
         self._compiled = self._made()
-        self._sure = sure
         self._known: bool | None = True if sure else None
 
     def __call__(self, *args: Any) -> Any:
