@@ -93,6 +93,9 @@ def test_a_short_run_leaves_a_full_directory(tmp_path: Path) -> None:
     assert set(summary["energy_distance"]) == {"before", "after", "best", "floor"}
     assert len(summary["cpu_use_of_workers"]) == 2
     assert all(0 < use < 2 for use in summary["cpu_use_of_workers"])
+    workers = list(csv.DictReader((out / "workers.csv").read_text().splitlines()))
+    read = sum(float(row["seconds"]) for row in workers) / 2
+    assert read > 0.8 * summary["training_seconds"]  # of the run, not of the last call of fit
     assert "samples/s  CPU of workers" in done.stderr
     rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
     assert len(rows) == 41

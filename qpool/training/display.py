@@ -33,10 +33,13 @@ class Display(keras.callbacks.Callback):
         self._step = first
         self._last = (time.monotonic(), first)
         self._progress: Progress | None = None
+        self._began = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._last = (time.monotonic(), self._step)
-        self._monitor.sample()  # what was before does not count
+        if not self._began:  # a run of whole epochs and a part of one is two calls of fit
+            self._began = True
+            self._last = (time.monotonic(), self._step)
+            self._monitor.sample()  # what was before does not count
         if self._console.is_terminal and self._progress is None:
             self._progress = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),

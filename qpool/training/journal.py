@@ -83,6 +83,7 @@ class Journal(keras.callbacks.Callback):
             self._best = float("inf")  # the best is one that was trained
         else:
             self._executor.calls = start.calls
+        self._monitor.sample()  # what was before does not count
 
     def summary(self) -> dict[str, Any]:
         """Distances before, after and at best, the floor, and the last evaluation."""
@@ -104,7 +105,6 @@ class Journal(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Have Ctrl-C and SIGTERM write a checkpoint first."""
-        self._monitor.sample()  # what was before does not count
         if threading.current_thread() is threading.main_thread() and not self._handlers:
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) is signal.SIG_IGN:
