@@ -10,12 +10,19 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from workers.errors import NotCompiledWarning
 
-if TYPE_CHECKING:
-    from workers.compiling.compiled import Choice
+
+class Compiled(Protocol):
+    """What a method was compiled to, and why not to better."""
+
+    @property
+    def level(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+
 
 #: What stopped a trace, and what to write instead; the first that is found in the reason.
 _ADVICE = (
@@ -53,7 +60,7 @@ def advice(reason: str) -> str:
     return next((text for pattern, text in _ADVICE if re.search(pattern, reason)), "")
 
 
-def not_compiled(model: Any, method: str, choice: Choice, circuits: int, options: Any) -> None:
+def not_compiled(model: Any, method: str, choice: Compiled, circuits: int, options: Any) -> None:
     """Warn, once a model and method, of one that computes circuits and is not compiled."""
     asked_for = options is not None and options.engine == "stock"
     if choice.level != "eager" or not circuits or asked_for:

@@ -65,6 +65,15 @@ def test_importing_is_light(module: str) -> None:
     assert run(code) == ""
 
 
+def test_a_pool_loads_tensorflow_in_its_own_process_first() -> None:
+    """Made before TensorFlow is imported, its import and the caller's go on side by side."""
+    heavy = "tensorflow keras strawberryfields scipy matplotlib sklearn"
+    code = (
+        f"import sys, qpool; qpool.Pool; print(*[m for m in {heavy!r}.split() if m in sys.modules])"
+    )
+    assert run(code) == ""
+
+
 def test_strawberry_fields_imports_after_qpool() -> None:
     code = "import qpool; import strawberryfields as sf; print(sf.__version__)"
     assert run(code).splitlines()[-1].startswith("0.23")

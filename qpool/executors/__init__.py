@@ -24,7 +24,7 @@ _STRATEGIES: dict[str, type[Executor] | str] = {
     "sequential": "qpool.executors.sequential:SequentialExecutor",
     "cpu_batch": "qpool.executors.cpu_batch:CpuBatchExecutor",
     "threads": "qpool.executors.threads:ThreadExecutor",
-    "processes": "qpool.executors.processes:ProcessExecutor",
+    "processes": "qpool.executors.processes.executor:ProcessExecutor",
     "ray": "qpool.executors.cluster:RayExecutor",
     "auto": "qpool.executors.auto:AutoExecutor",
 }

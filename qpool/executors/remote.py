@@ -20,7 +20,6 @@ import numpy as np
 from qpool import notices, tiles
 from qpool.executors.computer import Computer
 from qpool.shipping import Shipment
-from workers.compiling.compiled import Choice
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.layout import ArraySpec
 
@@ -305,8 +304,7 @@ class RemoteModel:
         """Tell once what a method was compiled to; aloud, if it stays slow."""
         if plan.level == "eager":
             log.info("%s runs eagerly in the workers: %s", plan.method, plan.reason)
-            choice = Choice(plan.level, plan.reason, plan.compile_seconds)
-            notices.not_compiled(self._model, plan.method, choice, circuits, self._options)
+            notices.not_compiled(self._model, plan.method, plan, circuits, self._options)
             return
         better = f" (not better: {plan.reason})" if plan.reason else ""
         told = (plan.method, plan.compile_seconds, plan.level, better)

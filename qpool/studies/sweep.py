@@ -310,7 +310,7 @@ class _Pools:
         self._stack = contextlib.ExitStack()
 
     def of(self, workers: int, threads: int) -> Any:
-        from qpool.executors.processes import Pool
+        from qpool.executors.processes.pool import Pool
 
         if self._key != (workers, threads):
             self._stack.close()
