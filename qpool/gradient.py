@@ -1,8 +1,8 @@
 """The bridge between TensorFlow's autodiff and the pool: a ``tf.custom_gradient``.
 
-    forward   inputs, weights --> pool.forward  --> outputs        (workers keep their tapes)
-    backward  cotangents      --> pool.backward --> vjp, reassembled in tile order
-    second    cotangents of that vjp --> pool.backward(tangents) --> its own vjp
+    FORWARD   inputs, weights         --> workers --> outputs        (they keep their tapes)
+    BACKWARD  cotangents              --> workers --> vjp, reassembled in tile order
+    SECOND    cotangents of that vjp  --> workers --> its own vjp
 
 Only this and ``losses`` know both tapes and the pool. Weights enter as explicit inputs, so whatever
 watches the model's variables sees them used; gradients leave in the same order. In a graph both
@@ -25,8 +25,10 @@ import tensorflow as tf
 
 from qpool import tapes
 from qpool.arguments import Arguments, check_array, is_eager
+from qpool.executors.computer import Operands
 from qpool.variables import Reader
 from workers.errors import InputError, SecondOrderGradientError
+from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec
 from workers.replica import recipes
 from workers.tensors import tensor_of
@@ -82,7 +84,8 @@ class Bridge:
                 method, arguments, as_tensor, arrays, values, gradient=recording
             )
             if not recording:
-                result = self._remote.forward(plan, arrays, values(), keep=False, copy=tensor_of)
+                operands = Operands(arrays, values())
+                result = self._remote.compute(plan, Kind.FORWARD, operands, copy=tensor_of)
                 return self._pack(plan, result.outputs)
         else:
             plan = self._plan_of_graph(method, arguments, as_tensor, inputs)
@@ -113,8 +116,16 @@ class Bridge:
             for spec, seed in zip(plan.outputs, tf.nest.flatten(cotangent), strict=True)
         ]
         call = self._remote.pool.new_call()
-        found = self._remote.backward(plan, call, None, arrays, weights, seeds, per_sample=True)
-        by_source: dict[int | None, Any] = dict(zip(_where(plan.connected), found, strict=True))
+        connected = _where(plan.connected)
+        found = self._remote.compute(
+            plan,
+            Kind.BACKWARD,
+            Operands(arrays, weights, seeds),
+            call=call,
+            wanted=connected,
+            per_sample=True,
+        ).gradients
+        by_source: dict[int | None, Any] = dict(zip(connected, found, strict=True))
         gradients = []
         sources = self._trainable_sources(len(inputs))
         variables = recipes.trainable_variables(self._model)
@@ -273,9 +284,8 @@ class Bridge:
         self, plan: Plan, inputs: int, tensors: Sequence[Any]
     ) -> tuple[list[Any], _Ticket]:
         arrays = [np.asarray(x) for x in tensors]
-        result = self._remote.forward(
-            plan, arrays[:inputs], arrays[inputs:], keep=True, copy=tensor_of
-        )
+        operands = Operands(arrays[:inputs], arrays[inputs:])
+        result = self._remote.compute(plan, Kind.FORWARD_KEEPING, operands, copy=tensor_of)
         return result.outputs, _Ticket(self._remote, result.call, result.homes)
 
     def _backward_eagerly(
@@ -293,13 +303,12 @@ class Bridge:
     def _forward_in_graph(
         self, plan: Plan, inputs: int, tensors: Sequence[Any]
     ) -> tuple[list[Any], Any]:
-        keep = tapes.recording()
+        kind = Kind.FORWARD_KEEPING if tapes.recording() else Kind.FORWARD
 
         def run(*arrays: np.ndarray) -> list[np.ndarray]:
             self._arguments.check("", arrays[:inputs])
-            result = self._remote.forward(
-                plan, arrays[:inputs], arrays[inputs:], keep=keep, copy=np.array
-            )
+            operands = Operands(arrays[:inputs], arrays[inputs:])
+            result = self._remote.compute(plan, kind, operands)
             self._homes[result.call] = result.homes
             while len(self._homes) > _REMEMBERED_CALLS:
                 self._homes.popitem(last=False)
@@ -388,16 +397,14 @@ class Bridge:
         end = inputs + len(self._remote.variables)
         given = iter(arrays[end:])
         cotangents = [next(given) if _is_float(spec) else None for spec in plan.outputs]
-        return self._remote.backward(
+        return self._remote.compute(
             plan,
-            call,
-            homes,
-            arrays[:inputs],
-            arrays[inputs:end],
-            cotangents,
-            tangents=tangents,
-            wanted=wanted,
-        )
+            Kind.SECOND if tangents else Kind.BACKWARD,
+            Operands(arrays[:inputs], arrays[inputs:end], cotangents, tangents),
+            call=call,
+            homes=homes,
+            wanted=_where(plan.connected) if wanted is None else wanted,
+        ).gradients
 
     @staticmethod
     def _cotangent(spec: ArraySpec, batch: int, seed: Any) -> np.ndarray | None:

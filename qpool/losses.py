@@ -17,8 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from qpool.arguments import is_eager
+from qpool.executors.computer import Operands
 from qpool.gradient import Bridge
 from workers.errors import InputError, ModelError, RemoteError, ShippingError, StatefulCallError
+from workers.exchange.protocol import Kind
 from workers.replica import recipes
 from workers.replica.judged import Judged
 from workers.tensors import tensor_of
@@ -89,10 +91,9 @@ class JudgedBridge(Bridge):
         mean: np.ndarray = np.full(batch, 1 / batch, plan.outputs[-1].dtype)
         cotangents = [*[None] * (len(plan.outputs) - 1), mean]
         connected = [n for n in wanted if plan.connected and plan.connected[n]]
-        outputs, gradients = self._remote.both(
-            plan, arrays[:inputs], arrays[inputs:], cotangents, connected, copy=np.array
-        )
-        return [*outputs, *gradients]
+        operands = Operands(arrays[:inputs], arrays[inputs:], cotangents)
+        found = self._remote.compute(plan, Kind.BOTH, operands, wanted=connected)
+        return [*found.outputs, *found.gradients]
 
     def _of_mean_in_graph(
         self, plan: Plan, inputs: Sequence[Any], wanted: Sequence[int]

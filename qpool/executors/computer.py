@@ -17,7 +17,70 @@ from typing import Any
 import numpy as np
 
 from workers.exchange import protocol
+from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is computed of a batch: all but numbers. Who asks keeps it, and asks for it again.
+
+    ``outputs`` are specs of one row of what is handed back. ``sources`` are what gradients are
+    taken for, numbered as in the plan, inputs before variables, each with the spec of one input
+    row, or of the variable. ``given`` says for each output whether a
+    cotangent comes for it, ``tangents`` for which sources cotangents of their gradients come.
+
+    Gradients of inputs have one row per sample; those of variables are summed over tiles in tile
+    order, or with ``per_tile`` left as one row per tile. With ``tangents`` the whole vjp is pulled
+    back: there are the gradients of its result for the sources, then for the cotangents given.
+    """
+
+    plan: int
+    kind: Kind
+    tile: int
+    outputs: tuple[ArraySpec, ...] = ()
+    sources: tuple[tuple[int, ArraySpec], ...] = ()
+    given: tuple[bool, ...] = ()
+    tangents: tuple[int, ...] = ()
+    per_tile: bool = False
+
+    def __hash__(self) -> int:  # of each step: specs are left to equality
+        return hash((self.plan, self.kind.value, self.tile))
+
+
+@dataclasses.dataclass
+class Operands:
+    """A batch's numbers: inputs, the model's weights, a cotangent for each output or None, and by
+    source the cotangents of gradients."""
+
+    inputs: Sequence[np.ndarray]
+    weights: Sequence[np.ndarray]
+    cotangents: Sequence[np.ndarray | None] = ()
+    tangents: Sequence[tuple[int, np.ndarray]] = ()
+
+    @property
+    def batch(self) -> int:
+        """Samples."""
+        return len(self.inputs[0])
+
+    def part(self, rows: slice) -> Operands:
+        """Those of some samples, without the weights."""
+        return Operands(
+            [array[rows] for array in self.inputs],
+            (),
+            [None if array is None else array[rows] for array in self.cotangents],
+            [(n, x[rows] if n < len(self.inputs) else x) for n, x in self.tangents],
+        )
+
+
+@dataclasses.dataclass
+class Results:
+    """What came of a task. ``homes`` says who computed, and may still hold, which tiles."""
+
+    call: int
+    outputs: list[Any]
+    gradients: list[np.ndarray]
+    homes: Any
 
 
 class Computer(abc.ABC):
@@ -65,71 +128,24 @@ class Computer(abc.ABC):
         wanted: tuple[int, ...] = (),
     ) -> protocol.Surveyed:
         """Run the plan on the first rows, to learn what comes out, and compile it. ``wanted`` are
-        the sources that ``both`` will be asked for."""
+        the sources that ``Kind.BOTH`` will be asked for."""
 
     @abc.abstractmethod
-    def forward(
+    def compute(
         self,
-        plan: int,
-        tile: int,
-        inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-        outputs: Sequence[ArraySpec],
+        task: Task,
+        operands: Operands,
         *,
-        keep: bool,
+        call: int | None = None,
+        homes: Any = None,
         copy: Callable[[np.ndarray], Any] = np.array,
-    ) -> tuple[int, list[Any], Any]:
+    ) -> Results:
         """Compute a batch.
 
-        Returns the call's number, the outputs (one row per sample, taken by ``copy``) and homes:
-        who computed, and with ``keep`` holds for the backward pass, which tiles.
-        """
-
-    @abc.abstractmethod
-    def backward(
-        self,
-        plan: int,
-        tile: int,
-        call: int,
-        homes: Any,
-        inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-        cotangents: Sequence[np.ndarray | None],
-        sources: Sequence[tuple[int, ArraySpec]],
-        *,
-        per_tile: bool = False,
-        tangents: Sequence[tuple[int, np.ndarray]] = (),
-    ) -> list[np.ndarray]:
-        """Pull a batch's cotangents back to ``sources``.
-
-        ``sources`` are numbered as in the plan (inputs first, then variables) and come with the
-        spec of one input row, or of the variable. Gradients of inputs have one row per sample;
-        those of variables are summed over tiles in tile order, or with ``per_tile`` left as one
-        row per tile. ``homes``, ``inputs`` and ``weights`` are those of the forward call: tiles
-        that are no longer kept are computed again from them.
-
-        With ``tangents``, cotangents of the gradients by source, that whole computation is pulled
-        back: returned are the gradients of its result for the sources, then for the cotangents
-        that are not None.
-        """
-
-    @abc.abstractmethod
-    def both(
-        self,
-        plan: int,
-        tile: int,
-        inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-        outputs: Sequence[ArraySpec],
-        cotangents: Sequence[np.ndarray | None],
-        sources: Sequence[tuple[int, ArraySpec]],
-        *,
-        copy: Callable[[np.ndarray], Any] = np.array,
-    ) -> tuple[list[Any], list[np.ndarray]]:
-        """Compute a batch and pull ``cotangents`` back that do not depend on it, at once.
-
-        Returns the outputs, as ``forward`` does, and the gradients of ``sources``, variables, of
-        the outputs whose cotangent is not None, as ``backward`` does.
+        ``call`` is the number of the call that it belongs to, None for a new one. ``homes`` says
+        who holds which tiles since the forward pass of that call: tiles that are no longer kept
+        are computed again from the operands, which are those of the forward pass. ``copy`` takes
+        an output out of what lies where the next batch will.
         """
 
     @abc.abstractmethod

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from qpool import notices, tiles
-from qpool.executors.computer import Computer
+from qpool.executors.computer import Computer, Operands, Results, Task
 from qpool.shipping import Shipment
 from workers.errors import ConfigurationError, PoolClosedError
+from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec
 
 log = logging.getLogger("qpool")
@@ -51,16 +52,6 @@ class Plan:
     with_loss: bool = False
 
 
-@dataclasses.dataclass
-class Result:
-    """A forward call: its outputs, and what its backward pass needs to know."""
-
-    call: int
-    outputs: list[Any]
-    homes: dict[int, tuple[int, ...]]
-    tile: int
-
-
 class RemoteModel:
     """A model's replicas, called with arrays."""
 
@@ -83,6 +74,7 @@ class RemoteModel:
         self._tile = check_tile(tile, self._rows)
         self._plans: dict[Any, Plan] = {}
         self._tiles: dict[tuple[int, int], int] = {}
+        self._tasks: dict[Any, Task] = {}
         self._samples = 0
         self._non_finite = 0
         self._seconds = 0.0
@@ -167,93 +159,57 @@ class RemoteModel:
             self._tiles[key] = tiles.default_tile(batch, plan.fixed_cost)
         return self._tiles[key]
 
-    def forward(
+    def compute(
         self,
         plan: Plan,
-        inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
+        kind: Kind,
+        operands: Operands,
         *,
-        keep: bool,
-        copy: Any,
-    ) -> Result:
-        self._check_open()
-        began = time.perf_counter()
-        batch = len(inputs[0])
-        tile = self.tile(plan, batch)
-        call, outputs, homes = self.pool.forward(
-            plan.number, tile, inputs, weights, plan.outputs, keep=keep, copy=copy
-        )
-        self._samples += batch
-        self._non_finite += _non_finite_rows(inputs)
-        self._seconds += time.perf_counter() - began
-        return Result(call, outputs, homes, tile)
-
-    def backward(
-        self,
-        plan: Plan,
-        call: int,
-        homes: dict[int, tuple[int, ...]] | None,
-        inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-        cotangents: Sequence[np.ndarray | None],
-        *,
+        call: int | None = None,
+        homes: Any = None,
+        wanted: Sequence[int] = (),
         per_sample: bool = False,
-        tangents: Sequence[tuple[int, np.ndarray]] = (),
-        wanted: Sequence[int] | None = None,
-    ) -> list[np.ndarray]:
-        """Gradients for the ``wanted`` sources (default: all that are connected), in order; see
-        ``Computer.backward``."""
+        copy: Any = np.array,
+    ) -> Results:
+        """Compute a batch; see ``Computer.compute``. Gradients are those for ``wanted``."""
         self._check_open()
         began = time.perf_counter()
-        assert plan.connected is not None
-        if wanted is None:
-            wanted = [n for n, there in enumerate(plan.connected) if there]
-        tile = 1 if per_sample else self.tile(plan, len(inputs[0]))
-        found = self.pool.backward(
-            plan.number,
-            tile,
-            call,
-            homes,
-            inputs,
-            weights,
-            cotangents,
-            [(n, self.source_spec(n, inputs)) for n in wanted],
-            per_tile=per_sample,
-            tangents=tangents,
-        )
+        batch = operands.batch
+        task = self._task(plan, kind, operands, tuple(wanted), per_sample)
+        results = self.pool.compute(task, operands, call=call, homes=homes, copy=copy)
+        if kind.makes_outputs:
+            self._samples += batch
+            self._non_finite += _non_finite_rows(operands.inputs)
         self._seconds += time.perf_counter() - began
-        return found
+        return results
 
-    def both(
+    def _task(
         self,
         plan: Plan,
-        inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-        cotangents: Sequence[np.ndarray | None],
-        wanted: Sequence[int],
-        *,
-        copy: Any,
-    ) -> tuple[list[Any], list[np.ndarray]]:
-        """Outputs, and gradients for the ``wanted`` variables; see ``Computer.both``."""
-        self._check_open()
-        began = time.perf_counter()
-        batch = len(inputs[0])
-        found = self.pool.both(
-            plan.number,
-            self.tile(plan, batch),
-            inputs,
-            weights,
-            plan.outputs,
-            cotangents,
-            [(n, self.source_spec(n, inputs)) for n in wanted],
-            copy=copy,
-        )
-        self._samples += batch
-        self._non_finite += _non_finite_rows(inputs)
-        self._seconds += time.perf_counter() - began
-        return found
+        kind: Kind,
+        operands: Operands,
+        wanted: tuple[int, ...],
+        per_sample: bool,
+    ) -> Task:
+        """Made once for what is asked again and again."""
+        given = tuple(cotangent is not None for cotangent in operands.cotangents)
+        tangents = tuple(source for source, _ in operands.tangents)
+        tile = 1 if per_sample else self.tile(plan, operands.batch)
+        key = plan.number, kind, tile, wanted, given, tangents, per_sample
+        if key not in self._tasks:
+            self._tasks[key] = Task(
+                plan.number,
+                kind,
+                tile,
+                plan.outputs if kind.makes_outputs else (),
+                tuple((n, self._source_spec(n, operands.inputs)) for n in wanted),
+                given,
+                tangents,
+                per_sample,
+            )
+        return self._tasks[key]
 
-    def source_spec(self, source: int, inputs: Sequence[np.ndarray]) -> ArraySpec:
+    def _source_spec(self, source: int, inputs: Sequence[np.ndarray]) -> ArraySpec:
         """Shape and dtype of a source: of one row for an input, of all of a variable."""
         if source < len(inputs):
             array = inputs[source]

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from qpool import tiles
+from qpool.executors.computer import Operands, Task
 from workers.exchange import protocol
 from workers.exchange.arena import Arena, Segment
 from workers.layout import ArraySpec, Placed, place
@@ -117,39 +118,29 @@ class Store:
 
     # -- scratch ---------------------------------------------------------------------------
 
-    def frame(
-        self,
-        key: Any,
-        inputs: Sequence[np.ndarray],
-        tile: int,
-        outputs: Sequence[ArraySpec] = (),
-        cotangents: Sequence[np.ndarray | None] = (),
-        of_inputs: Sequence[tuple[int, ArraySpec]] = (),
-        of_weights: Sequence[tuple[int, ArraySpec]] = (),
-        tangents: Sequence[tuple[int, np.ndarray]] = (),
-        *,
-        first: int = 0,
-    ) -> protocol.Frame:
-        """The frame of this key; ``outputs`` and ``of_inputs`` are specs of one row.
+    def frame(self, task: Task, operands: Operands, first: int = 0) -> protocol.Frame:
+        """Where the arrays of this task lie, for a batch of this size; laid out once.
 
-        ``key`` names what the other arguments follow from; the frame is laid out once for it.
-        With ``tangents`` there is room for the gradients of the cotangents too. ``first`` is the
-        number of the first tile, of a part of a larger batch.
+        ``first`` is the number of the first tile, of a part of a larger batch.
         """
+        batch = operands.batch
+        key = task, batch, first
         frame = self._frames.get(key)
         if frame is not None:
             return frame
-        specs = [ArraySpec.of(array) for array in inputs]
+        specs = [ArraySpec.of(array) for array in operands.inputs]
         number = len(self._frames)
         if number == _FRAMES:
             number = self._frames.pop(next(iter(self._frames))).frame
-        batch = len(inputs[0])
-        seeds = [None if c is None else ArraySpec.of(c) for c in cotangents]
-        rows = tiles.count(batch, tile)
+        seeds = [None if c is None else ArraySpec.of(c) for c in operands.cotangents]
+        of_inputs = [(n, spec) for n, spec in task.sources if n < len(specs)]
+        of_weights = [(n, spec) for n, spec in task.sources if n >= len(specs)]
+        tangents = operands.tangents
+        rows = tiles.count(batch, task.tile)
         placed, end = place(
             [
                 *specs,
-                *(spec.with_rows(batch) for spec in outputs),
+                *(spec.with_rows(batch) for spec in task.outputs),
                 *(spec for spec in seeds if spec is not None),
                 *(spec.with_rows(batch) for _, spec in of_inputs),
                 *(spec.with_rows(rows) for _, spec in of_weights),
@@ -167,9 +158,9 @@ class Store:
         frame = protocol.Frame(
             number,
             batch,
-            tile,
+            task.tile,
             take(len(specs)),
-            take(len(outputs)),
+            take(len(task.outputs)),
             tuple(None if spec is None else next(remaining) for spec in seeds),
             tuple((n, next(remaining)) for n, _ in of_inputs),
             tuple((n, next(remaining)) for n, _ in of_weights),
@@ -179,6 +170,10 @@ class Store:
         )
         self._frames[key] = frame
         return frame
+
+    def views(self, places: Iterable[Placed | None]) -> list[np.ndarray]:
+        """The arrays that lie there; None is left out."""
+        return [placed.view(self.buffer) for placed in places if placed is not None]
 
     def write(self, places: Sequence[Placed | None], arrays: Sequence[np.ndarray | None]) -> None:
         """Copy arrays to their places; None goes nowhere."""

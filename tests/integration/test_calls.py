@@ -11,6 +11,7 @@ import tensorflow as tf
 from pooling import parallelize
 
 import qpool
+from workers.exchange.protocol import Kind
 
 Z = tf.constant(np.random.default_rng(3).normal(size=(9, 2)), tf.float32)
 
@@ -284,5 +285,6 @@ def test_gradients_of_inputs_are_computed_where_a_tape_watches_them(pool) -> Non
                 found = gradients(generator, watch, outer)
                 for a, b in zip(found, gradients(model, watch), strict=True):
                     np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
-        kinds = {key[-2] for key in pool._performing().store._frames if "BACKWARD" in str(key[0])}
+        tasks = [task for task, *_ in pool._performing().store._frames]
+        kinds = {task.sources for task in tasks if task.kind is Kind.BACKWARD}
         assert len(kinds) >= 2  # with z's gradient, and without

@@ -47,6 +47,14 @@ class Kind(enum.Enum):
     SECOND = "backward of the backward"
     BOTH = "forward and backward"
 
+    @property
+    def makes_outputs(self) -> bool:
+        return self in (Kind.FORWARD, Kind.FORWARD_KEEPING, Kind.BOTH)
+
+    @property
+    def makes_gradients(self) -> bool:
+        return self in (Kind.BACKWARD, Kind.SECOND, Kind.BOTH)
+
 
 @dataclass(frozen=True)
 class Sharded:

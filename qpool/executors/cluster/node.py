@@ -18,9 +18,9 @@ import numpy as np
 
 from qpool.executors import topology
 from qpool.executors.cluster import connect
+from qpool.executors.computer import Operands, Task
 from qpool.executors.processes.pool import Pool
 from workers.exchange import protocol
-from workers.layout import ArraySpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +40,6 @@ class Weights:
     model: int
     version: int
     weights: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A part of a batch: the number of its call, and of its first tile in it."""
-
-    call: int
-    first: int
 
 
 News = Build | Weights | protocol.Plan
@@ -95,88 +87,27 @@ class Node:
         weights = self._weights[self._known[plan].model]
         return self._pool.survey(number, inputs, weights, **options)
 
-    def forward(
+    def compute(
         self,
         news: Sequence[News],
-        plan: int,
-        tile: int,
-        part: Part,
-        inputs: Sequence[np.ndarray],
-        outputs: Sequence[ArraySpec],
-        keep: bool,
-    ) -> tuple[list[np.ndarray], Any, float]:
-        """Outputs, the homes of tiles within this node, and seconds."""
-        began = time.perf_counter()
-        self._take(news)
-        _, found, homes = self._pool.forward(
-            self._plans[plan],
-            tile,
-            inputs,
-            self._weights[self._known[plan].model],
-            outputs,
-            keep=keep,
-            call=part.call,
-            first=part.first,
-        )
-        return found, homes, time.perf_counter() - began
-
-    def backward(
-        self,
-        news: Sequence[News],
-        plan: int,
-        tile: int,
-        part: Part,
+        task: Task,
+        call: int,
+        first: int,
         homes: Any,
-        inputs: Sequence[np.ndarray],
-        cotangents: Sequence[np.ndarray | None],
-        sources: Sequence[tuple[int, ArraySpec]],
-        tangents: Sequence[tuple[int, np.ndarray]],
-    ) -> tuple[list[np.ndarray], None, float]:
-        """Gradients, one row per tile where they are a variable's, and seconds."""
+        operands: Operands,
+    ) -> tuple[list[np.ndarray], Any, float]:
+        """A part of a batch that begins with its tile number ``first``: outputs, then gradients,
+        the homes of tiles within this node, and seconds. Weights are those that it was told."""
         began = time.perf_counter()
         self._take(news)
-        found = self._pool.backward(
-            self._plans[plan],
-            tile,
-            part.call,
-            homes,
-            inputs,
-            self._weights[self._known[plan].model],
-            cotangents,
-            sources,
-            per_tile=True,
-            tangents=tangents,
-            first=part.first,
+        found = self._pool.compute(
+            dataclasses.replace(task, plan=self._plans[task.plan]),
+            dataclasses.replace(operands, weights=self._weights[self._known[task.plan].model]),
+            call=call,
+            homes=homes,
+            first=first,
         )
-        return found, None, time.perf_counter() - began
-
-    def both(
-        self,
-        news: Sequence[News],
-        plan: int,
-        tile: int,
-        part: Part,
-        inputs: Sequence[np.ndarray],
-        outputs: Sequence[ArraySpec],
-        cotangents: Sequence[np.ndarray | None],
-        sources: Sequence[tuple[int, ArraySpec]],
-    ) -> tuple[list[np.ndarray], None, float]:
-        """Outputs, then gradients, one row per tile, and seconds."""
-        began = time.perf_counter()
-        self._take(news)
-        results, gradients = self._pool.both(
-            self._plans[plan],
-            tile,
-            inputs,
-            self._weights[self._known[plan].model],
-            outputs,
-            cotangents,
-            sources,
-            per_tile=True,
-            call=part.call,
-            first=part.first,
-        )
-        return [*results, *gradients], None, time.perf_counter() - began
+        return [*found.outputs, *found.gradients], found.homes, time.perf_counter() - began
 
     def tell(self, news: Sequence[News]) -> None:
         self._take(news)

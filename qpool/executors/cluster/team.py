@@ -18,14 +18,13 @@ import numpy as np
 from qpool import tiles
 from qpool.executors.cluster import connect
 from qpool.executors.cluster.crew import Crew, Lost, Member, said
-from qpool.executors.cluster.node import Build, Part, Weights
-from qpool.executors.computer import Computer
+from qpool.executors.cluster.node import Build, Weights
+from qpool.executors.computer import Computer, Operands, Results, Task
 from qpool.executors.devices import parse
 from qpool.executors.processes.dispatch import MAX_ATTEMPTS
 from qpool.executors.shares import Run, apportion, learn
 from workers.errors import ConfigurationError, PoolClosedError, WorkerLostError
 from workers.exchange import protocol
-from workers.layout import ArraySpec
 
 
 @dataclasses.dataclass
@@ -202,128 +201,41 @@ class Cluster(Computer):
                     member.told["plan", plan] = self._plans[plan]
             return surveyed
 
-    def forward(
+    def compute(
         self,
-        plan: int,
-        tile: int,
-        inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-        outputs: Sequence[ArraySpec],
+        task: Task,
+        operands: Operands,
         *,
-        keep: bool,
+        call: int | None = None,
+        homes: list[Home] | None = None,
         copy: Callable[[np.ndarray], Any] = np.array,
-    ) -> tuple[int, list[Any], list[Home]]:
+    ) -> Results:
         with self._lock:
             self._ready()
-            self._weigh(plan, weights)
-            call, batch = self.new_call(), len(inputs[0])
-
-            def ask(member: Member, run: Run, _: Any) -> Any:
-                rows = _rows(run, tile)
-                return member.actor.forward.remote(
-                    self._news(member, plan),
-                    plan,
-                    tile,
-                    Part(call, run.first),
-                    [array[rows] for array in inputs],
-                    outputs,
-                    keep,
-                )
-
-            found = self._perform(tiles.count(batch, tile), ask, None)
-            began = time.perf_counter()
-            parts = _in_order(found)
-            joined = [np.concatenate([part[n] for part in parts]) for n in range(len(outputs))]
-            results = [copy(array) for array in joined]
-            self._counters.copy_out += time.perf_counter() - began
-            self._counters.forward_calls += 1
-            return call, results, [(member, run, homes) for member, run, (_, homes) in found]
-
-    def backward(
-        self,
-        plan: int,
-        tile: int,
-        call: int,
-        homes: list[Home] | None,
-        inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-        cotangents: Sequence[np.ndarray | None],
-        sources: Sequence[tuple[int, ArraySpec]],
-        *,
-        per_tile: bool = False,
-        tangents: Sequence[tuple[int, np.ndarray]] = (),
-    ) -> list[np.ndarray]:
-        with self._lock:
-            self._ready()
-            self._weigh(plan, weights)
-            width = len(inputs)
+            self._weigh(task.plan, operands.weights)
+            number = self.new_call() if call is None else call
+            of_tiles = dataclasses.replace(task, per_tile=True)
 
             def ask(member: Member, run: Run, own: Any) -> Any:
-                rows = _rows(run, tile)
-                return member.actor.backward.remote(
-                    self._news(member, plan),
-                    plan,
-                    tile,
-                    Part(call, run.first),
-                    own,
-                    [array[rows] for array in inputs],
-                    [None if array is None else array[rows] for array in cotangents],
-                    sources,
-                    [(n, array[rows] if n < width else array) for n, array in tangents],
-                )
+                part = operands.part(_rows(run, task.tile))
+                news = self._news(member, task.plan)
+                return member.actor.compute.remote(news, of_tiles, number, run.first, own, part)
 
-            found = self._perform(tiles.count(len(inputs[0]), tile), ask, homes)
+            found = self._perform(tiles.count(operands.batch, task.tile), ask, homes)
             began = time.perf_counter()
             parts = _in_order(found)
             joined = [np.concatenate([part[n] for part in parts]) for n in range(len(parts[0]))]
-            if not per_tile:
-                for place, (source, _) in enumerate(sources):
-                    if source >= width:
-                        joined[place] = tiles.sum_in_order(joined[place])
+            outputs = [copy(array) for array in joined[: len(task.outputs)]]
+            gradients = joined[len(task.outputs) :]
+            for place, (source, _) in enumerate(task.sources):
+                if source >= len(operands.inputs) and not task.per_tile:
+                    gradients[place] = tiles.sum_in_order(gradients[place])
             self._counters.copy_out += time.perf_counter() - began
-            self._counters.backward_calls += 1
-            return joined
-
-    def both(
-        self,
-        plan: int,
-        tile: int,
-        inputs: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray],
-        outputs: Sequence[ArraySpec],
-        cotangents: Sequence[np.ndarray | None],
-        sources: Sequence[tuple[int, ArraySpec]],
-        *,
-        copy: Callable[[np.ndarray], Any] = np.array,
-    ) -> tuple[list[Any], list[np.ndarray]]:
-        with self._lock:
-            self._ready()
-            self._weigh(plan, weights)
-            call = self.new_call()
-
-            def ask(member: Member, run: Run, _: Any) -> Any:
-                rows = _rows(run, tile)
-                return member.actor.both.remote(
-                    self._news(member, plan),
-                    plan,
-                    tile,
-                    Part(call, run.first),
-                    [array[rows] for array in inputs],
-                    outputs,
-                    [None if array is None else array[rows] for array in cotangents],
-                    sources,
-                )
-
-            found = self._perform(tiles.count(len(inputs[0]), tile), ask, None)
-            began = time.perf_counter()
-            parts = _in_order(found)
-            joined = [np.concatenate([part[n] for part in parts]) for n in range(len(parts[0]))]
-            results = [copy(array) for array in joined[: len(outputs)]]
-            gradients = [tiles.sum_in_order(array) for array in joined[len(outputs) :]]
-            self._counters.copy_out += time.perf_counter() - began
-            self._counters.forward_calls += 1
-            self._counters.backward_calls += 1
-            return results, gradients
+            self._counters.forward_calls += task.kind.makes_outputs
+            self._counters.backward_calls += task.kind.makes_gradients
+            return Results(
+                number, outputs, gradients, [(member, run, own) for member, run, (_, own) in found]
+            )
 
     # -- measuring -------------------------------------------------------------------------
 
