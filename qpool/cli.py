@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from qpool.training.config import Config
+from workers import collector
 from workers.errors import QPoolError
 from workers.logs import hush_tensorflow
 
@@ -388,6 +389,7 @@ def _echo(found: dict[str, Any], indent: str) -> None:
 
 def run(command: click.Command) -> None:
     """Run a command: an expected error is one message and exit code 1, Ctrl-C is 130."""
+    collector.relax()
     try:
         command.main(standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 import qpool
 from qpool.executors.processes import claims
+from workers import collector
 
 # The first example of a test may come while other tests load a core: its seconds say nothing.
 settings.register_profile("side by side", suppress_health_check=[HealthCheck.too_slow])
@@ -33,6 +34,7 @@ else:
     os.environ["QPOOL_CACHE"] = _COMPILED.name
 if "QPOOL_TESTS_QUICK" in os.environ:
     os.environ["XLA_FLAGS"] = os.environ["QPOOL_TESTS_QUICK"]
+collector.relax()  # the suite is many processes that load TensorFlow, and end
 claims.PREFIX = f"qpool-tests/{os.getpid()}"  # what else runs on this machine is not our concern
 
 with warnings.catch_warnings():

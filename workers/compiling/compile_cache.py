@@ -36,10 +36,6 @@ _PLACE = "tensorflow-"
 #: Bytes of a place above which the oldest files go.
 _LARGEST = 512 * 2**20
 
-#: TensorFlow's names of functions carry a counter, and a file is found by the name too. A name is
-#: the same in the next process if the counter is rounded up to this just before.
-_ROUND = 1 << 18
-
 
 def environment(threads: int) -> dict[str, str]:
     """Variables for a process that has not loaded TensorFlow yet; none if nothing can be kept."""
@@ -141,15 +137,6 @@ def clear(place: Path | None) -> None:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             for file in place.glob("xla_compile_cache_*"):
                 file.unlink(missing_ok=True)
-
-
-def lasting_name() -> None:
-    """Call this while a function is traced: it is then found again by the next process."""
-    from tensorflow.python.framework import ops
-
-    if in_use() is not None:
-        while ops.uid() % _ROUND:
-            pass
 
 
 def guarded(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from workers.tensors import permuted
+from workers.tensors import lasting_names, permuted
 
 #: Numbers of a row that are moved at once.
 VECTOR = 8
@@ -107,6 +107,7 @@ def _forward(
         return n + 1, rows, kept
 
     kept = tf.TensorArray(rows.dtype, turns * each, element_shape=rows.shape)
+    lasting_names()
     _, rows, kept = tf.while_loop(
         lambda n, *_: n < turns, turn, [tf.constant(0), rows, kept], maximum_iterations=turns
     )
@@ -139,6 +140,7 @@ def _backward(
         return n - 1, back, *found
 
     arrays = [tf.TensorArray(x.dtype, x.shape[0], element_shape=x.shape[1:]) for x in stacks]
+    lasting_names()
     _, back, *found = tf.while_loop(
         lambda n, *_: n >= 0,
         turn,

@@ -140,7 +140,6 @@ def _become_worker(entry: str, channel: int, log: int, segment: int | None = Non
     """Never returns: a forked child must not run its parent's clean-up."""
     code = 1
     try:
-        gc.unfreeze()
         program = importlib.import_module(entry)
         program.serve(Connection(channel), segment, log, nursery=os.getppid())
         code = 0
@@ -154,8 +153,9 @@ def _become_worker(entry: str, channel: int, log: int, segment: int | None = Non
 
 
 def _preload(modules: list[str]) -> None:
-    from workers import sf_compat
+    from workers import collector, sf_compat
 
+    collector.relax()
     sf_compat.install()
     import strawberryfields
     import strawberryfields.backends.tfbackend
