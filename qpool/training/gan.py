@@ -172,8 +172,12 @@ class QuantumGAN(keras.Model):
         }
 
     def train_step(self, real: Any) -> dict[str, Any]:
-        if not tf.executing_eagerly():
-            compile_cache.lasting_name()
+        if tf.executing_eagerly():
+            return self._step(real)
+        logs: dict[str, Any] = compile_cache.named_lastingly(self._step)(real)
+        return logs
+
+    def _step(self, real: Any) -> dict[str, Any]:
         batch = tf.shape(real)[0]
         outputs, loss, gradient = self._judged(self.latent(batch))
         fake, *norms = tf.nest.flatten(outputs)

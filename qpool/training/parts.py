@@ -37,11 +37,7 @@ class Part:
         return (self._compiled if self._known else self._function)(*args)
 
     def _made(self) -> Any:
-        def part(*args: Any) -> Any:
-            compile_cache.lasting_name()
-            return self._function(*args)
-
-        return tf.function(part, jit_compile=True)
+        return tf.function(compile_cache.named_lastingly(self._function), jit_compile=True)
 
     def _can_be_compiled(self, args: tuple[Any, ...]) -> bool:
         """Whether XLA lowers it, for arguments of these shapes."""

@@ -11,6 +11,7 @@ import tensorflow as tf
 from pooling import parallelize
 
 import qpool
+from workers.compiling import compile_cache
 from workers.exchange.protocol import Kind
 
 Z = tf.constant(np.random.default_rng(3).normal(size=(9, 2)), tf.float32)
@@ -288,3 +289,17 @@ def test_gradients_of_inputs_are_computed_where_a_tape_watches_them(pool) -> Non
         tasks = [task for task, *_ in pool._performing().store._frames]
         kinds = {task.sources for task in tasks if task.kind is Kind.BACKWARD}
         assert len(kinds) >= 2  # with z's gradient, and without
+
+
+def test_what_one_worker_has_compiled_the_others_find(pool) -> None:
+    """By the names in it, though the first one has done more than they have before it traces."""
+    kept = compile_cache.in_use(pool._crew.launcher._environment)
+    assert kept is not None
+    before = set(kept.glob("*.pb"))
+    model = qpool.models.QuantumSFGenerator(2, 4, layers=3, cutoff_dim=3, seed=1)
+    z = tf.constant(np.random.default_rng(0).normal(size=(8, 4)), tf.float32)
+    with parallelize(model, pool=pool, tile=2, engine="traced") as generator:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(generator(z) ** 2)
+        tape.gradient(loss, model.trainable_variables)
+    assert len(set(kept.glob("*.pb")) - before) == 2  # the call and its vjp, of two workers

@@ -36,6 +36,9 @@ _PLACE = "tensorflow-"
 #: Bytes of a place above which the oldest files go.
 _LARGEST = 512 * 2**20
 
+#: More than a process counts, most often, before it traces: see ``tensors.lasting_names``.
+_ROUND = 1 << 18
+
 
 def environment(threads: int) -> dict[str, str]:
     """Variables for a process that has not loaded TensorFlow yet; none if nothing can be kept."""
@@ -137,6 +140,23 @@ def clear(place: Path | None) -> None:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             for file in place.glob("xla_compile_cache_*"):
                 file.unlink(missing_ok=True)
+
+
+def named_lastingly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, to be traced, by names that are the same in the next process: of what is in it,
+    and its own, which TensorFlow gives it when it ends."""
+
+    def pooled(*args: Any) -> Any:
+        from workers.tensors import lasting_names
+
+        if in_use() is None:
+            return function(*args)
+        lasting_names(_ROUND)
+        found = function(*args)
+        lasting_names(_ROUND)
+        return found
+
+    return pooled
 
 
 def guarded(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:

@@ -19,13 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from workers.compiling import compile_cache
-from workers.tensors import lasting_names
 
 #: From the best to the one that always works.
 LEVELS = ("xla", "graph", "eager")
-
-#: More than what is made in a process before it traces, or while it does, often.
-_ROUND = 1 << 18
 
 #: How far a compiled output may lie from the eager one, relative to the largest entry of that
 #: output: far above rounding in single precision, far below a branch that was taken otherwise.
@@ -53,12 +49,7 @@ def at_level(function: Callable[..., Any], level: str) -> Callable[..., Any]:
     if level == "graph":
         return _direct(tf.function(_of_its_own(function), jit_compile=False, autograph=False))
 
-    def pooled(*args: Any) -> Any:
-        lasting_names(_ROUND)  # of the functions within it
-        found = function(*args)
-        lasting_names(_ROUND)  # its own, which is given to it at the end
-        return found
-
+    pooled = compile_cache.named_lastingly(function)
     return compile_cache.guarded(
         lambda: _direct(tf.function(_of_its_own(pooled), jit_compile=True, autograph=False))
     )

@@ -157,16 +157,30 @@ def _preload(modules: list[str]) -> None:
 
     collector.relax()
     sf_compat.install()
+    with _absent("sklearn", "matplotlib", "pandas"):
+        import tensorflow as tf  # and Keras, which brings them, for what no model is made of
     import strawberryfields
     import strawberryfields.backends.tfbackend
-    import tensorflow as tf
 
     for module in modules:
         importlib.import_module(module)
     # TensorFlow and Keras load parts of themselves on first use: better once than per worker.
     _ = (tf.GradientTape, tf.nest, tf.random, tf.keras, strawberryfields.ops)
-    gc.collect()
     gc.freeze()  # collections in the children do not touch, and so do not copy, these pages
+
+
+@contextlib.contextmanager
+def _absent(*packages: str) -> Iterator[None]:
+    """As if these were not installed: what could do with them does without from then on. Those that
+    import them later find them."""
+    absent = [name for name in packages if name not in sys.modules]
+    for name in absent:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def main(control: int, entry: str, preload: list[str]) -> None:
