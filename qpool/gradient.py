@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 #: Graph calls whose workers are remembered for their backward pass; older ones are recomputed.
 _REMEMBERED_CALLS = 64
 
-#: Rows of the standard normal draws that stand in for a batch when a graph is traced.
+#: Rows of the standard normal draws that stand in for a batch of unknown size when a graph is
+#: traced; where the size is known they are as many, and what is compiled for them is used.
 _TRACE_ROWS = 4
 
 
@@ -183,12 +184,17 @@ class Bridge:
                 )
             specs.append(ArraySpec(tail, dtype.str))
         self._arguments.check_width(method, (None, *specs[0].shape))
+        rows = {x.shape[0] for x in inputs}
+        batch = rows.pop() if len(rows) == 1 else None
         plan = self._remote.find(method, arguments, as_tensor, tuple(specs))
         if plan is not None and plan.connected is not None:
             return plan
         with tf.init_scope():  # out of the graph: variables have values there
             for positive in (False, True):
-                stand_ins = [_stand_in(spec, positive=positive) for spec in specs]
+                stand_ins = [
+                    _stand_in(spec.with_rows(batch or _TRACE_ROWS), positive=positive)
+                    for spec in specs
+                ]
                 try:
                     return self._remote.plan(
                         method,
@@ -458,7 +464,7 @@ def _where(flags: Sequence[bool] | None) -> list[int]:
 def _stand_in(spec: ArraySpec, *, positive: bool) -> np.ndarray:
     """A batch to learn shapes from: standard normal draws, or their moduli for a model that takes
     only those; zeros for whole numbers."""
-    dtype, shape = np.dtype(spec.dtype), (_TRACE_ROWS, *spec.shape)
+    dtype, shape = np.dtype(spec.dtype), spec.shape
     if dtype.kind not in "fc":
         return np.zeros(shape, dtype)
     draws = np.random.default_rng(0).standard_normal(shape)

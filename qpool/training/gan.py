@@ -178,7 +178,7 @@ class QuantumGAN(keras.Model):
         return logs
 
     def _step(self, real: Any) -> dict[str, Any]:
-        batch = tf.shape(real)[0]
+        batch = real.shape[0] or tf.shape(real)[0]  # known, workers compile for it at once
         outputs, loss, gradient = self._judged(self.latent(batch))
         fake, *norms = tf.nest.flatten(outputs)
         shape = (self.critic_steps, batch, 1)

@@ -17,10 +17,16 @@ import os
 import platform
 import stat
 import sys
+import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("qpool")
 
@@ -35,6 +41,9 @@ _PLACE = "tensorflow-"
 
 #: Bytes of a place above which the oldest files go.
 _LARGEST = 512 * 2**20
+
+#: Seconds that a process waits for another one to compile a program that it needs too.
+_LONGEST_TURN = 600.0
 
 #: More than a process counts, most often, before it traces: see ``tensors.lasting_names``.
 _ROUND = 1 << 18
@@ -142,9 +151,50 @@ def clear(place: Path | None) -> None:
                 file.unlink(missing_ok=True)
 
 
-def named_lastingly(function: Callable[..., Any]) -> Callable[..., Any]:
+class Turn:
+    """One process of this machine at a time compiles a program: the next finds what it made.
+
+    Owns a lock on a file in ``place``, which the system lets go of when its process dies.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._lock: IO[bytes] | None = None
+
+    def take(self, program: str) -> None:
+        """Wait until no other process compiles that program; not where there are no such locks."""
+        if fcntl is None:
+            return
+        end = time.monotonic() + _LONGEST_TURN
+        try:
+            file = self._place / f"turn-{hashlib.sha256(program.encode()).hexdigest()[:16]}"
+            lock = file.open("wb")
+        except OSError:
+            return
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:
+                break
+            else:
+                self._lock = lock
+                return
+        lock.close()
+
+    def give(self) -> None:
+        """Let the next one compile."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(lock.name)
+            lock.close()
+
+
+def named_lastingly(function: Callable[..., Any], turn: Turn | None = None) -> Callable[..., Any]:
     """The function, to be traced, by names that are the same in the next process: of what is in it,
-    and its own, which TensorFlow gives it when it ends."""
+    and its own, which TensorFlow gives it when it ends. ``turn`` is taken then."""
 
     def pooled(*args: Any) -> Any:
         from workers.tensors import lasting_names
@@ -154,30 +204,50 @@ def named_lastingly(function: Callable[..., Any]) -> Callable[..., Any]:
         lasting_names(_ROUND)
         found = function(*args)
         lasting_names(_ROUND)
+        if turn is not None:
+            turn.take(_said_of(args))
         return found
 
     return pooled
 
 
-def guarded(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    """What ``make`` makes, a compiled function; where the files fail it, all of them are deleted,
-    and another function is made, since the first remembers the failure."""
-    function = make()
+def _said_of(args: tuple[Any, ...]) -> str:
+    """What a program that has been traced is: its operations' names, and its inputs."""
+    import tensorflow as tf
+
+    graph = tf.compat.v1.get_default_graph()
+    shapes = [(str(x.shape), x.dtype.name) for x in tf.nest.flatten(args) if tf.is_tensor(x)]
+    return repr((shapes, [operation.name for operation in graph.get_operations()]))
+
+
+def guarded(
+    function: Callable[..., Any], make: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Callable[..., Any]:
+    """``function`` compiled by ``make``, by one process at a time. Where the files fail it, all of
+    them are deleted, and it is made again, since what was made first remembers the failure."""
     place = in_use()
     if place is None:
-        return function
+        return make(function)
+    turn = Turn(place)
+    named = named_lastingly(function, turn)
+    made = make(named)
 
     def call(*args: Any) -> Any:
-        nonlocal function
+        nonlocal made
         try:
-            return function(*args)
+            return made(*args)
         except Exception as error:
             if not _due_to_files(error, place):
                 raise
             log.warning("compiled code in %s is deleted and made anew: %s", place, error)
+        finally:
+            turn.give()
         clear(place)
-        function = make()
-        return function(*args)
+        made = make(named)
+        try:
+            return made(*args)
+        finally:
+            turn.give()
 
     return call
 

@@ -49,9 +49,8 @@ def at_level(function: Callable[..., Any], level: str) -> Callable[..., Any]:
     if level == "graph":
         return _direct(tf.function(_of_its_own(function), jit_compile=False, autograph=False))
 
-    pooled = compile_cache.named_lastingly(function)
     return compile_cache.guarded(
-        lambda: _direct(tf.function(_of_its_own(pooled), jit_compile=True, autograph=False))
+        function, lambda f: _direct(tf.function(_of_its_own(f), jit_compile=True, autograph=False))
     )
 
 

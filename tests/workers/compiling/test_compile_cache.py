@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -140,3 +141,55 @@ def test_a_process_keeps_what_it_compiles_if_it_is_told_in_time(tmp_path, before
     assert done.returncode == 0, done.stderr
     assert (done.stdout.strip() != "None") == kept
     assert bool(list(tmp_path.glob("*/xla_compile_cache_*"))) == kept
+
+
+def test_one_at_a_time_compiles_a_program(tmp_path: Path, monkeypatch) -> None:
+    first, second, other = (compile_cache.Turn(tmp_path) for _ in range(3))
+    first.take("a program")
+    other.take("another one")  # at once
+    waited = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        first.give()
+
+    monkeypatch.setattr(compile_cache.time, "sleep", sleep)
+    second.take("a program")
+    assert len(waited) == 1
+    second.give()
+    other.give()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_turn_ends_with_its_process_and_is_waited_for_no_longer_than_that(
+    tmp_path: Path, monkeypatch
+) -> None:
+    code = f"""
+from pathlib import Path
+from workers.compiling.compile_cache import Turn
+Turn(Path({str(tmp_path)!r})).take("a program")
+import os, signal
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -signal.SIGKILL
+    monkeypatch.setattr(compile_cache.time, "sleep", None)  # nobody waits
+    turn, late = compile_cache.Turn(tmp_path), compile_cache.Turn(tmp_path)
+    turn.take("a program")
+    monkeypatch.setattr(compile_cache, "_LONGEST_TURN", 0.0)
+    late.take("a program")
+    late.give()
+    turn.give()
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_turns_where_a_system_has_no_such_locks(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(compile_cache, "fcntl", None)
+    turn = compile_cache.Turn(tmp_path)
+    turn.take("a program")
+    turn.give()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    gone = compile_cache.Turn(tmp_path / "no such folder")
+    gone.take("a program")
+    gone.give()
