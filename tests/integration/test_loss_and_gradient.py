@@ -74,7 +74,7 @@ def test_it_is_what_a_tape_gives(pool, strategy: str, dtype: tf.DType) -> None:
     with qpool.parallelize(model, strategy=strategy, **options) as pooled:
         for batch in (1, 7):
             z, targets = rows(batch, dtype=real), rows(batch, dtype=real) + 1.0
-            for _ in range(2):
+            for _ in range(1 if batch > 1 else 2):  # stock takes its time for each sample
                 step = pooled.loss_and_gradient(z, loss, targets)
                 expected = of_tape(model, loss, z, targets)
                 assert_alike(step, expected, 1e-10 if real == tf.float64 else 2e-5)
@@ -229,7 +229,7 @@ class Weighing:
 def test_a_loss_is_another_one_when_what_it_holds_is(pool) -> None:
     """A script's critic is a name of its module, not of a function around the loss."""
     global scale
-    model, held = Displaced(), Weighing()
+    model, held = Scale(), Weighing()
 
     def weighed(x: Any) -> Any:
         return scale * squares(x)
