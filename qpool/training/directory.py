@@ -65,25 +65,25 @@ def alone(out: Path) -> Iterator[None]:
 
 
 def host() -> dict[str, Any]:
-    """Platform and versions, as they are written down with a run."""
+    """Platform and versions, as they are written down with a run.
+
+    Nothing is imported for them: the pool loads TensorFlow first (see ``building``).
+    """
     import platform
     import sys
-
-    import numpy
-    import scipy
-    import strawberryfields
-    import tensorflow
+    from importlib import metadata
 
     import qpool
+    from workers.compiling import compile_cache
 
     return {
         "platform": platform.platform(),
         "python": sys.version.split()[0],
         "qpool": qpool.__version__,
-        "tensorflow": tensorflow.__version__,
-        "strawberryfields": strawberryfields.__version__,
-        "numpy": numpy.__version__,
-        "scipy": scipy.__version__,
+        "tensorflow": compile_cache.tensorflow_version(),
+        "strawberryfields": metadata.version("strawberryfields"),
+        "numpy": metadata.version("numpy"),
+        "scipy": metadata.version("scipy"),
     }
 
 

@@ -291,15 +291,21 @@ def test_gradients_of_inputs_are_computed_where_a_tape_watches_them(pool) -> Non
         assert len(kinds) >= 2  # with z's gradient, and without
 
 
-def test_what_one_worker_has_compiled_the_others_find(pool) -> None:
-    """By the names in it, though the first one has done more than they have before it traces."""
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_what_one_worker_has_compiled_the_others_find(pool, in_graph: bool) -> None:
+    """By the names in it, though the first one has done more than they have before it traces; and
+    nothing is compiled that no step calls."""
     kept = compile_cache.in_use(pool._crew.launcher._environment)
     assert kept is not None
     before = set(kept.glob("*.pb"))
-    model = qpool.models.QuantumSFGenerator(2, 4, layers=3, cutoff_dim=3, seed=1)
+    model = qpool.models.QuantumSFGenerator(2, 4, layers=3 + in_graph, cutoff_dim=3, seed=1)
     z = tf.constant(np.random.default_rng(0).normal(size=(8, 4)), tf.float32)
-    with parallelize(model, pool=pool, tile=2, engine="traced") as generator:
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(generator(z) ** 2)
-        tape.gradient(loss, model.trainable_variables)
+    with parallelize(model, pool=pool, engine="traced") as generator:
+
+        def step(z: tf.Tensor) -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(generator(z) ** 2)
+            return tape.gradient(loss, model.trainable_variables)
+
+        (tf.function(step) if in_graph else step)(z)
     assert len(set(kept.glob("*.pb")) - before) == 2  # the call and its vjp, of two workers

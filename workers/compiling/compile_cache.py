@@ -42,8 +42,9 @@ _PLACE = "tensorflow-"
 #: Bytes of a place above which the oldest files go.
 _LARGEST = 512 * 2**20
 
-#: Seconds that a process waits for another one to compile a program that it needs too.
-_LONGEST_TURN = 600.0
+#: Seconds that a process waits for another one to compile a program that it needs too: that one
+#: may be stopped. Afterwards it compiles for itself.
+_LONGEST_TURN = 60.0
 
 #: More than a process counts, most often, before it traces: see ``tensors.lasting_names``.
 _ROUND = 1 << 18
@@ -100,10 +101,10 @@ def place_of(threads: int) -> Path | None:
     root = Path(chosen) if chosen else platformdirs.user_cache_path("qpool", appauthor=False)
     told = (_processor(), threads, os.environ.get("XLA_FLAGS"), _other_flags())
     digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-    return root / f"{_PLACE}{_version()}-{digest}"
+    return root / f"{_PLACE}{tensorflow_version()}-{digest}"
 
 
-def _version() -> str:
+def tensorflow_version() -> str:
     """TensorFlow's, by whichever name it was installed; it is not imported for that."""
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
