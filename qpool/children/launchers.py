@@ -56,18 +56,23 @@ Child = TypeVar("Child", bound=ChildProcess)
 class Program(Generic[Child]):
     """What a child runs: ``serve(channel, segment, log, nursery)`` of the module ``entry``.
 
-    ``preload`` are modules that a nursery imports before it forks any; ``child`` is what a running
-    one is to the coordinator.
+    ``preload`` are modules that a nursery imports before it forks any; ``without`` packages that
+    are left out when TensorFlow and Keras are loaded, which can do without. ``child`` is what a
+    running one is to the coordinator.
     """
 
     entry: str
     preload: tuple[str, ...]
     child: type[Child]
+    without: tuple[str, ...] = ()
 
 
 #: A worker of a pool.
 WORKER = Program(
-    "workers.process.main", ("workers.process.main", "workers.replica.replica"), WorkerProcess
+    "workers.process.main",
+    ("workers.process.main", "workers.replica.replica"),
+    WorkerProcess,
+    ("sklearn", "matplotlib", "pandas"),  # wrappers, pictures and tables: no model is made of them
 )
 
 
@@ -196,7 +201,12 @@ class ForkLauncher(Launcher[Child]):
             with theirs:
                 self._nursery = self._popen(
                     "workers.process.nursery:main",
-                    [theirs.fileno(), self._program.entry, self._program.preload],
+                    [
+                        theirs.fileno(),
+                        self._program.entry,
+                        self._program.preload,
+                        self._program.without,
+                    ],
                     [theirs.fileno()],
                 )
             self._control = ours

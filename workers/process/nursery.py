@@ -68,14 +68,14 @@ class Reaped:
     code: int | None
 
 
-def serve(control: socket.socket, entry: str, preload: list[str]) -> None:
+def serve(control: socket.socket, entry: str, preload: list[str], without: list[str]) -> None:
     """Answer requests until the coordinator closes its end, then kill what is left."""
     import time
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     began = time.perf_counter()
     with _ended_by(control), hushed():
-        _preload(preload)
+        _preload(preload, without)
     control.send(pickle.dumps(Ready(time.perf_counter() - began)))
     children: set[int] = set()
     waiter = select.poll()
@@ -152,13 +152,13 @@ def _become_worker(entry: str, channel: int, log: int, segment: int | None = Non
         os._exit(code)
 
 
-def _preload(modules: list[str]) -> None:
+def _preload(modules: list[str], without: list[str]) -> None:
     from workers import collector, sf_compat
 
     collector.relax()
     sf_compat.install()
-    with _absent("sklearn", "matplotlib", "pandas"):
-        import tensorflow as tf  # and Keras, which brings them, for what no model is made of
+    with _absent(without):
+        import tensorflow as tf  # and Keras
     import strawberryfields
     import strawberryfields.backends.tfbackend
 
@@ -170,7 +170,7 @@ def _preload(modules: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _absent(*packages: str) -> Iterator[None]:
+def _absent(packages: list[str]) -> Iterator[None]:
     """As if these were not installed: what could do with them does without from then on. Those that
     import them later find them."""
     absent = [name for name in packages if name not in sys.modules]
@@ -183,8 +183,9 @@ def _absent(*packages: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-def main(control: int, entry: str, preload: list[str]) -> None:
+def main(control: int, entry: str, preload: list[str], without: list[str]) -> None:
     """Entry point; ``control`` is the descriptor of the control socket, ``entry`` the program that
-    children run, ``preload`` the modules that they are forked with."""
+    children run, ``preload`` the modules that they are forked with, ``without`` the packages that
+    TensorFlow and Keras do without."""
     with socket.socket(fileno=control) as connection:
-        serve(connection, entry, preload)
+        serve(connection, entry, preload, without)
