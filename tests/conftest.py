@@ -12,6 +12,14 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# Before qpool is imported, which says where this process keeps what it compiles.
+if "QPOOL_TESTS_CACHE" in os.environ:  # this run's alone: what it compiles, it compiles once
+    os.environ["QPOOL_CACHE"] = os.environ["QPOOL_TESTS_CACHE"]
+else:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="qpool-tests-")
+    os.environ["QPOOL_CACHE"] = _COMPILED.name
+if "QPOOL_TESTS_QUICK" in os.environ:
+    os.environ["XLA_FLAGS"] = os.environ["QPOOL_TESTS_QUICK"]
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,13 +35,6 @@ settings.load_profile("side by side")
 # The background jobs of a shell ignore Ctrl-C, and so do their children: some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-if "QPOOL_TESTS_CACHE" in os.environ:  # this run's alone: what it compiles, it compiles once
-    os.environ["QPOOL_CACHE"] = os.environ["QPOOL_TESTS_CACHE"]
-else:
-    _COMPILED = tempfile.TemporaryDirectory(prefix="qpool-tests-")
-    os.environ["QPOOL_CACHE"] = _COMPILED.name
-if "QPOOL_TESTS_QUICK" in os.environ:
-    os.environ["XLA_FLAGS"] = os.environ["QPOOL_TESTS_QUICK"]
 collector.relax()  # the suite is many processes that load TensorFlow, and end
 claims.PREFIX = f"qpool-tests/{os.getpid()}"  # what else runs on this machine is not our concern
 
