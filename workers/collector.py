@@ -8,14 +8,31 @@ model is traced slower, and the interpreter looks once more, for a second and a 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
+from collections.abc import Iterator
 
 #: New objects before the youngest are looked through; how often that is before the next older are.
-_THRESHOLDS = (100_000, 20, 100)
+_SELDOM = (10_000, 10, 100)
 
 
 def relax() -> None:
-    """Have it look seldom, and not at all at the end of this process."""
-    gc.set_threshold(*_THRESHOLDS)
+    """Have it look at what is old seldom, and not at all at the end of this process."""
+    gc.set_threshold(*_SELDOM)
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Imports within are not looked through, then or later; the collector then is as it was.
+
+    In a process that is forked afterwards it does not touch, and so does not copy, their pages.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(*_SELDOM)
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.set_threshold(*before)

@@ -17,12 +17,9 @@ import threading
 import time
 from multiprocessing.connection import Connection
 
-from workers import collector
-
 
 def spawned(program: str, handle: int, segment: int | None, log: int | None) -> None:
     """Run ``program`` in this fresh interpreter; ``handle`` is its channel."""
-    collector.relax()
     if sys.platform == "win32":
         from multiprocessing.connection import PipeConnection
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from workers import sf_compat
+from workers import collector, sf_compat
 from workers.errors import ArenaError, QPoolError, RemoteError, ShippingError
 from workers.exchange import protocol
 from workers.exchange.arena import Arena, Segment
@@ -94,8 +94,9 @@ class _Worker:
         device.reveal(start.device)
         with hushed():
             sf_compat.install()
-            import strawberryfields
-            import tensorflow as tf
+            with collector.loading():
+                import strawberryfields
+                import tensorflow as tf
 
             affinity.bound_tensorflow(start.threads)
             tf.get_logger().addFilter(Once(silent=start.worker != 0))  # all run the same code

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import gc
 import importlib
 import os
 import pickle
@@ -25,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from workers import collector
 from workers.logs import hushed
 
 _LIMIT = 4096
@@ -74,7 +74,7 @@ def serve(control: socket.socket, entry: str, preload: list[str], without: list[
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     began = time.perf_counter()
-    with _ended_by(control), hushed():
+    with _ended_by(control), hushed(), collector.loading():
         _preload(preload, without)
     control.send(pickle.dumps(Ready(time.perf_counter() - began)))
     children: set[int] = set()
@@ -153,9 +153,8 @@ def _become_worker(entry: str, channel: int, log: int, segment: int | None = Non
 
 
 def _preload(modules: list[str], without: list[str]) -> None:
-    from workers import collector, sf_compat
+    from workers import sf_compat
 
-    collector.relax()
     sf_compat.install()
     with _absent(without):
         import tensorflow as tf  # and Keras
@@ -166,7 +165,6 @@ def _preload(modules: list[str], without: list[str]) -> None:
         importlib.import_module(module)
     # TensorFlow and Keras load parts of themselves on first use: better once than per worker.
     _ = (tf.GradientTape, tf.nest, tf.random, tf.keras, strawberryfields.ops)
-    gc.freeze()  # collections in the children do not touch, and so do not copy, these pages
 
 
 @contextlib.contextmanager

@@ -8,8 +8,10 @@ import sys
 CODE = """
 import os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+from workers import collector
 from workers.process import nursery
-nursery._preload(["workers.process.main"], ["sklearn", "matplotlib", "pandas"])
+with collector.loading():
+    nursery._preload(["workers.process.main"], ["sklearn", "matplotlib", "pandas"])
 left_out = [name for name in ("sklearn", "matplotlib", "pandas") if name in sys.modules]
 import gc
 frozen = gc.get_freeze_count()
