@@ -27,8 +27,8 @@ class Task:
 
     ``outputs`` are specs of one row of what is handed back. ``sources`` are what gradients are
     taken for, numbered as in the plan, inputs before variables, each with the spec of one input
-    row, or of the variable. ``given`` says for each output whether a
-    cotangent comes for it, ``tangents`` for which sources cotangents of their gradients come.
+    row, or of the variable. ``given`` says for each output whether a cotangent comes for it,
+    ``tangents`` for which sources cotangents of their gradients come.
 
     Gradients of inputs have one row per sample; those of variables are summed over tiles in tile
     order, or with ``per_tile`` left as one row per tile. With ``tangents`` the whole vjp is pulled

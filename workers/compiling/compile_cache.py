@@ -2,7 +2,8 @@
 
 TensorFlow writes and reads them, if it is told where; a worker's start then takes the tracing
 alone (a small circuit's gradient: 1.1 s in place of 5.9). Owns the place, what makes a place of its
-own necessary, its size, and what is done about a damaged file. The files are code that this user's
+own necessary, its size, by which names a program is found, that one process at a time compiles it,
+and what is done about a damaged file. The files are code that this user's
 processes wrote and this user's processes run: the folder is theirs alone.
 
 ``QPOOL_CACHE`` names another folder; ``QPOOL_CACHE=off`` keeps nothing.
