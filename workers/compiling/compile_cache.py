@@ -234,22 +234,23 @@ def guarded(
     named = named_lastingly(function, turn)
     made = make(named)
 
+    def in_turn(*args: Any) -> Any:
+        try:
+            return made(*args)
+        finally:
+            turn.give()
+
     def call(*args: Any) -> Any:
         nonlocal made
         try:
-            return made(*args)
+            return in_turn(*args)
         except Exception as error:
             if not _due_to_files(error, place):
                 raise
             log.warning("compiled code in %s is deleted and made anew: %s", place, error)
-        finally:
-            turn.give()
         clear(place)
         made = make(named)
-        try:
-            return made(*args)
-        finally:
-            turn.give()
+        return in_turn(*args)
 
     return call
 
