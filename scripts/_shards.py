@@ -21,10 +21,17 @@ from pathlib import Path
 #: Shards by beginnings of paths, of which the longest decides; what no shard names is in the last
 #: one. Those that take longest come first.
 SHARDS: dict[str, list[str]] = {
-    "pool": ["tests/integration/"],
-    "faults": ["tests/integration/test_faults.py", "tests/integration/test_lifecycle.py"],
     "engine": ["tests/workers"],
+    "faults": ["tests/integration/test_faults.py", "tests/integration/test_lifecycle.py"],
     "cluster": ["tests/integration/test_cluster.py"],
+    "bits": [
+        "tests/integration/test_same_bits.py",
+        "tests/integration/test_equality.py",
+        "tests/integration/test_second_order.py",
+    ],
+    "calls": ["tests/integration/"],
+    "training": ["tests/qpool/training", "tests/integration/test_loss"],
+    "campaigns": ["tests/integration/test_campaigns.py"],
     "runs": ["tests/integration/test_runs.py", "tests/test_cli.py"],
     "measure": [
         "tests/qpool/executors",
@@ -32,14 +39,12 @@ SHARDS: dict[str, list[str]] = {
         "tests/qpool/studies",
         "tests/integration/test_appl",
     ],
-    "idioms": ["tests/integration/test_idioms.py", "tests/integration/test_traced.py"],
-    "training": ["tests/qpool/training", "tests/integration/test_loss"],
 }
 REST = "rest"
 
 #: Shards whose programs XLA compiles as it does for users. For those of all others it takes a
 #: quarter of the time; their code is slower, and as right.
-AS_SHIPPED = ("idioms", "pool")
+AS_SHIPPED = ("bits", "calls")
 
 #: What makes it so, where it is known: a flag that XLA does not know ends the process.
 QUICK = {

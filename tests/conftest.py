@@ -8,6 +8,7 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -20,6 +21,11 @@ else:
     os.environ["QPOOL_CACHE"] = _COMPILED.name
 if "QPOOL_TESTS_QUICK" in os.environ:
     os.environ["XLA_FLAGS"] = os.environ["QPOOL_TESTS_QUICK"]
+
+#: What interpreters that tests start import first.
+CHILDREN = str(Path(__file__).parent / "children")
+_INHERITED = os.environ.get("PYTHONPATH")
+os.environ["PYTHONPATH"] = os.pathsep.join([CHILDREN, *([_INHERITED] if _INHERITED else [])])
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -1,6 +1,6 @@
 """The two ways to start a child process over a channel, with TensorFlow's threads bounded.
 
-- ``forkserver`` (Linux): forks of the launcher's own nursery, which has TensorFlow loaded.
+- ``forkserver`` (Linux): forks of a process that has TensorFlow loaded (see ``forkserver``).
 - ``spawn`` (everywhere): a fresh interpreter each.
 
 Neither re-imports the user's ``__main__`` (what a child works on travels by value), so a script
@@ -12,42 +12,29 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import json
 import os
-import pickle
-import select
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pipe
-from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
-from qpool.children.condition import STOPPED_TIMEOUT, is_stopped
+from qpool.children import interpreter
 from qpool.children.process import ChildProcess, WorkerProcess
 from workers.compiling import compile_cache
 from workers.errors import ConfigurationError, StartupError, nearest
 from workers.process import affinity
 
-_WINDOWS = sys.platform == "win32"
+if TYPE_CHECKING:
+    from qpool.children.forkserver import ForkServer
 
-#: The nursery answers in milliseconds; one that does not is stopped or gone, and replaced. A step
-#: that has lost a worker waits for the exit code (which is told, and not relied on).
-_FORK_TIMEOUT = 5.0
-_REAP_TIMEOUT = 0.5
+_WINDOWS = sys.platform == "win32"
 
 #: Seconds for a process that has been let go to end by itself.
 _CLOSING_TIMEOUT = 2.0
-
-#: Importing TensorFlow and Strawberry Fields takes 5 s warm, and has taken 60 s on a cold disk.
-_IMPORT_TIMEOUT = 300.0
-
-#: The folder that holds the ``workers`` package, for interpreters that start from nothing.
-_ROOT = str(Path(__file__).resolve().parents[2])
 
 Child = TypeVar("Child", bound=ChildProcess)
 
@@ -116,27 +103,6 @@ class Launcher(abc.ABC, Generic[Child]):
     def close(self) -> None:
         """End what the launcher itself runs, and any worker still there."""
 
-    def _popen(self, entry: str, arguments: list[Any], handles: list[int]) -> subprocess.Popen:
-        """A fresh interpreter that runs ``entry(*arguments)`` with ``handles`` open."""
-        module, function = entry.split(":")
-        code = (
-            f"import sys, json; sys.path.insert(0, {_ROOT!r}); "
-            f"from {module} import {function}; {function}(*json.loads(sys.argv[1]))"
-        )
-        options: dict[str, Any] = {"env": self._environment, "stdin": subprocess.DEVNULL}
-        if _WINDOWS:
-            startup = subprocess.STARTUPINFO()  # type: ignore[attr-defined]
-            startup.lpAttributeList = {"handle_list": handles}
-            for handle in handles:
-                os.set_handle_inheritable(handle, True)  # type: ignore[attr-defined]
-            options |= {
-                "startupinfo": startup,
-                "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP,  # type: ignore[attr-defined]
-            }
-        else:
-            options |= {"pass_fds": handles, "start_new_session": True}
-        return subprocess.Popen([sys.executable, "-c", code, json.dumps(arguments)], **options)
-
 
 class SpawnLauncher(Launcher[Child]):
     """A fresh interpreter for each worker; works on every system."""
@@ -154,8 +120,11 @@ class SpawnLauncher(Launcher[Child]):
         said = [theirs.fileno(), segment, None if _WINDOWS else log.fileno()]
         handles = [handle for handle in said if handle is not None]
         try:
-            process = self._popen(
-                "workers.process.entry:spawned", [self._program.entry, *said], handles
+            process = interpreter.start(
+                "workers.process.entry:spawned",
+                [self._program.entry, *said],
+                handles,
+                self._environment,
             )
         except OSError as error:
             ours.close()
@@ -184,60 +153,48 @@ class SpawnLauncher(Launcher[Child]):
 
 
 class ForkLauncher(Launcher[Child]):
-    """Forks of the pool's own nursery. A nursery that died or hangs is replaced."""
+    """Forks of the coordinator's fork server. One that died or hangs is replaced."""
 
     name = "forkserver"
 
     def __init__(self, threads: int, program: Program[Child]) -> None:
         super().__init__(threads, program)
-        self._nursery: subprocess.Popen | None = None
-        self._control: socket.socket | None = None
-        self._ready = False
-        self._requests = 0
+        self._server: ForkServer | None = None
+        #: Forked and not collected yet, each with the server that is its parent.
+        self._children: dict[int, ForkServer] = {}
+
+    @property
+    def server(self) -> ForkServer:
+        """The fork server, started if there is none."""
+        from qpool.children import forkserver  # of systems that can fork
+
+        if self._server is not None and self._server.ended:
+            forkserver.leave(self._server)
+            self._server = None
+        if self._server is None:
+            program = self._program
+            self._server = forkserver.take(
+                program.entry, program.preload, program.without, self._environment
+            )
+        return self._server
 
     def prepare(self) -> None:
-        if self._control is None:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                self._nursery = self._popen(
-                    "workers.process.nursery:main",
-                    [
-                        theirs.fileno(),
-                        self._program.entry,
-                        self._program.preload,
-                        self._program.without,
-                    ],
-                    [theirs.fileno()],
-                )
-            self._control = ours
+        _ = self.server
+
+    def ready(self, *, wait: bool) -> bool:
+        return self.server.ready(wait=wait)
 
     def launch(self, number: int, segment_handle: int | str | None = None) -> Child:
-        from workers.process import nursery
-
         ours, theirs = Pipe()
         log = _log_file()
         try:
-            control = self._connected()
             handles = [theirs.fileno(), log.fileno()]
             if segment_handle is not None:
                 handles.append(int(segment_handle))
-            try:
-                control.settimeout(_FORK_TIMEOUT)
-                # Numbered: the answer to a request that Ctrl-C interrupted names another process.
-                self._requests += 1
-                request = nursery.Fork(self._requests)
-                socket.send_fds(control, [pickle.dumps(request)], handles)
-                forked = self._answer(
-                    control,
-                    lambda a: isinstance(a, nursery.Forked) and a.request == request.request,
-                )
-            except (OSError, EOFError) as error:
-                self._drop_nursery()
-                raise StartupError(
-                    f"the process that forks workers did not answer: {error}. Another one is "
-                    "started; start_method='spawn' does without it"
-                ) from error
-            return self._program.child(number, forked.pid, ours, log, self.reap)
+            server = self.server
+            pid = server.fork(handles, self._environment)
+            self._children[pid] = server
+            return self._program.child(number, pid, ours, log, self.reap)
         except BaseException:
             ours.close()
             log.close()
@@ -246,92 +203,20 @@ class ForkLauncher(Launcher[Child]):
             theirs.close()
 
     def reap(self, pid: int) -> int | None:
-        from workers.process import nursery
-
-        if self._control is None or not self._ready:
-            return None  # its nursery is gone, and with it who could know
-        try:
-            self._control.settimeout(_REAP_TIMEOUT)
-            self._control.send(pickle.dumps(nursery.Reap(pid)))
-            wanted = nursery.Reaped
-            return self._answer(
-                self._control, lambda a: isinstance(a, wanted) and a.pid == pid
-            ).code
-        except (OSError, EOFError):
-            self._drop_nursery()
-            return None
+        server = self._children.pop(pid, None)
+        return None if server is None else server.reap(pid)
 
     def close(self) -> None:
-        if self._nursery is None or self._control is None:
-            return
-        with contextlib.suppress(OSError):  # a fork of this process may hold the socket too
-            self._control.shutdown(socket.SHUT_RDWR)
-        self._control.close()
-        if not self._ready:
-            self._nursery.kill()  # it has no children, and reads nothing while it imports
-        try:
-            self._nursery.wait(_CLOSING_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._nursery.kill()
-            self._nursery.wait()
-        self._nursery = self._control = None
+        for pid, server in list(self._children.items()):
+            if not server.ended:  # who has not been collected keeps its number
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.reap(pid)
+        if self._server is not None:
+            from qpool.children import forkserver
 
-    def ready(self, *, wait: bool) -> bool:
-        from workers.process import nursery
-
-        self.prepare()
-        assert self._control is not None
-        if not self._ready:
-            if not wait and not select.select([self._control], [], [], 0)[0]:
-                return False
-            try:
-                self._await_imports(self._control)
-                self._answer(self._control, lambda a: isinstance(a, nursery.Ready))
-            except (OSError, EOFError) as error:
-                self._drop_nursery()
-                raise StartupError(
-                    "the process that forks workers ended, or was stopped, while it imported "
-                    f"TensorFlow and Strawberry Fields ({error}); its own output is above"
-                ) from error
-            self._ready = True
-        return True
-
-    def _await_imports(self, control: socket.socket) -> None:
-        """Wait until the nursery has something to say; OSError if it hangs or was stopped."""
-        assert self._nursery is not None
-        deadline, stopped = time.monotonic() + _IMPORT_TIMEOUT, 0
-        while not select.select([control], [], [], STOPPED_TIMEOUT / 5)[0]:
-            stopped = stopped + 1 if is_stopped(self._nursery.pid) else 0
-            if stopped > 5 or time.monotonic() > deadline:
-                raise OSError("it was stopped" if stopped else "it took too long")
-        control.settimeout(_REAP_TIMEOUT)
-
-    def _connected(self) -> socket.socket:
-        self.ready(wait=True)
-        assert self._control is not None
-        return self._control
-
-    @staticmethod
-    def _answer(control: socket.socket, wanted: Callable[[Any], bool]) -> Any:
-        """The answer that is ``wanted``; ones that an interrupted request left are dropped.
-
-        An exit code taken for a pid would have the wrong process killed.
-        """
-        while data := control.recv(4096):
-            answer = pickle.loads(data)
-            if wanted(answer):
-                return answer
-        raise EOFError("it closed its socket")
-
-    def _drop_nursery(self) -> None:
-        """Its workers live on: they watch the coordinator, not the nursery."""
-        if self._control is not None:
-            self._control.close()
-        if self._nursery is not None:
-            self._nursery.kill()
-            self._nursery.wait()
-        self._nursery = self._control = None
-        self._ready = False
+            forkserver.leave(self._server)
+            self._server = None
 
 
 def make_launcher(

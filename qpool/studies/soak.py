@@ -211,7 +211,7 @@ class Saboteur:
             return None
         pid = rng.choice(sorted(pids))
         if way == "nursery":
-            nursery = getattr(crew.launcher, "_nursery", None)
+            nursery = getattr(crew.launcher, "server", None)
             if nursery is None:
                 return None
             number = rng.choice((signal.SIGKILL, signal.SIGSTOP))
@@ -277,6 +277,10 @@ def run(episode: Episode, quiet: Any, found: Found) -> None:
             found.bits_changed += digest != expected[number]
         watch.report(found)
         training.generator.close()
+    if episode.start_method == "forkserver":
+        from qpool.children import forkserver
+
+        forkserver.end_unused()  # one that took the place of the quiet pool's
     left = [process for process in here.children(recursive=True) if process not in others]
     found.left_over += len(psutil.wait_procs(left, 2.0)[1]) + max(0, here.num_fds() - before)
     found.episodes += 1

@@ -28,7 +28,7 @@ from pooling import parallelize
 
 import qpool
 from qpool import errors
-from qpool.children import launchers, process
+from qpool.children import forkserver, process
 from qpool.executors.processes import crew, patience
 from workers.exchange.faults import Fault
 from workers.process import nursery
@@ -123,10 +123,11 @@ def test_workers_that_die_while_the_pool_starts() -> None:
 
 def test_processes_that_are_stopped_while_the_pool_starts(monkeypatch, caplog) -> None:
     """The fork server while it imports, then a worker: nobody waits as long as for loading."""
-    for module in (crew, launchers):
+    monkeypatch.setenv("QPOOL_OF_THIS_TEST", "1")  # a fork server of its own, that has to load
+    for module in (crew, forkserver):
         monkeypatch.setattr(module, "STOPPED_TIMEOUT", 0.5)
     with qpool.Pool(workers=1) as pool, caplog.at_level(logging.WARNING, "qpool"):
-        os.kill(pool._crew.launcher._nursery.pid, signal.SIGSTOP)
+        os.kill(pool._crew.launcher.server.pid, signal.SIGSTOP)
         pool._crew.faults_at_start.append((Fault("start", "stop"),))
         pool.start()
     assert "it was stopped" in caplog.text
@@ -194,7 +195,7 @@ def test_what_is_given_up_carries_each_attempts_traceback(
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_worker_and_its_nursery_are_lost_together(pool, generator, expected, how) -> None:
     at_full_strength(pool, generator)
-    nursery = psutil.Process(pool._crew.launcher._nursery.pid)
+    nursery = psutil.Process(pool._crew.launcher.server.pid)
     nursery.send_signal(how)
     pool.inject(1, Fault("forward", "kill"))
     assert bits(generator) == expected
@@ -365,8 +366,10 @@ def test_a_forks_answer_to_an_interrupted_request_is_not_taken_for_another(
     at_full_strength(pool, generator)
     launcher = pool._crew.launcher
     ours, theirs = multiprocessing.Pipe()
-    handles = [theirs.fileno(), pool._performer.store.segment.handle, theirs.fileno()]
-    socket.send_fds(launcher._control, [pickle.dumps(nursery.Fork(-1))], handles)
+    end, segment = theirs.fileno(), pool._performer.store.segment.handle
+    handles = [end, segment, 1, 2, end]
+    request = pickle.dumps(nursery.Fork(-1, {}, os.getcwd()))
+    socket.send_fds(launcher.server._control, [request], handles)
     ours.close()
     theirs.close()
     pool.inject(1, Fault("forward", "kill"))
@@ -390,7 +393,7 @@ def test_a_coordinator_killed_while_its_nursery_imports_leaves_nothing() -> None
     process = script("""
         import qpool, signal
         pool = qpool.Pool(workers=1)
-        print(pool._crew.launcher._nursery.pid, flush=True)
+        print(pool._crew.launcher.server.pid, flush=True)
         signal.pause()
     """)
     nursery = psutil.Process(int(process.stdout.readline()))
@@ -406,7 +409,7 @@ def test_what_is_stopped_ends_too_when_the_coordinator_is_killed(stopped: str) -
         import os, qpool, signal
         pool = qpool.Pool(workers=2).start()
         workers = [worker["pid"] for worker in pool.stats()["workers"]]
-        print(pool._crew.launcher._nursery.pid, *workers, flush=True)
+        print(pool._crew.launcher.server.pid, *workers, flush=True)
         signal.pause()
     """)
     pids = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
@@ -447,7 +450,7 @@ def test_one_core_and_a_second_pool() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_nothing_listens_and_the_segment_has_no_name(pool, generator) -> None:
     at_full_strength(pool, generator)
-    pids = [os.getpid(), pool._crew.launcher._nursery.pid]
+    pids = [os.getpid(), pool._crew.launcher.server.pid]
     pids += [worker["pid"] for worker in pool.stats()["workers"]]
     for pid in pids[1:]:
         found = psutil.Process(pid).net_connections(kind="all")

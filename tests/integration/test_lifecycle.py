@@ -152,7 +152,7 @@ def test_an_answer_left_by_an_interrupted_request_is_not_taken_for_another() -> 
         parallelize(models.Scale(), pool=pool) as model,
     ):
         # Ctrl-C between a request and its answer: the answer is still to be read.
-        control = pool._crew.launcher._control
+        control = pool._crew.launcher.server._control
         control.send(pickle.dumps(nursery.Reap(2**22 + 1)))
         os.kill(pids(pool)[0], signal.SIGKILL)
         np.testing.assert_allclose(model(Z), 2 * Z)

@@ -47,8 +47,8 @@ def test_spawned_workers_train_to_the_same_bits(alone) -> None:
 
 def test_a_short_soak(pool_of) -> None:
     found = soak.Found()
-    soak.run(soak.Episode(11, "traced", 7, 3, "forkserver", 15), pool_of(1), found)
+    soak.run(soak.Episode(7, "traced", 7, 3, "forkserver", 6), pool_of(1), found)
     assert not found.failed, found.summary()
-    assert found.steps == 15
+    assert found.steps == 6
     assert sum(found.injected.values()) >= 3
     assert found.workers_lost >= 1

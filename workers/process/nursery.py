@@ -2,11 +2,11 @@
 
 Linux only. A fork takes milliseconds and shares the imported pages; a fresh interpreter takes
 seconds and its own copy. This process never runs TensorFlow (forking after that is unsafe) and
-never starts a thread. It belongs to one pool: the end of file on its control socket ends it, and
-its children with it.
+never starts a thread. It belongs to one coordinator, whose pools share it: the end of file on its
+control socket ends it, and its children with it, and so does a time without work if it is told so.
 
-    coordinator -> nursery   Fork + [channel, log, segment] descriptors    Reap
-    nursery -> coordinator   Ready, then Forked                            Reaped
+    coordinator -> nursery   Fork + [channel, log, output, errors, segment]   Reap     Keep
+    nursery -> coordinator   Ready, then Forked                               Reaped   Keep
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ from multiprocessing.connection import Connection
 from workers import collector
 from workers.logs import hushed
 
-_LIMIT = 4096
+#: Bytes of a request.
+LIMIT = 1 << 16
+
+#: A fork's descriptors.
+_HANDLES = 5
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,16 @@ class Ready:
 
 @dataclass(frozen=True)
 class Fork:
-    """Start a worker over the descriptors that come with this message: its channel, its log, and
-    the shared segment, if it is to have one."""
+    """Start a worker with the descriptors that come with this message: its channel, its log, its
+    output and error output, and the shared segment, if it is to have one.
+
+    ``environment`` are variables that are other than the nursery's, None for one that is not
+    there; ``folder`` is the working directory.
+    """
 
     request: int
+    environment: dict[str, str | None]
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,13 @@ class Reap:
     """Collect the exit code of a child that is dead or dying."""
 
     pid: int
+
+
+@dataclass(frozen=True)
+class Keep:
+    """End after so many seconds without a request, None: never. Answered by itself."""
+
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -82,20 +99,26 @@ def serve(control: socket.socket, entry: str, preload: list[str], without: list[
     waiter.register(control, select.POLLIN)
     coordinator = os.pidfd_open(os.getppid())
     waiter.register(coordinator, select.POLLIN)  # a fork of it may hold the other socket
-    while coordinator not in (handle for handle, _ in waiter.poll()):
-        data, handles, _flags, _address = socket.recv_fds(control, _LIMIT, 3)
+    patience: float | None = None
+    while ready := waiter.poll(None if patience is None else patience * 1000):
+        if any(handle == coordinator for handle, _ in ready):
+            break
+        data, handles, _flags, _address = socket.recv_fds(control, LIMIT, _HANDLES)
         if not data:
             break
         request = pickle.loads(data)
+        answer: Forked | Reaped | Keep
         if isinstance(request, Fork):
             pid = os.fork()
             if pid == 0:
                 control.close()
-                _become_worker(entry, *handles)
+                _become_worker(entry, request, *handles)
             for handle in handles:
                 os.close(handle)
             children.add(pid)
-            answer: Forked | Reaped = Forked(request.request, pid)
+            answer = Forked(request.request, pid)
+        elif isinstance(request, Keep):
+            answer, patience = request, request.seconds
         else:
             answer = Reaped(request.pid, _reap(request.pid))
             children.discard(request.pid)
@@ -136,10 +159,28 @@ def _reap(pid: int) -> int | None:
         return None
 
 
-def _become_worker(entry: str, channel: int, log: int, segment: int | None = None) -> None:
+def _become_worker(
+    entry: str,
+    request: Fork,
+    channel: int,
+    log: int,
+    output: int,
+    errors: int,
+    segment: int | None = None,
+) -> None:
     """Never returns: a forked child must not run its parent's clean-up."""
     code = 1
     try:
+        for handle, standard in ((output, 1), (errors, 2)):
+            os.dup2(handle, standard)
+            os.close(handle)
+        for name, value in request.environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        with contextlib.suppress(OSError):  # it is no more: then where the nursery was started
+            os.chdir(request.folder)
         program = importlib.import_module(entry)
         program.serve(Connection(channel), segment, log, nursery=os.getppid())
         code = 0
