@@ -22,10 +22,10 @@ else:
 if "QPOOL_TESTS_QUICK" in os.environ:
     os.environ["XLA_FLAGS"] = os.environ["QPOOL_TESTS_QUICK"]
 
-#: What interpreters that tests start import first.
-CHILDREN = str(Path(__file__).parent / "children")
-_INHERITED = os.environ.get("PYTHONPATH")
-os.environ["PYTHONPATH"] = os.pathsep.join([CHILDREN, *([_INHERITED] if _INHERITED else [])])
+# Interpreters that tests start begin with what is there.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).parent / "children"), os.environ.get("PYTHONPATH")])
+)
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -158,6 +158,44 @@ class Arrays(Base):
         return tf.stack([photons(self.state(z[i, 0], z[i, 1])) for i in range(len(z))])
 
 
+class Noisy(Base):
+    """Scalar variables one by one, read out by hand from the ket, with noise added to each sample,
+    and random numbers returned should the circuit fail."""
+
+    NOISE = 0.1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scalars = [tf.Variable(w, name=f"w{n}") for n, w in enumerate(self.w.numpy())]
+
+    @property
+    def trainable_variables(self) -> list[tf.Variable]:
+        return self.scalars
+
+    def generate(self, z: Any) -> Any:
+        count = tf.shape(z)[0]
+        samples = []
+        if count <= 8:
+            with tf.device("/CPU:0"):
+                for n in range(count):
+                    samples.append(self.sample(z[n]))
+        return tf.stack(samples, axis=0)
+
+    def sample(self, z: Any) -> Any:
+        args = {name: w for name, w in zip(self.names, tf.unstack(tf.stack(self.scalars)))}  # noqa: B905, C416
+        if self.engine.run_progs:
+            self.engine.reset()
+        try:
+            ket = self.engine.run(self.program, args={**args, "z0": z[0], "z1": z[1]}).state.ket()
+        except Exception:
+            return tf.random.normal([2], stddev=0.5)
+        means = []
+        for _ in range(2):
+            mean = tf.reduce_sum(tf.abs(ket) ** 2 * tf.range(4, dtype=tf.float32))
+            means.append(mean + tf.random.normal([], stddev=self.NOISE))
+        return tf.stack(means)
+
+
 class Heralded(Base):
     """A photon found in one mode, of a cat state that it met: photon subtraction."""
 

@@ -206,4 +206,5 @@ class Computer(abc.ABC):
             by_rows=surveyed.by_rows,
             narrowed=surveyed.narrowed,
             outputs=surveyed.outputs,
+            counts=surveyed.counts,
         )

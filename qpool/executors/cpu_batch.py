@@ -24,9 +24,9 @@ log = logging.getLogger("qpool")
 class CpuBatchExecutor(Executor):
     """Calls the model here, with Strawberry Fields' engines traced and the call compiled.
 
-    Gradients are TensorFlow's own, of any order. A model that changes variables, draws, or has
-    TensorFlow check numbers is not compiled, and neither is a call with a container for its first
-    argument (the model would find a tensor in its place).
+    Gradients are TensorFlow's own, of any order. A model that changes variables, draws from a
+    source of its own or from NumPy's, or has TensorFlow check numbers is not compiled, and neither
+    is a call with a container for its first argument (the model would find a tensor in its place).
 
     From now on this process keeps the memory that it frees (``affinity.keep_memory``).
     """
@@ -58,7 +58,7 @@ class CpuBatchExecutor(Executor):
         with self._counted(args) if tf.executing_eagerly() else contextlib.nullcontext():
             if way.choice is None or way.choice.level == "eager":
                 return as_it_is(function, args, kwargs)
-            return way.method.compiled(*inputs)
+            return self._ways.run(way, inputs)
 
     @property
     def within_xla(self) -> bool:

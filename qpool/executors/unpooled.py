@@ -65,7 +65,7 @@ class Unpooled:
                 return as_it_is(function, args, kwargs)
             if way.choice.level == "graph" and not way.choice.reason:
                 return self._timed(way, inputs)
-            return way.method.compiled(*inputs)
+            return self._ways.run(way, inputs)
         finally:
             _within.reset(token)
 
@@ -127,7 +127,7 @@ class Unpooled:
         """Call the graph; have XLA compile it when that has been worth it."""
         assert way.choice is not None
         began = time.perf_counter()
-        result = way.method.compiled(*inputs)
+        result = self._ways.run(way, inputs)
         way.seconds += time.perf_counter() - began
         if way.seconds > _COMPILING * way.choice.seconds:
             better = self._ways.choose(way, inputs, result, "", 0, ("xla",))

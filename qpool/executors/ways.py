@@ -5,10 +5,13 @@ compute. Arguments that are tensors are inputs of the compiled function; all oth
 it, known by content. ``cpu_batch`` and the methods that are not pooled (``unpooled``) call by it.
 
 Where a tape is outside of the compiled function, gradients are checkpointed (``engine.circuit``).
+What a call draws from TensorFlow's global generator is drawn from a stream whose key is drawn from
+that generator at each call: ``tf.random.set_seed`` makes all of it the same again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pickle
 import re
@@ -20,7 +23,8 @@ import tensorflow as tf
 
 from qpool.arguments import argument_names
 from qpool.shipping import dumps
-from workers.compiling import compiled
+from workers.compiling import compiled, streams
+from workers.compiling.streams import Stream
 from workers.engine import circuit
 from workers.engine.scope import traced_engines
 from workers.errors import ModelError
@@ -66,6 +70,10 @@ class Way:
         }
 
 
+#: Those of them that are draws, which a stream may take over.
+_DRAWS = re.compile(r"Random(StandardNormal|Uniform|UniformInt)$|TruncatedNormal$")
+
+
 class Ways:
     """The ways in which the methods of one model have been called."""
 
@@ -73,6 +81,13 @@ class Ways:
         self._model = model
         self._sharded = sharded
         self._known: dict[Any, Way] = {}
+
+    @staticmethod
+    def run(way: Way, inputs: list[tf.Tensor]) -> Any:
+        """Call what was compiled."""
+        if way.method.stream is not None:
+            way.method.stream.seed(tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32))
+        return way.method.compiled(*inputs)
 
     @property
     def decided(self) -> list[Way]:
@@ -141,8 +156,8 @@ class Ways:
             self._known[key] = Way(found, tuple(sharded))
         return self._known[key], inputs
 
-    @staticmethod
     def choose(
+        self,
         way: Way,
         inputs: list[tf.Tensor],
         result: Any,
@@ -160,7 +175,26 @@ class Ways:
             reason = "it returns NumPy arrays"
         if reason:
             return compiled.Choice("eager", reason, 0.0)
+        effects: set[str] = set()
+        choice = self._choose(way, inputs, outputs, circuits, levels, effects)
+        if choice.level != "eager" or not effects or not all(map(_DRAWS.match, effects)):
+            return choice
+        way.method = dataclasses.replace(way.method, stream=Stream())
+        found = self._choose(way, inputs, outputs, circuits, levels, effects)
+        return found if found.level != "eager" else choice
+
+    @staticmethod
+    def _choose(
+        way: Way,
+        inputs: list[tf.Tensor],
+        outputs: list[Any],
+        circuits: int,
+        levels: Sequence[str],
+        effects: set[str],
+    ) -> compiled.Choice:
+        """``effects`` takes what it was found to do more than compute."""
         original = way.method
+        stream = original.stream
         rows = int(inputs[0].shape[0]) if any(way.sharded) and inputs[0].shape.rank else 0
         way.rows = rows
         looped = rows > 1 and survey.loops((rows, circuits), (rows, circuits))
@@ -175,7 +209,21 @@ class Ways:
                 way.method = dataclasses.replace(trial, plan=plan)
                 way.method.__dict__["compiled"] = function
 
-            found = compiled.choose(_computing(trial), inputs, outputs, use, levels=levels)
+            alike = streams.constant if stream and form.by_rows else contextlib.nullcontext
+            if stream is not None:
+                stream.seed(0)
+                with circuit.untraced(), alike():
+                    outputs = tf.nest.flatten(trial(*inputs))
+            found = compiled.choose(
+                _computing(trial, effects),
+                inputs,
+                outputs,
+                use,
+                before=lambda: stream.seed(0) if stream is not None else None,
+                draws=stream is not None,
+                alike=alike,
+                levels=levels,
+            )
             choice = found if choice is None or form.by_rows or not looped else found.after(choice)
             if choice.level != "eager":
                 break
@@ -189,8 +237,9 @@ def as_it_is(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         return function(*args, **kwargs)
 
 
-def _computing(method: Method) -> Callable[..., Any]:
-    """The call, for a tape that is outside of what is compiled; it must do no more than compute."""
+def _computing(method: Method, noticed: set[str]) -> Callable[..., Any]:
+    """The call, for a tape that is outside of what is compiled; it must do no more than compute.
+    What it does is ``noticed``."""
 
     def call(*inputs: tf.Tensor) -> Any:
         with circuit.checkpointing():
@@ -199,6 +248,7 @@ def _computing(method: Method) -> Callable[..., Any]:
             definition = tf.compat.v1.get_default_graph().as_graph_def()
             inner = (node for function in definition.library.function for node in function.node_def)
             effects = {n.op for n in (*definition.node, *inner) if _EFFECTS.match(n.op)}
+            noticed.update(effects)
             if effects:
                 raise ModelError(f"it does more than compute: {', '.join(sorted(effects))}")
         return found

@@ -293,8 +293,11 @@ def test_gradients_of_inputs_are_computed_where_a_tape_watches_them(pool) -> Non
 
 @pytest.mark.parametrize("in_graph", [False, True])
 def test_what_one_worker_has_compiled_the_others_find(pool, in_graph: bool) -> None:
-    """By the names in it, though the first one has done more than they have before it traces; and
-    nothing is compiled that no step calls."""
+    """By the names in it, though the first one has traced what they have not; and nothing is
+    compiled that no step calls."""
+    other = qpool.models.QuantumSFGenerator(2, 4, layers=1, cutoff_dim=2, seed=1)
+    with parallelize(other, pool=pool, engine="traced") as generator:
+        generator(tf.zeros((1, 4)))  # one tile
     kept = compile_cache.in_use(pool._crew.launcher._environment)
     assert kept is not None
     before = set(kept.glob("*.pb"))

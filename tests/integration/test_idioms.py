@@ -96,6 +96,55 @@ def test_every_strategy_compiles_it(pool, monkeypatch, strategy: str, idiom) -> 
     assert (way["level"], way["by_rows"]) == ("xla", idiom in LOOPS)
 
 
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes", "threads", "auto"])
+def test_noise_from_the_global_generator_is_drawn_in_compiled_code(
+    pool, monkeypatch, strategy: str
+) -> None:
+    monkeypatch.setattr(course, "SHARE", 0.0)
+    model, z = idioms.Noisy(), rows_of(idioms.Noisy)
+    quiet = idioms.Noisy()
+    quiet.NOISE = 0.0
+
+    def of_sum(call, variables):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(call(z))
+        return tape.gradient(loss, variables)
+
+    options = {"processes": {"pool": pool}, "threads": {"workers": 2}}.get(strategy, {})
+    with qpool.parallelize(model, strategy=strategy, tile=BATCH, **options) as generator:
+        # Added noise is in no gradient of a sum.
+        found = of_sum(generator.generate, generator.trainable_variables)
+        assert_like_stock(found, of_sum(quiet.generate, quiet.trainable_variables))
+        drawn = np.stack([generator.generate(z).numpy() for _ in range(200)])
+        (way,) = generator.stats()["compiled"]
+    assert (way["level"], way["by_rows"]) == ("xla", True)
+    noise = (drawn - quiet.generate(z).numpy()).reshape(200, -1) / idioms.Noisy.NOISE
+    np.testing.assert_allclose(noise.mean(0), 0, atol=0.4)  # of 200, 5.6 standard errors
+    np.testing.assert_allclose(noise.std(0), 1, atol=0.3)
+    apart = np.corrcoef(noise.T) - np.eye(2 * BATCH)  # of rows, and of numbers in a row
+    assert np.abs(apart).max() < 0.4
+    assert np.abs([np.corrcoef(n[1:], n[:-1])[0, 1] for n in noise.T]).max() < 0.4
+
+
+def test_noise_follows_the_tile_in_a_pool_and_the_global_seed_in_place(pool_of) -> None:
+    model, z = idioms.Noisy(), rows_of(idioms.Noisy)
+    found = []
+    for workers in (1, 2):
+        pool_of(workers).calls = 1000  # that of the next call, which draws follow
+        with qpool.parallelize(model, pool=pool_of(workers), tile=1) as generator:
+            found.append([generator.generate(z).numpy() for _ in range(2)])
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.array_equal(found[0][0], found[0][1])
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        generator.generate(z)
+        again = []
+        for _ in range(2):
+            tf.random.set_seed(3)
+            again.append([generator.generate(z).numpy() for _ in range(2)])
+    np.testing.assert_array_equal(again[0], again[1])
+    assert not np.array_equal(again[0][0], again[0][1])
+
+
 def test_an_engine_that_is_replaced_is_the_new_one_from_the_next_call_on() -> None:
     model = idioms.FixedBatch()
     z = rows_of(idioms.FixedBatch)

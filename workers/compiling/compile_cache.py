@@ -20,6 +20,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -194,7 +195,18 @@ class Turn:
             lock.close()
 
 
-def named_lastingly(function: Callable[..., Any], turn: Turn | None = None) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class Name:
+    """Under ``of``, in ``counts``, stands where TensorFlow's counter was when a program was traced:
+    by this process, or by the one before, whose names it then gets."""
+
+    counts: dict[str, int]
+    of: str
+
+
+def named_lastingly(
+    function: Callable[..., Any], turn: Turn | None = None, name: Name | None = None
+) -> Callable[..., Any]:
     """The function, to be traced, by names that are the same in the next process: of what is in it,
     and its own, which TensorFlow gives it when it ends. ``turn`` is taken then."""
 
@@ -203,7 +215,9 @@ def named_lastingly(function: Callable[..., Any], turn: Turn | None = None) -> C
 
         if in_use() is None:
             return function(*args)
-        lasting_names(_ROUND)
+        count = lasting_names(_ROUND, name.counts.get(name.of, 0) if name else 0)
+        if name:
+            name.counts[name.of] = count
         found = function(*args)
         lasting_names(_ROUND)
         if turn is not None:
@@ -223,7 +237,9 @@ def _said_of(args: tuple[Any, ...]) -> str:
 
 
 def guarded(
-    function: Callable[..., Any], make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    function: Callable[..., Any],
+    make: Callable[[Callable[..., Any]], Callable[..., Any]],
+    name: Name | None = None,
 ) -> Callable[..., Any]:
     """``function`` compiled by ``make``, by one process at a time. Where the files fail it, all of
     them are deleted, and it is made again, since what was made first remembers the failure."""
@@ -231,7 +247,7 @@ def guarded(
     if place is None:
         return make(function)
     turn = Turn(place)
-    named = named_lastingly(function, turn)
+    named = named_lastingly(function, turn, name)
     made = make(named)
 
     def in_turn(*args: Any) -> Any:

@@ -6,10 +6,12 @@ Owns that choice. What is called, with what, and what happens to the outputs is 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -42,15 +44,19 @@ class Choice:
         return Choice(self.level, reason, self.seconds + other.seconds)
 
 
-def at_level(function: Callable[..., Any], level: str) -> Callable[..., Any]:
-    """``function`` of tensors, compiled as the level says."""
+def at_level(
+    function: Callable[..., Any], level: str, name: compile_cache.Name | None = None
+) -> Callable[..., Any]:
+    """``function`` of tensors, compiled as the level says; by ``name`` others find it."""
     if level == "eager":
         return function
     if level == "graph":
         return _direct(tf.function(_of_its_own(function), jit_compile=False, autograph=False))
 
     return compile_cache.guarded(
-        function, lambda f: _direct(tf.function(_of_its_own(f), jit_compile=True, autograph=False))
+        function,
+        lambda f: _direct(tf.function(_of_its_own(f), jit_compile=True, autograph=False)),
+        name,
     )
 
 
@@ -95,7 +101,9 @@ def choose(
     before: Callable[[], Any] = lambda: None,
     *,
     draws: bool = False,
+    alike: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     levels: Sequence[str] = LEVELS[:-1],
+    name: compile_cache.Name | None = None,
 ) -> Choice:
     """The best level at which ``function(*inputs)`` gives what it gave eagerly.
 
@@ -109,19 +117,22 @@ def choose(
         ready: functions that are compiled already, by level.
         before: called before each trial: it puts back what the function draws from.
         draws: whether it draws. XLA has generators of its own, which from the same seed give other
-            draws; then the graph that it compiles is what is compared with the eager function.
+            draws; then the graph that it compiles is what is compared with the eager function,
+            within ``alike``.
         levels: those to try, in turn.
+        name: see ``at_level``.
     """
     began = time.perf_counter()
     reasons = []
     for level in levels:
         try:
-            compiled = ready.get(level) or at_level(function, level)
+            compiled = ready.get(level) or at_level(function, level, name)
             before()
             outputs = tf.nest.flatten(compiled(*inputs))[: len(expected)]
-            if draws and level == "xla":
+            if draws:
                 before()
-                graph = tf.nest.flatten(at_level(function, "graph")(*inputs))[: len(expected)]
+                with alike():
+                    graph = tf.nest.flatten(at_level(function, "graph")(*inputs))[: len(expected)]
                 apart = _other_kind(outputs, graph) or _first_difference(graph, expected)
             else:
                 apart = _first_difference(outputs, expected)

@@ -5,7 +5,8 @@
 A loop over the batch makes as many circuits as there are rows, each too small to fill a core. Here
 the call is traced for one row, and that graph is vectorised by TensorFlow (as in
 ``tf.vectorized_map``); of a circuit in it only the parameters are taken, and the circuit itself is
-run once, for the parameters of all rows, as a call that was written for batches would have it.
+run once, for the parameters of all rows, as a call that was written for batches would have it. A
+draw of a row's (see ``streams``) is one draw for all rows.
 
 Owns that rewriting. Whether the result is the call's own is for others to check.
 """
@@ -21,7 +22,7 @@ import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
 
-from workers.compiling import dependence
+from workers.compiling import dependence, streams
 from workers.engine import circuit, plan
 from workers.errors import UntraceableError
 
@@ -48,7 +49,10 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., A
             tf.gather(x, index)[None] if flag else x for x, flag in zip(inputs, over, strict=True)
         ]
         token = tf.reshape(row[over.index(True)], [-1])[:1]
-        with circuit.computed_by(functools.partial(_placeholder, token)):
+        with (
+            circuit.computed_by(functools.partial(_placeholder, token)),
+            streams.of_rows(functools.partial(_draw, token)),
+        ):
             found = tf.nest.map_structure(lambda x: x[0], call(*row))
         made = graph.get_operations()[known:]
         if any("_gradient_op_type" in op.node_def.attr for op in made):
@@ -76,7 +80,10 @@ def _check_alone(
             else x
             for x, flag in zip(inputs, over, strict=True)
         ]
-        with circuit.computed_by(functools.partial(_placeholder, tf.zeros([1]))):
+        with (
+            circuit.computed_by(functools.partial(_placeholder, tf.zeros([1]))),
+            streams.of_rows(lambda shape, dtype, _: tf.zeros(shape, dtype)),
+        ):
             found = tf.nest.flatten(call(*given))
         sharded = [x for x, flag in zip(given, over, strict=True) if flag]
         outputs = [tf.convert_to_tensor(x) for x in found]
@@ -104,6 +111,20 @@ def _placeholder(
     found: tf.Tensor = tf.identity_n(given)[-1]
     found.op.pfor_converter = functools.partial(_all_states, what, shape)
     return found
+
+
+def _draw(
+    token: tf.Tensor, shape: list[int], dtype: Any, made: Callable[..., tf.Tensor]
+) -> tf.Tensor:
+    """A tensor in the place of a row's draw, vectorised to one draw for all rows."""
+    found: tf.Tensor = tf.identity_n([token, tf.zeros(shape, dtype)])[-1]
+    found.op.pfor_converter = functools.partial(_all_draws, shape, made)
+    return found
+
+
+def _all_draws(shape: list[int], made: Callable[..., tf.Tensor], given: Any) -> list[Any]:
+    token, _ = given.inputs
+    return [token, wrap(made([token.t.shape[0], *shape]), True)]
 
 
 def _all_states(what: plan.Circuit, shape: list[int], given: Any) -> list[Any]:

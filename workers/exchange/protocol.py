@@ -103,8 +103,9 @@ class Plan:
     ``reproducible``, at which ``level`` it can be compiled (``compiling.compiled``), which of its
     inputs it is vectorised over because it loops over their rows (``by_rows``, empty for none),
     whether its ndarrays of double precision are tensors of single precision where it is compiled
-    (``narrowed``; eagerly TensorFlow converts them to whatever they meet), and what one row of its
-    ``outputs`` is; the plan is then told anew.
+    (``narrowed``; eagerly TensorFlow converts them to whatever they meet), what one row of its
+    ``outputs`` is, and the ``counts`` by which what was compiled is found
+    (``compile_cache.Name``); the plan is then told anew.
     """
 
     plan: int
@@ -120,6 +121,7 @@ class Plan:
     by_rows: tuple[bool, ...] = ()
     narrowed: bool = False
     outputs: tuple[ArraySpec, ...] = ()
+    counts: tuple[tuple[str, int], ...] = ()
 
     @property
     def form(self) -> tuple[Any, ...]:
@@ -281,8 +283,8 @@ class Surveyed:
 
     ``draws``: the model draws random numbers; ``reproducible``: seeding makes them the same.
     ``fixed_cost``: interpreter work per call that does not depend on its rows, in rows.
-    ``level``, ``reason``, ``compile_seconds``: see ``compiling.compiled.Choice``. ``by_rows`` and
-    ``narrowed``: see ``Plan``. ``circuits``: how many circuits a call of a few rows runs.
+    ``level``, ``reason``, ``compile_seconds``: see ``compiling.compiled.Choice``. ``by_rows``,
+    ``narrowed``, ``counts``: see ``Plan``. ``circuits``: how many circuits a call of few rows runs.
     ``connected``: for each gradient source, whether any output depends on it; empty if not asked.
     """
 
@@ -302,6 +304,7 @@ class Surveyed:
     by_rows: tuple[bool, ...] = ()
     narrowed: bool = False
     circuits: int = 0
+    counts: tuple[tuple[str, int], ...] = ()
 
 
 class Computed(NamedTuple):

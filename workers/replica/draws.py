@@ -12,14 +12,26 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from workers.compiling.streams import Stream
 from workers.replica import recipes
 
 
 class Draws:
-    """The sources that a model draws from: ``sources`` of its own, and the process's."""
+    """The sources that a model draws from: ``sources`` of its own, and the process's.
 
-    def __init__(self, seed: int, sources: Sequence[Any], *, alone: bool = True) -> None:
+    ``stream`` is what calls of the model have TensorFlow's global generator be, or None.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        sources: Sequence[Any],
+        *,
+        stream: Stream | None = None,
+        alone: bool = True,
+    ) -> None:
         """``alone``: the process is the model's, so that its global sources may be set."""
+        self.stream = stream
         self._seed = seed
         self._sources = sources
         self._alone = alone
@@ -49,9 +61,12 @@ class Draws:
             random.seed(seed)
         for source in self._sources:
             recipes.reseed(source, seed)
+        if self.stream is not None:
+            self.stream.seed(seed)
 
     def drawn_globally_since(self, call: int, index: int) -> bool:
-        """Whether anything was drawn from a global source since ``seed(call, index)``.
+        """Whether anything was drawn from a global source since ``seed(call, index)``, other than
+        by way of the stream.
 
         TensorFlow's is not seen in a process that is not the model's alone.
         """
@@ -67,6 +82,8 @@ class Draws:
         # TensorFlow numbers its random operations: the next number says how many there were.
         number = tf.compat.v1.get_seed(None)
         tf.random.set_seed(seed)
+        for _ in range(self.stream.taken if self.stream is not None else 0):
+            tf.compat.v1.get_seed(None)
         return number != tf.compat.v1.get_seed(None)
 
     def _of_tile(self, call: int, index: int) -> int:

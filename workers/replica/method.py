@@ -6,6 +6,7 @@ tiles or of what becomes of the outputs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from workers.compiling import compiled, rows
+from workers.compiling.compile_cache import Name
+from workers.compiling.streams import Stream
 from workers.engine.scope import traced_engines
 from workers.exchange.protocol import Plan, Sharded
 from workers.tensors import tensor_of
@@ -26,7 +29,8 @@ class Method:
     """A plan, ready to be called with rows.
 
     ``traced``: the Strawberry Fields engines that the call makes are traced ones. ``variables`` are
-    those that gradients are for.
+    those that gradients are for. ``stream`` is what the call has TensorFlow's global generator be.
+    ``counts``: see ``compile_cache.Name``.
     """
 
     plan: Plan
@@ -35,11 +39,13 @@ class Method:
     kwargs: dict[str, Any]
     traced: bool
     variables: Sequence[tf.Variable] = ()
+    stream: Stream | None = None
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def compiled(self) -> Callable[..., Any]:
         """The call, at the level that the plan says."""
-        return compiled.at_level(self, self.plan.level)
+        return self._at_level(self, "compiled")
 
     @property
     def functions(self) -> dict[str, Any]:
@@ -49,7 +55,7 @@ class Method:
     @functools.cached_property
     def compiled_vjp(self) -> Callable[..., Any]:
         """``vjp``, at the level that the plan says."""
-        return compiled.at_level(self.vjp, self.plan.level)
+        return self._at_level(self.vjp, "vjp")
 
     def vjp(self, *arguments: Any) -> Any:
         r"""(\*inputs, \*cotangents) -> gradients for inputs and variables, the call in it."""
@@ -92,7 +98,7 @@ class Method:
                     gradients, [*sources, *cotangents], output_gradients=given[len(cotangents) :]
                 )
 
-            return compiled.at_level(second, self.plan.level)
+            return self._at_level(second, f"second {places}")
 
         return made
 
@@ -127,8 +133,11 @@ class Method:
     ) -> Callable[..., Any]:
         key = given, wanted
         if key not in self.compiled_both:
-            self.compiled_both[key] = compiled.at_level(self.both(*key), self.plan.level)
+            self.compiled_both[key] = self._at_level(self.both(*key), f"both {key}")
         return self.compiled_both[key]
+
+    def _at_level(self, function: Callable[..., Any], of: str) -> Callable[..., Any]:
+        return compiled.at_level(function, self.plan.level, Name(self.counts, of))
 
     def anew(self) -> Method:
         """The method with nothing compiled."""
@@ -153,7 +162,8 @@ class Method:
             name: inputs[a.index] if isinstance(a, Sharded) else a
             for name, a in self.kwargs.items()
         }
-        with traced_engines(self.traced):
+        draws = self.stream.call() if self.stream is not None else contextlib.nullcontext()
+        with traced_engines(self.traced), draws:
             return self.call(*args, **kwargs)
 
 

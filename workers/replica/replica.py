@@ -1,8 +1,8 @@
 """A model as one process holds it: compute a tile, pull cotangents back.
 
 Owns the TensorFlow side of a worker: what is called with which rows, and what is kept between a
-forward and its backward pass. It reads and writes arrays over
-the arena's buffer at places it is told, and knows nothing of processes or messages' order.
+forward and its backward pass. It reads and writes arrays over the arena's buffer at places it is
+told, and knows nothing of processes or messages' order.
 
 Bits: a tile is computed alone, from its own rows, with its own seed. What a replica computed
 before, and which replica it is, leaves no trace in the result.
@@ -10,6 +10,7 @@ before, and which replica it is, leaves no trace in the result.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pickle
 from collections import OrderedDict
@@ -20,7 +21,9 @@ import cloudpickle
 import numpy as np
 import tensorflow as tf
 
-from workers.compiling import compiled
+from workers.compiling import compiled, streams
+from workers.compiling.compile_cache import Name
+from workers.compiling.streams import Stream
 from workers.engine import circuit
 from workers.engine.scope import traced_engines
 from workers.errors import ConfigurationError, GradientError, InputError, StatefulCallError
@@ -65,7 +68,9 @@ class Replica:
         self.settings = shipped.settings
         self._model = shipped.model
         self._sources = [shipped.variables[index] for index in shipped.differentiable]
-        self._draws = Draws(build.seed, shipped.draws, alone=alone)
+        #: TensorFlow's global generator in the model's calls; of stock engines it is as it is.
+        self._stream = Stream() if self._traced else None
+        self._draws = Draws(build.seed, shipped.draws, stream=self._stream, alone=alone)
         self._plans: dict[int, Method] = {}
         self._kept: OrderedDict[int, dict[int, Recorded]] = OrderedDict()
         self.recomputed = 0
@@ -82,7 +87,16 @@ class Replica:
         call = self._model if plan.method == "__call__" else getattr(self._model, plan.method)
         known = self._plans.get(plan.plan)
         if known is None or known.plan != plan:
-            self._plans[plan.plan] = Method(plan, call, args, kwargs, self._traced, self._sources)
+            self._plans[plan.plan] = Method(
+                plan,
+                call,
+                args,
+                kwargs,
+                self._traced,
+                self._sources,
+                self._stream,
+                dict(plan.counts),
+            )
             if known is not None and known.plan.form == plan.form:
                 self._plans[plan.plan].__dict__.update(known.functions)
 
@@ -110,8 +124,10 @@ class Replica:
         with survey.no_new_variables(), circuit.tally() as of_few:
             self._draws.seed(0, 0)
             structure, outputs = survey.flatten(run(few), few)
+            streamed = self._stream is not None and self._stream.taken > 0
             globally = self._draws.drawn_globally_since(0, 0)
-            draws = bool(self._draws) or globally
+            others = bool(self._draws) or globally
+            draws = others or streamed
         self.weights.check_unchanged(buffer, all_of_them=True)
         if survey.losses(self._model) > losses:
             raise StatefulCallError(
@@ -138,9 +154,11 @@ class Replica:
         fixed = max(calls_few - per_row * few, 0.0)
         fixed_cost = fixed / per_row if per_row else float("inf")
         seedable = not globally and self._draws.in_variables and reproducible
-        choice = compiled.Choice("eager", self._why_eager(method, outputs, seedable), 0.0)
+        choice = compiled.Choice(
+            "eager", survey.why_eager(outputs, traced=self._traced, seedable=seedable), 0.0
+        )
         if not choice.reason:
-            looped = survey.loops((few, of_few.runs), (many, of_all.runs)) and not draws
+            looped = survey.loops((few, of_few.runs), (many, of_all.runs)) and not others
             for form in survey.forms(method.plan, outputs, looped=looped):
                 cost = float("inf") if form.by_rows else fixed_cost
                 rows = method.plan.rows or tile_worth(cost, request.largest_tile)
@@ -151,8 +169,11 @@ class Replica:
                     trial,
                     arrays,
                     of_many,
+                    draws=draws,
                     gradient=request.gradient,
-                    wanted=self._variables_of(request.wanted, connected, method),
+                    wanted=tuple(  # variables that anything depends on, by their places
+                        n - len(method.plan.as_tensor) for n in request.wanted if connected[n]
+                    ),
                     buffer=buffer,
                 )
                 choice = found.after(choice) if looped and not form.by_rows else found
@@ -177,20 +198,8 @@ class Replica:
             form.by_rows,
             form.narrowed,
             of_few.runs,
+            tuple(self._plans[request.plan].counts.items()),
         )
-
-    def _why_eager(self, method: Method, outputs: Sequence[Any], seedable: bool) -> str:
-        """Why compiling is not even tried; empty if it is."""
-        if not self._traced:
-            return "engine='stock'"
-        if not seedable:
-            return (
-                "the model draws random numbers from a source that a compiled call cannot have "
-                "seeded for each tile; a keras.random.SeedGenerator or tf.random.Generator can be"
-            )
-        if not all(map(tf.is_tensor, outputs)):
-            return "it returns NumPy arrays"
-        return ""
 
     def _compile(
         self,
@@ -199,6 +208,7 @@ class Replica:
         arrays: list[np.ndarray],
         of_many: list[Any],
         *,
+        draws: bool,
         gradient: bool,
         wanted: tuple[int, ...],
         buffer: memoryview,
@@ -212,10 +222,13 @@ class Replica:
         """
         self._draws.seed(0, 0)
         rows = len(arrays[0])
-        if method.plan.by_rows and rows >= len(of_many[0]):
+        # Vectorised, a loop draws in another order: then the rest is compared, without the draws.
+        alike = streams.constant if draws and method.plan.by_rows else contextlib.nullcontext
+        if method.plan.by_rows and rows >= len(of_many[0]) and not draws:
             expected = of_many
         else:
-            expected = tf.nest.flatten(self._calls.run(method, arrays, buffer))
+            with alike():
+                expected = tf.nest.flatten(self._calls.run(method, arrays, buffer))
         seeds = [
             tf.ones([rows, *output.shape[1:]], output.dtype)
             for output in expected
@@ -254,8 +267,10 @@ class Replica:
             pull_back,
             {known.plan.level: ready},
             before=lambda: self._draws.seed(0, 0, everywhere=False),
-            draws=bool(self._draws),
+            draws=draws,
+            alike=alike,
             levels=self._levels,
+            name=Name(method.counts, f"both {(given, wanted)}" if wanted else "compiled"),
         )
         if choice.level == "eager":
             plan = dataclasses.replace(method.plan, by_rows=(), narrowed=False)
@@ -461,14 +476,6 @@ class Replica:
             for placed in places.values()
         ]
         return tuple(places), seeds
-
-    @staticmethod
-    def _variables_of(
-        wanted: Sequence[int], connected: Sequence[bool], method: Method
-    ) -> tuple[int, ...]:
-        """Places of the variables among the wanted sources that anything depends on."""
-        inputs = len(method.plan.as_tensor)
-        return tuple(source - inputs for source in wanted if connected[source])
 
     def _recompute(
         self, method: Method, frame: Frame, call: int, index: int, buffer: memoryview

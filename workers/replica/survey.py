@@ -141,6 +141,21 @@ def least_rows(run: Callable[[int], Any]) -> int:
     return 1
 
 
+def why_eager(outputs: Sequence[Any], *, traced: bool, seedable: bool) -> str:
+    """Why compiling is not even tried; empty if it is."""
+    if not traced:
+        return "engine='stock'"
+    if not seedable:
+        return (
+            "the model draws random numbers from a source that a compiled call cannot have "
+            "seeded for each tile (NumPy's, say); tf.random.normal and uniform, a "
+            "keras.random.SeedGenerator or a tf.random.Generator can be"
+        )
+    if not all(map(tf.is_tensor, outputs)):
+        return "it returns NumPy arrays"
+    return ""
+
+
 def forms(plan: Plan, outputs: Sequence[Any], *, looped: bool) -> Iterator[Plan]:
     """The forms in which the plan may be compiled, the best one first."""
     wide = not all(plan.as_tensor) and all(
