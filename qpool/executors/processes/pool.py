@@ -55,7 +55,9 @@ class Pool(BatchComputer):
     Shards then follow measured speed, and the same bits are not promised.
 
     The processes start when the first model comes or with ``start``, whichever is first; what
-    they import is loaded in the background from now on.
+    they import is loaded in the background from now on. On Linux they are forks of a process that
+    has it loaded, which all pools of a program share; after the last one is closed it is kept for a
+    minute, for the next.
     Use it as a context manager, or call ``close``; an interpreter that exits closes it too.
     """
 
