@@ -3,6 +3,7 @@
 from workers.errors import (
     ArenaError,
     CheckpointError,
+    CircuitFailedWarning,
     ConfigurationError,
     DataError,
     DivergedError,
@@ -25,6 +26,7 @@ from workers.errors import (
 __all__ = [
     "ArenaError",
     "CheckpointError",
+    "CircuitFailedWarning",
     "ConfigurationError",
     "DataError",
     "DivergedError",

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from workers.errors import NotCompiledWarning
+from workers.errors import CircuitFailedWarning, NotCompiledWarning
 
 
 class Compiled(Protocol):
@@ -69,15 +69,34 @@ def not_compiled(model: Any, method: str, choice: Compiled, circuits: int, optio
     if method in warned:
         return
     warned.add(method)
-    name = type(model).__name__
-    called = name if method == "__call__" else f"{name}.{method}"
     instead = advice(choice.reason)
     warnings.warn(
-        f"{called} is not compiled, and computes circuits as slowly as before. What stopped it: "
+        f"{_called(model, method)} is not compiled, and computes circuits as slowly as before. What stopped it: "
         f"{choice.reason or 'not known'}." + (f" Instead: {instead}." if instead else ""),
         NotCompiledWarning,
         stacklevel=_stacklevel(),
     )
+
+
+def caught(model: Any, method: str, failure: str, options: Any) -> None:
+    """Warn, once a model and method, of one that catches what its circuits raise."""
+    warned = options.warned if options is not None else set()
+    key = f"caught in {method}"
+    if not failure or key in warned:
+        return
+    warned.add(key)
+    warnings.warn(
+        f"a circuit of {_called(model, method)} failed, and the model caught that: what it gave "
+        f"does not come of the circuit. What Strawberry Fields said: {failure}. Let it be raised "
+        "(no try around engine.run), and mend that",
+        CircuitFailedWarning,
+        stacklevel=_stacklevel(),
+    )
+
+
+def _called(model: Any, method: str) -> str:
+    name = type(model).__name__
+    return name if method == "__call__" else f"{name}.{method}"
 
 
 def _stacklevel() -> int:

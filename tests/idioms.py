@@ -196,6 +196,29 @@ class Noisy(Base):
         return tf.stack(means)
 
 
+class Caught(Base):
+    """A displacement by a complex number of symbols, which fails; random numbers then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = sf.Program(1)
+        x, y = self.other.params("x", "y")
+        with self.other.context as q:
+            ops.Dgate(x + 1j * y) | q[0]
+
+    def generate(self, z: Any) -> Any:
+        samples = []
+        for n in range(tf.shape(z)[0]):
+            if self.engine.run_progs:
+                self.engine.reset()
+            try:
+                state = self.engine.run(self.other, args={"x": z[n, 0], "y": self.w[0]}).state
+                samples.append(state.mean_photon(0)[0])
+            except Exception:
+                samples.append(tf.random.normal([]))
+        return tf.stack(samples)
+
+
 class Heralded(Base):
     """A photon found in one mode, of a cat state that it met: photon subtraction."""
 

@@ -20,6 +20,7 @@ QPoolError
 └── CheckpointError                   a checkpoint that cannot be written, read or gone on from
 
 NotCompiledWarning (UserWarning)  a method that computes circuits and stays slow, and why
+CircuitFailedWarning (UserWarning)  a circuit failed, and the model went on without it
 
 This module owns the tree and the wording that all errors share; it knows no other module.
 """
@@ -63,6 +64,10 @@ class UntraceableError(ModelError):
 
 class NotCompiledWarning(UserWarning):
     """A method computes circuits and could not be compiled: it is as slow as it was."""
+
+
+class CircuitFailedWarning(UserWarning):
+    """A circuit failed, and the model caught that: what it returned is not the circuit's."""
 
 
 class GradientError(QPoolError):

@@ -52,7 +52,7 @@ class CpuBatchExecutor(Executor):
                 before = State(self.model)
                 with circuit.untraced(), circuit.tally() as run, self._counted(args):
                     result = as_it_is(function, args, kwargs)
-                self._choose(way, inputs, result, before, run.runs)
+                self._choose(way, inputs, result, before, run)
                 return result
             self._choose_by_draws(way, inputs)
         with self._counted(args) if tf.executing_eagerly() else contextlib.nullcontext():
@@ -93,10 +93,12 @@ class CpuBatchExecutor(Executor):
         }
 
     def _choose(
-        self, way: Way, inputs: list[tf.Tensor], result: Any, before: State, circuits: int
+        self, way: Way, inputs: list[tf.Tensor], result: Any, before: State, run: circuit.Tally
     ) -> None:
-        way.choice = self._ways.choose(way, inputs, result, before.what_changed(), circuits)
-        notices.not_compiled(self.model, way.method.plan.method, way.choice, circuits, self.options)
+        way.choice = self._ways.choose(way, inputs, result, before.what_changed(), run.runs)
+        method = way.method.plan.method
+        notices.not_compiled(self.model, method, way.choice, run.runs, self.options)
+        notices.caught(self.model, method, next(iter(run.failures), ""), self.options)
 
     def _choose_by_draws(self, way: Way, inputs: list[tf.Tensor]) -> None:
         """By what draws in the place of a graph's inputs show, where they can be had."""
@@ -120,7 +122,7 @@ class CpuBatchExecutor(Executor):
             try:
                 with circuit.untraced(), circuit.tally() as run:
                     found = way.method(*draws)
-                self._choose(way, draws, found, before, run.runs)
+                self._choose(way, draws, found, before, run)
             except Exception as error:  # the model's own, of draws that it does not take
                 log.info("it is traced as it is, not compiled: on normal draws %r", error)
             finally:

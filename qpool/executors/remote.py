@@ -132,6 +132,7 @@ class RemoteModel:
             plan.fixed_cost = known.fixed_cost
         self._plans[key] = plan
         self._say(plan, found.circuits)
+        notices.caught(self._model, method, found.caught, self._options)
         self._survey_seconds += time.perf_counter() - began
         return plan
 

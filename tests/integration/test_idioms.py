@@ -145,6 +145,17 @@ def test_noise_follows_the_tile_in_a_pool_and_the_global_seed_in_place(pool_of) 
     assert not np.array_equal(again[0][0], again[0][1])
 
 
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
+def test_a_failure_that_a_model_catches_is_told(pool, strategy: str) -> None:
+    model, z = idioms.Caught(), rows_of(idioms.Caught)
+    options = {"pool": pool} if strategy == "processes" else {}
+    told = r"a circuit of Caught\.generate failed, and the model caught that.*Cannot convert 1j"
+    with qpool.parallelize(model, strategy=strategy, **options) as generator:
+        with pytest.warns(qpool.errors.CircuitFailedWarning, match=told):
+            generator.generate(z)
+        generator.generate(z)  # told once
+
+
 def test_an_engine_that_is_replaced_is_the_new_one_from_the_next_call_on() -> None:
     model = idioms.FixedBatch()
     z = rows_of(idioms.FixedBatch)

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from workers.compiling import compile_cache
+from workers.engine import circuit
 
 #: From the best to the one that always works.
 LEVELS = ("xla", "graph", "eager")
@@ -128,7 +129,8 @@ def choose(
         try:
             compiled = ready.get(level) or at_level(function, level, name)
             before()
-            outputs = tf.nest.flatten(compiled(*inputs))[: len(expected)]
+            with circuit.tally() as traced:
+                outputs = tf.nest.flatten(compiled(*inputs))[: len(expected)]
             if draws:
                 before()
                 with alike():
@@ -137,6 +139,8 @@ def choose(
             else:
                 apart = _first_difference(outputs, expected)
             if apart:
+                if traced.failures:
+                    apart = f"a circuit fails, which the model catches: {traced.failures[0]}"
                 reasons.append(f"{level}: {apart}")
                 continue
             use(compiled, level)

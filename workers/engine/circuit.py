@@ -11,7 +11,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tensorflow as tf
@@ -65,10 +65,14 @@ def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | No
 
 @dataclass
 class Tally:
-    """Circuits that were run: how many, and how many numbers were multiplied in them, about."""
+    """Circuits that were run: how many, and how many numbers were multiplied in them, about.
+
+    ``failures``: what was raised in runs of programs, each in a line.
+    """
 
     runs: int = 0
     products: float = 0.0
+    failures: list[str] = field(default_factory=list)
 
     def add(
         self, circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None
@@ -92,6 +96,19 @@ def tally() -> Iterator[Tally]:
         yield counted
     finally:
         _tally.reset(before)
+
+
+@contextlib.contextmanager
+def noting_failures() -> Iterator[None]:
+    """What is raised within is in the tally too: the caller may catch it."""
+    try:
+        yield
+    except Exception as error:
+        tally = _tally.get()
+        if tally is not None:
+            text = (str(error).strip().splitlines() or [""])[0][:200]
+            tally.failures.append(f"{type(error).__name__}: {text}")
+        raise
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from strawberryfields import ops
 from strawberryfields.engine import Engine
 from strawberryfields.parameters import FreeParameter, MeasuredParameter, ParameterError
 
+from workers.engine import circuit
 from workers.engine.backend import TracedTFBackend
 from workers.errors import UntraceableError
 
@@ -90,7 +91,8 @@ class TracedEngine(Engine):
         _check_batches(args)
         programs = list(program) if isinstance(program, Sequence) else [program]
         self._symbolic_samples = None
-        result = self._run_all(programs, args, compile_options or {}, kwargs)
+        with circuit.noting_failures():
+            result = self._run_all(programs, args, compile_options or {}, kwargs)
         if self._symbolic_samples is not None:  # a result does not take them: it asks their length
             self.samples, result._result["output"] = (
                 self._symbolic_samples,

@@ -286,6 +286,7 @@ class Surveyed:
     ``level``, ``reason``, ``compile_seconds``: see ``compiling.compiled.Choice``. ``by_rows``,
     ``narrowed``, ``counts``: see ``Plan``. ``circuits``: how many circuits a call of few rows runs.
     ``connected``: for each gradient source, whether any output depends on it; empty if not asked.
+    ``caught``: what a circuit raised and the model caught.
     """
 
     ticket: int
@@ -305,6 +306,7 @@ class Surveyed:
     narrowed: bool = False
     circuits: int = 0
     counts: tuple[tuple[str, int], ...] = ()
+    caught: str = ""
 
 
 class Computed(NamedTuple):

@@ -199,6 +199,7 @@ class Replica:
             form.narrowed,
             of_few.runs,
             tuple(self._plans[request.plan].counts.items()),
+            next(iter(of_few.failures), ""),
         )
 
     def _compile(
