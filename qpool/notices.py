@@ -71,8 +71,9 @@ def not_compiled(model: Any, method: str, choice: Compiled, circuits: int, optio
     warned.add(method)
     instead = advice(choice.reason)
     warnings.warn(
-        f"{_called(model, method)} is not compiled, and computes circuits as slowly as before. What stopped it: "
-        f"{choice.reason or 'not known'}." + (f" Instead: {instead}." if instead else ""),
+        f"{_called(model, method)} is not compiled, and computes circuits as slowly as before. "
+        f"What stopped it: {choice.reason or 'not known'}."
+        + (f" Instead: {instead}." if instead else ""),
         NotCompiledWarning,
         stacklevel=_stacklevel(),
     )
