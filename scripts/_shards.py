@@ -27,10 +27,13 @@ SHARDS: dict[str, list[str]] = {
     "bits": [
         "tests/integration/test_same_bits.py",
         "tests/integration/test_equality.py",
-        "tests/integration/test_second_order.py",
     ],
     "calls": ["tests/integration/"],
-    "training": ["tests/qpool/training", "tests/integration/test_loss"],
+    "training": [
+        "tests/qpool/training",
+        "tests/integration/test_loss",
+        "tests/integration/test_second_order.py",
+    ],
     "campaigns": ["tests/integration/test_campaigns.py"],
     "runs": ["tests/integration/test_runs.py", "tests/test_cli.py"],
     "measure": [
