@@ -1,4 +1,4 @@
-"""Python's cyclic collector, in programs that are ours from the start.
+"""Python's cyclic collector, in programs that are ours from the start, and while we trace.
 
 TensorFlow, Keras and Strawberry Fields make 400,000 objects while they load, and all of them stay.
 Left as it is, the collector looks through them again and again: importing takes a third longer, a
@@ -21,6 +21,19 @@ def relax() -> None:
     gc.set_threshold(*_SELDOM)
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """It looks at nothing within: for tracing, which makes many objects, and keeps them."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextlib.contextmanager

@@ -30,6 +30,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+from workers import collector
+
 log = logging.getLogger("qpool")
 
 _VARIABLE = "QPOOL_CACHE"
@@ -218,7 +220,8 @@ def named_lastingly(
         count = lasting_names(_ROUND, name.counts.get(name.of, 0) if name else 0)
         if name:
             name.counts[name.of] = count
-        found = function(*args)
+        with collector.waiting():
+            found = function(*args)
         lasting_names(_ROUND)
         if turn is not None:
             turn.take(_said_of(args))

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from workers import collector
 from workers.compiling import compile_cache
 from workers.engine import circuit
 
@@ -93,6 +94,7 @@ def _direct(function: Any) -> Callable[..., Any]:
     return call
 
 
+@collector.waiting()
 def choose(
     function: Callable[..., Any],
     inputs: Sequence[tf.Tensor],
