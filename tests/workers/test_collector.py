@@ -20,7 +20,7 @@ def test_it_waits_and_goes_on() -> None:
             pass
         assert not gc.isenabled()  # one within another is the same
     assert gc.isenabled()
-    with pytest.raises(OSError), collector.waiting():
+    with pytest.raises(FileNotFoundError), collector.waiting():
         os.stat("/no such file")
     assert gc.isenabled()
 
