@@ -31,7 +31,7 @@ from workers.errors import InputError, SecondOrderGradientError
 from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec
 from workers.replica import recipes
-from workers.tensors import tensor_of
+from workers.tensors import tensor_of, tensors_of
 
 if TYPE_CHECKING:
     from qpool.executors.remote import Plan, RemoteModel
@@ -304,7 +304,7 @@ class Bridge:
     ) -> list[Any]:
         arrays = [np.asarray(x) for x in arguments]
         found = self._pull_back(plan, inputs, ticket.call, ticket.homes, arrays, wanted=wanted)
-        return [tensor_of(gradient) for gradient in found]
+        return tensors_of(found)
 
     def _forward_in_graph(
         self, plan: Plan, inputs: int, tensors: Sequence[Any]
@@ -376,7 +376,7 @@ class Bridge:
         def pooled_second(*tensors: Any) -> tuple[list[Any], Callable[..., Any]]:
             if tf.executing_eagerly():
                 arrays = [np.asarray(x) for x in tensors]
-                found = [tensor_of(x) for x in run(np.asarray(ticket.call), *arrays)]
+                found = tensors_of(run(np.asarray(ticket.call), *arrays))
             else:
                 call = ticket.call if isinstance(ticket, _Ticket) else ticket
                 types = [tensors[n].dtype for n in shaped_as]

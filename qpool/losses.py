@@ -23,7 +23,7 @@ from workers.errors import InputError, ModelError, RemoteError, ShippingError, S
 from workers.exchange.protocol import Kind
 from workers.replica import recipes
 from workers.replica.judged import Judged
-from workers.tensors import tensor_of
+from workers.tensors import tensors_of
 
 if TYPE_CHECKING:
     from qpool.executors.remote import Plan
@@ -61,7 +61,7 @@ class JudgedBridge(Bridge):
                 wanted=wanted,
             )
             found = self._of_mean(plan, len(inputs), wanted, [*arrays, *self._weights()])
-            tensors = [tensor_of(x) for x in found]
+            tensors = tensors_of(found)
         else:
             plan = self._plan_of_graph("__call__", arguments, as_tensor, inputs, wanted)
             tensors = self._of_mean_in_graph(plan, inputs, wanted)

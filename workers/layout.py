@@ -54,14 +54,45 @@ class Placed:
     def end(self) -> int:
         return self.offset + self.spec.nbytes
 
-    def view(self, buffer: memoryview) -> np.ndarray:
+    def view(self, buffer: Buffer) -> np.ndarray:
         """The array itself, over ``buffer``, which cannot be closed while the array is there."""
+        if isinstance(buffer, Views):
+            return buffer.of(self)
         spec = self.spec
         if not spec.size:
             return np.empty(spec.shape, spec.dtype)
         # Not np.ndarray(buffer=...): that lets go of the buffer's lock at once, and an array over
         # a segment that was closed is a segmentation fault.
         return np.frombuffer(buffer, spec.dtype, spec.size, self.offset).reshape(spec.shape)
+
+
+class Views:
+    """Arrays over a buffer, each made once: a step has the same ones as the step before."""
+
+    #: Arrays kept; all are made anew when there are more.
+    _MOST = 1 << 14
+
+    def __init__(self, buffer: memoryview) -> None:
+        self._buffer = buffer
+        self._made: dict[int, tuple[Placed, np.ndarray]] = {}
+
+    def of(self, placed: Placed) -> np.ndarray:
+        """See ``Placed.view``. It is found by the very object."""
+        found = self._made.get(id(placed))
+        if found is not None and found[0] is placed:
+            return found[1]
+        if len(self._made) >= self._MOST:
+            self._made.clear()
+        array = placed.view(self._buffer)
+        self._made[id(placed)] = placed, array
+        return array
+
+    def clear(self) -> None:
+        """Let go of the buffer."""
+        self._made.clear()
+
+
+Buffer = memoryview | Views
 
 
 def align(offset: int) -> int:

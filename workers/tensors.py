@@ -8,7 +8,7 @@ for each gradient, so what it costs to make one is seen: by DLPack it is a third
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +16,9 @@ from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util
 
 from workers.layout import ALIGNMENT
+
+#: Tensors that are alike are cut from one where there are more.
+_MANY = 3
 
 
 def tensor_of(array: np.ndarray) -> tf.Tensor:
@@ -34,6 +37,23 @@ def tensor_of(array: np.ndarray) -> tf.Tensor:
     own = room[start : start + array.size].reshape(array.shape)
     own[...] = array
     return tf.experimental.dlpack.from_dlpack(own.__dlpack__())
+
+
+def tensors_of(arrays: Sequence[np.ndarray]) -> list[tf.Tensor]:
+    """``tensor_of`` each. Of many that are alike, as a circuit's scalars, one tensor is made and
+    then cut: for 60 of them that takes a tenth."""
+    alike: dict[tuple, list[int]] = {}
+    for place, array in enumerate(arrays):
+        alike.setdefault((array.shape, array.dtype.str), []).append(place)
+    found: dict[int, tf.Tensor] = {}
+    for places in alike.values():
+        if len(places) > _MANY:
+            whole = tensor_of(np.stack([arrays[place] for place in places]))
+            parts = tf.raw_ops.Unpack(value=whole, num=len(places), axis=0)
+        else:
+            parts = [tensor_of(arrays[place]) for place in places]
+        found.update(zip(places, parts, strict=True))
+    return [found[place] for place in range(len(arrays))]
 
 
 def shared(array: np.ndarray) -> tf.Tensor | None:

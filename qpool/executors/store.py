@@ -32,13 +32,15 @@ _FRAMES = 256
 
 @dataclasses.dataclass
 class Model:
-    """A model's weights in the arena: their specs, their places, and the version that is there."""
+    """A model's weights in the arena: their specs, their places, the version that is there, and all
+    that was ``written`` of it."""
 
     shipment: bytes
     engine: str
     specs: list[ArraySpec]
     places: tuple[Placed, ...] = ()
     version: int = 0
+    written: bytes | None = None
 
 
 class Store:
@@ -82,20 +84,21 @@ class Store:
     def write_weights(self, number: int, weights: Sequence[np.ndarray]) -> bool:
         """Put the values in the arena if any bit differs from what is there; True if one did."""
         model = self.models[number]
-        views = [placed.view(self.buffer) for placed in model.places]
-        if model.version and all(
-            view.tobytes() == weight.tobytes() for view, weight in zip(views, weights, strict=True)
-        ):
+        given = b"".join([weight.tobytes() for weight in weights])
+        if model.written == given:
             return False
-        model.version += 1  # first: if this is interrupted, workers must not take it for the old
-        for view, weight in zip(views, weights, strict=True):
+        # First: if this is interrupted, workers must not take it for the old, and neither must we.
+        model.version += 1
+        model.written = None
+        for view, weight in zip(self.views(model.places), weights, strict=True):
             view[...] = weight
+        model.written = given
         return True
 
     def _arrange(self) -> None:
         """Lay all models' weights after the counters, moving those that are there already."""
         kept = {
-            number: [placed.view(self.buffer).copy() for placed in model.places]
+            number: [view.copy() for view in self.views(model.places)]
             for number, model in self.models.items()
         }
         offset = self._first
@@ -107,7 +110,7 @@ class Store:
             if model.places != places[number]:
                 model.places = places[number]
             for former, placed in zip(kept[number], model.places, strict=False):
-                placed.view(self.buffer)[...] = former
+                placed.view(self.arena.views)[...] = former
         self._scratch = offset
         self._frames.clear()
 
@@ -173,10 +176,11 @@ class Store:
 
     def views(self, places: Iterable[Placed | None]) -> list[np.ndarray]:
         """The arrays that lie there; None is left out."""
-        return [placed.view(self.buffer) for placed in places if placed is not None]
+        of = self.arena.views.of
+        return [of(placed) for placed in places if placed is not None]
 
     def write(self, places: Sequence[Placed | None], arrays: Sequence[np.ndarray | None]) -> None:
         """Copy arrays to their places; None goes nowhere."""
         for placed, array in zip(places, arrays, strict=True):
             if placed is not None:
-                placed.view(self.buffer)[...] = array
+                self.arena.views.of(placed)[...] = array

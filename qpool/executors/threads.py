@@ -120,7 +120,7 @@ class ThreadTeam(BatchComputer):
         request = protocol.Survey(
             0, plan.plan, frame.frame, version, gradient, largest_tile, wanted
         )
-        return self._alone(replica.survey, request, frame, 0, self._store.buffer)
+        return self._alone(replica.survey, request, frame, 0, self._store.arena.views)
 
     def _compute(
         self,
@@ -131,7 +131,7 @@ class ThreadTeam(BatchComputer):
         version: int,
         homes: Homes | None,
     ) -> Homes:
-        replica, buffer = self._replica(plan), self._store.buffer
+        replica, buffer = self._replica(plan), self._store.arena.views
 
         def compute(first: int, stop: int) -> None:
             for index in range(first, stop):

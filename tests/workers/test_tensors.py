@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from workers.tensors import tensor_of
+from workers.tensors import tensor_of, tensors_of
 
 #: NumPy's names, with and without the other byte order.
 DTYPES = ("?", "u1", "u2", "i4", "i8", "f2", "f4", "f8", "c8", "c16", ">f4", ">i8", "S3")
@@ -21,6 +21,24 @@ def test_it_is_what_constant_makes(dtype: str, shape: tuple[int, ...]) -> None:
     ours, theirs = tensor_of(array), tf.constant(array)
     assert (ours.dtype, ours.shape, ours.device) == (theirs.dtype, theirs.shape, theirs.device)
     np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_many_at_once_are_what_each_is() -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(), (2, 3), (), (), (0, 2), (), (2, 3), (2,), (2, 3), (2, 3), (2, 3)]
+    arrays = [
+        np.asarray(rng.normal(size=shape), "f8f4"[2 * (n % 2) :][:2])
+        for n, shape in enumerate(shapes)
+    ]
+    arrays += [np.asarray(n, dtype) for n in range(5) for dtype in ("?", "c8", ">f4")]
+    found = tensors_of(arrays)
+    assert tensors_of([]) == []
+    for tensor, array in zip(found, arrays, strict=True):
+        np.testing.assert_array_equal(tensor, array)
+        assert (tensor.dtype, tensor.shape) == (tf.constant(array).dtype, array.shape)
+    before = found[0].numpy()
+    arrays[0][...] = 7
+    np.testing.assert_array_equal(found[0], before)  # copies
 
 
 @pytest.mark.parametrize("made", ["transposed", "every second", "read only", "not aligned"])

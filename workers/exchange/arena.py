@@ -24,6 +24,7 @@ import tempfile
 from dataclasses import dataclass
 
 from workers.errors import ArenaError
+from workers.layout import Views
 
 _LINUX = sys.platform.startswith("linux")
 _WINDOWS = sys.platform == "win32"
@@ -42,7 +43,7 @@ def _mebibytes(size: int) -> str:
 
 
 class Arena:
-    """A growable shared segment. ``buffer`` is the current mapping.
+    """A growable shared segment. ``buffer`` is the current mapping, ``views`` arrays over it.
 
     After ``grow`` or ``remap`` arrays over the former buffer still read the same memory
     on POSIX (both mappings show the same file), yet must be made anew to reach past their end.
@@ -109,6 +110,7 @@ class Arena:
         if self._closed:
             return
         self._closed = True
+        self.views.clear()
         with contextlib.suppress(BufferError):
             self.buffer.release()
         self._maps = [mapping for mapping in self._maps if not _closed(mapping)]
@@ -122,6 +124,7 @@ class Arena:
             mapping = mmap.mmap(-1, segment.size, tagname=segment.handle)  # type: ignore[call-arg]
         self.segment = segment
         self.buffer = memoryview(mapping)
+        self.views = Views(self.buffer)
         self._maps = [former for former in self._maps if not _closed(former)] + [mapping]
 
 

@@ -197,25 +197,25 @@ class _Worker:
         replica = self._replicas[self._models_of_plans[message.plan]]
         frame = self._frames[message.frame]
         with affinity.anywhere(self._all_cores):  # the other workers wait for this one
-            return replica.survey(message, frame, self._finished(), self._arena.buffer)
+            return replica.survey(message, frame, self._finished(), self._arena.views)
 
     def _rehearse(self, message: protocol.Rehearse) -> None:
         replica = self._replicas[self._models_of_plans[message.plan]]
         frame = self._frames[message.frame]
         replica.rehearse(
-            message.plan, frame, message.weights_version, message.kind, self._arena.buffer
+            message.plan, frame, message.weights_version, message.kind, self._arena.views
         )
 
     def _compute(self, message: protocol.Compute) -> protocol.Computed:
         moments = [time.perf_counter()]
-        buffer = self._arena.buffer
+        buffer = self._arena.views
         replica = self._replicas[self._models_of_plans[message.plan]]
         frame = self._frames[message.frame]
         recomputed = replica.recomputed
         backward = message.kind in (protocol.Kind.BACKWARD, protocol.Kind.SECOND)
         self._faults.reach("load")
         replica.load(message.plan, message.weights_version, buffer)
-        progress = progress_counter(buffer, self._slot)
+        progress = progress_counter(self._arena.buffer, self._slot)
         moments.append(time.perf_counter())
         for index in message.tiles:
             self._faults.reach("backward" if backward else "forward")

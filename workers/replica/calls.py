@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from workers.layout import Buffer
 from workers.replica import tile_arrays
 from workers.replica.method import Method, as_tensors, as_the_model_wants, differentiable
 from workers.replica.recorded import Recorded
@@ -28,7 +29,7 @@ class Calls:
         self._weights = weights
         self._variables = variables
 
-    def run(self, method: Method, arrays: list[np.ndarray], buffer: memoryview) -> Any:
+    def run(self, method: Method, arrays: list[np.ndarray], buffer: Buffer) -> Any:
         inputs = as_the_model_wants(method.plan, arrays)
         if method.plan.level != "eager":
             inputs = as_tensors(inputs)
@@ -36,7 +37,7 @@ class Calls:
         self._weights.check_unchanged(buffer)
         return outputs
 
-    def record(self, method: Method, arrays: list[np.ndarray], buffer: memoryview) -> Recorded:
+    def record(self, method: Method, arrays: list[np.ndarray], buffer: Buffer) -> Recorded:
         recorded = Recorded.of(method, as_the_model_wants(method.plan, arrays), self._variables)
         self._weights.check_unchanged(buffer)
         return recorded
@@ -46,7 +47,7 @@ class Calls:
         method: Method,
         arrays: list[np.ndarray],
         seeds: list[tf.Tensor],
-        buffer: memoryview,
+        buffer: Buffer,
     ) -> list[Any]:
         """As ``Recorded.gradients``, by one compiled function that makes the forward pass again.
 
@@ -66,7 +67,7 @@ class Calls:
         given: tuple[int, ...],
         seeds: list[tf.Tensor],
         wanted: tuple[int, ...],
-        buffer: memoryview,
+        buffer: Buffer,
     ) -> tuple[Sequence[Any], Sequence[Any]]:
         """Outputs, and gradients for the ``wanted`` variables, of outputs ``given`` cotangents."""
         inputs = as_the_model_wants(method.plan, arrays)
@@ -82,7 +83,7 @@ class Calls:
         arrays: list[np.ndarray],
         seeds: list[tf.Tensor],
         tangents: list[tf.Tensor | None],
-        buffer: memoryview,
+        buffer: Buffer,
     ) -> tuple[list[Any], list[Any]]:
         """What ``vjp`` gives, pulled back: gradients by source, and those of all outputs' seeds.
 

@@ -28,7 +28,7 @@ from workers.engine import circuit
 from workers.engine.scope import traced_engines
 from workers.errors import ConfigurationError, GradientError, InputError, StatefulCallError
 from workers.exchange.protocol import Build, Frame, Kind, Plan, Survey, Surveyed
-from workers.layout import tile_rows, tile_worth
+from workers.layout import Buffer, tile_rows, tile_worth
 from workers.replica import recipes, survey, tile_arrays
 from workers.replica.calls import Calls
 from workers.replica.draws import Draws
@@ -108,7 +108,7 @@ class Replica:
     # -- computing -------------------------------------------------------------------------
 
     @circuit.untraced()
-    def survey(self, request: Survey, frame: Frame, finished: int, buffer: memoryview) -> Surveyed:
+    def survey(self, request: Survey, frame: Frame, finished: int, buffer: Buffer) -> Surveyed:
         """Run the first rows and learn what comes out, what it costs and what depends on what."""
         known = self._plans[request.plan]
         method = dataclasses.replace(  # what is asked here is asked of the model as it is
@@ -212,7 +212,7 @@ class Replica:
         draws: bool,
         gradient: bool,
         wanted: tuple[int, ...],
-        buffer: memoryview,
+        buffer: Buffer,
     ) -> compiled.Choice:
         """The level for this plan from now on, with a tile's shape compiled already: the call and,
         with ``gradient``, its vjp, or what is ``wanted`` of both as one program.
@@ -278,13 +278,13 @@ class Replica:
             self._plans[plan.plan] = dataclasses.replace(method, plan=plan)
         return choice
 
-    def load(self, plan: int, version: int, buffer: memoryview) -> None:
+    def load(self, plan: int, version: int, buffer: Buffer) -> None:
         """Have the weights be of this version, for calls of this plan."""
         copies = self._plans[plan].plan.level == "eager"
         self.weights.load(version, buffer, copies=copies)
 
     def compute(
-        self, kind: Kind, plan: int, frame: Frame, call: int, index: int, buffer: memoryview
+        self, kind: Kind, plan: int, frame: Frame, call: int, index: int, buffer: Buffer
     ) -> None:
         """Compute one tile, and write what comes of it."""
         if kind is Kind.BOTH:
@@ -295,7 +295,7 @@ class Replica:
             self.forward(plan, frame, call, index, kind is Kind.FORWARD_KEEPING, buffer)
 
     def forward(
-        self, plan: int, frame: Frame, call: int, index: int, keep: bool, buffer: memoryview
+        self, plan: int, frame: Frame, call: int, index: int, keep: bool, buffer: Buffer
     ) -> None:
         """Compute one tile and write its outputs; with ``keep``, hold on to its tape."""
         method = self._plans[plan]
@@ -312,7 +312,7 @@ class Replica:
             outputs = [found] if isinstance(found, tf.Tensor) else tf.nest.flatten(found)
         self._write(outputs, frame, span, buffer)
 
-    def both(self, plan: int, frame: Frame, call: int, index: int, buffer: memoryview) -> None:
+    def both(self, plan: int, frame: Frame, call: int, index: int, buffer: Buffer) -> None:
         """Compute one tile and pull its cotangents back, which are known before: write its outputs,
         and the gradients of variables."""
         method = self._plans[plan]
@@ -327,7 +327,7 @@ class Replica:
 
     @staticmethod
     def _write(
-        outputs: Sequence[Any], frame: Frame, span: tuple[int, int, int], buffer: memoryview
+        outputs: Sequence[Any], frame: Frame, span: tuple[int, int, int], buffer: Buffer
     ) -> None:
         """Write a tile's outputs, which are to be what the survey found."""
         start, stop, rows = span
@@ -353,7 +353,7 @@ class Replica:
         frame: Frame,
         call: int,
         index: int,
-        buffer: memoryview,
+        buffer: Buffer,
         *,
         second: bool = False,
     ) -> None:
@@ -405,9 +405,7 @@ class Replica:
                 "depend on the data"
             )
 
-    def rehearse(
-        self, plan: int, frame: Frame, version: int, kind: Kind, buffer: memoryview
-    ) -> None:
+    def rehearse(self, plan: int, frame: Frame, version: int, kind: Kind, buffer: Buffer) -> None:
         """Compute a tile as ``forward`` or ``backward`` would, and keep nothing of it."""
         method = self._plans[plan]
         self.load(plan, version, buffer)
@@ -454,7 +452,7 @@ class Replica:
         call: int,
         index: int,
         span: tuple[int, int, int],
-        buffer: memoryview,
+        buffer: Buffer,
     ) -> list[np.ndarray]:
         """Seed the tile's draws, and take its rows: the same for a forward pass and its repeat."""
         if method.plan.draws:
@@ -463,12 +461,12 @@ class Replica:
         return tile_arrays.take(frame.inputs, *span, buffer)
 
     @staticmethod
-    def _first_rows(frame: Frame, rows: int, buffer: memoryview) -> list[np.ndarray]:
+    def _first_rows(frame: Frame, rows: int, buffer: Buffer) -> list[np.ndarray]:
         return tile_arrays.take(frame.inputs, 0, min(rows, frame.batch), rows, buffer)
 
     @staticmethod
     def _seeds(
-        frame: Frame, start: int, stop: int, rows: int, buffer: memoryview
+        frame: Frame, start: int, stop: int, rows: int, buffer: Buffer
     ) -> tuple[tuple[int, ...], list[tf.Tensor]]:
         """Which outputs have cotangents, and a tile's rows of these."""
         places = {n: placed for n, placed in enumerate(frame.cotangents) if placed is not None}
@@ -479,7 +477,7 @@ class Replica:
         return tuple(places), seeds
 
     def _recompute(
-        self, method: Method, frame: Frame, call: int, index: int, buffer: memoryview
+        self, method: Method, frame: Frame, call: int, index: int, buffer: Buffer
     ) -> Recorded:
         if method.plan.draws and not method.plan.reproducible:
             raise GradientError(

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from workers.exchange.protocol import Frame, Plan
-from workers.layout import Placed
+from workers.layout import Buffer, Placed
 from workers.replica.method import differentiable
 from workers.tensors import tensor_of
 
@@ -43,7 +43,7 @@ def asked(inputs: Sequence[Any], wanted: Collection[int] | None) -> list[Any]:
 
 
 def take(
-    inputs: tuple[Placed, ...], start: int, stop: int, rows: int, buffer: memoryview
+    inputs: tuple[Placed, ...], start: int, stop: int, rows: int, buffer: Buffer
 ) -> list[np.ndarray]:
     return [pad(placed.view(buffer)[start:stop], rows, repeat=True) for placed in inputs]
 
@@ -64,7 +64,7 @@ def tangents(
     start: int,
     stop: int,
     rows: int,
-    buffer: memoryview,
+    buffer: Buffer,
 ) -> list[tf.Tensor | None]:
     """For each differentiable source the cotangent of its gradient; None for zeros.
 

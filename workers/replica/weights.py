@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from workers.errors import InputError, StatefulCallError
-from workers.layout import Placed
+from workers.layout import Buffer, Placed
 from workers.tensors import shared, tensor_of
 
 
@@ -46,7 +46,7 @@ class Weights:
         self._places = places
         self.distrust()
 
-    def load(self, version: int, buffer: memoryview, *, copies: bool = True) -> None:
+    def load(self, version: int, buffer: Buffer, *, copies: bool = True) -> None:
         """Have the variables be of this version, which is the one in the arena.
 
         Without ``copies`` they are the arena's own memory, and of its next version too as soon as
@@ -63,7 +63,7 @@ class Weights:
                 _assign(self._variables[n], tensor_of(self._places[n].view(buffer)))
         self._version = version
 
-    def _lay_over(self, buffer: memoryview) -> None:
+    def _lay_over(self, buffer: Buffer) -> None:
         """Give the variables the arena's memory: not those that a call may change, nor those of
         another device."""
         for n in self._held:
@@ -79,7 +79,7 @@ class Weights:
         self._version = 0
         self._over_arena.clear()
 
-    def check_unchanged(self, buffer: memoryview, *, all_of_them: bool = False) -> None:
+    def check_unchanged(self, buffer: Buffer, *, all_of_them: bool = False) -> None:
         """StatefulCallError if a call has changed a variable: one that is not trained, or, where
         ``all_of_them`` are looked at, any."""
         for n in self._held if all_of_them else self._untrained:
