@@ -11,7 +11,6 @@ import tensorflow as tf
 from pooling import parallelize
 
 import qpool
-from workers.compiling import compile_cache
 from workers.exchange.protocol import Kind
 
 Z = tf.constant(np.random.default_rng(3).normal(size=(9, 2)), tf.float32)
@@ -292,23 +291,25 @@ def test_gradients_of_inputs_are_computed_where_a_tape_watches_them(pool) -> Non
 
 
 @pytest.mark.parametrize("in_graph", [False, True])
-def test_what_one_worker_has_compiled_the_others_find(pool, in_graph: bool) -> None:
+def test_what_one_worker_has_compiled_the_others_find(tmp_path, monkeypatch, in_graph) -> None:
     """By the names in it, though the first one has traced what they have not; and nothing is
     compiled that no step calls."""
+    monkeypatch.setenv("QPOOL_CACHE", str(tmp_path))
     other = qpool.models.QuantumSFGenerator(2, 4, layers=1, cutoff_dim=2, seed=1)
-    with parallelize(other, pool=pool, engine="traced") as generator:
-        generator(tf.zeros((1, 4)))  # one tile
-    kept = compile_cache.in_use(pool._crew.launcher._environment)
-    assert kept is not None
-    before = set(kept.glob("*.pb"))
     model = qpool.models.QuantumSFGenerator(2, 4, layers=3 + in_graph, cutoff_dim=3, seed=1)
     z = tf.constant(np.random.default_rng(0).normal(size=(8, 4)), tf.float32)
-    with parallelize(model, pool=pool, engine="traced") as generator:
+    with qpool.Pool(workers=2) as pool:
+        with parallelize(other, pool=pool, engine="traced") as generator:
+            generator(z[:1])  # one tile
+        before = set(tmp_path.glob("*/*.pb"))
+        assert len(before) == 1
+        with parallelize(model, pool=pool, engine="traced") as generator:
 
-        def step(z: tf.Tensor) -> list[tf.Tensor]:
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_sum(generator(z) ** 2)
-            return tape.gradient(loss, model.trainable_variables)
+            def step(z: tf.Tensor) -> list[tf.Tensor]:
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_sum(generator(z) ** 2)
+                return tape.gradient(loss, model.trainable_variables)
 
-        (tf.function(step) if in_graph else step)(z)
-    assert len(set(kept.glob("*.pb")) - before) == 2  # the call and its vjp, of two workers
+            (tf.function(step) if in_graph else step)(z)
+    # The call and its vjp, of two workers.
+    assert len(set(tmp_path.glob("*/*.pb")) - before) == 2

@@ -265,7 +265,7 @@ def _counted(z, w):
     ("function", "operation"),
     [
         (_counted, "AssignAddVariableOp"),
-        (lambda z, w: z * w + w * 1e-4 * tf.random.normal(tf.shape(z)), "RandomStandardNormal"),
+        (lambda z, w: z * w + w * 1e-4 * tf.random.gamma(tf.shape(z), 1.0), "RandomGamma"),
         (lambda z, w: tf.debugging.check_numerics(z * w, "bad"), "CheckNumerics"),
         (lambda z, w: tf.function(_counted)(z, w), "AssignAddVariableOp"),
     ],

@@ -89,13 +89,17 @@ class Tally:
 
 @contextlib.contextmanager
 def tally() -> Iterator[Tally]:
-    """Count the circuits that are run within."""
+    """Count the circuits that are run within; who counts around this counts them too."""
     counted = Tally()
-    before = _tally.set(counted)
+    token = _tally.set(counted)
     try:
         yield counted
     finally:
-        _tally.reset(before)
+        _tally.reset(token)
+        if (outer := _tally.get()) is not None:
+            outer.runs += counted.runs
+            outer.products += counted.products
+            outer.failures += counted.failures
 
 
 @contextlib.contextmanager
