@@ -177,7 +177,7 @@ class Ways:
             return compiled.Choice("eager", reason, 0.0)
         effects: set[str] = set()
         choice = self._choose(way, inputs, outputs, circuits, levels, effects)
-        if choice.level != "eager" or not effects or not all(map(_DRAWS.match, effects)):
+        if choice.level != "eager" or not _only_draws(effects):
             return choice
         way.method = dataclasses.replace(way.method, stream=Stream())
         found = self._choose(way, inputs, outputs, circuits, levels, effects)
@@ -225,10 +225,14 @@ class Ways:
                 levels=levels,
             )
             choice = found if choice is None or form.by_rows or not looped else found.after(choice)
-            if choice.level != "eager":
+            if choice.level != "eager" or (stream is None and _only_draws(effects)):
                 break
         assert choice is not None
         return choice
+
+
+def _only_draws(effects: set[str]) -> bool:
+    return bool(effects) and all(map(_DRAWS.match, effects))
 
 
 def as_it_is(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
