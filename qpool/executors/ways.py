@@ -40,6 +40,9 @@ _EFFECTS = re.compile(
     r"|Stateful(?!PartitionedCall)|(Eager)?PyFunc|Assert|CheckNumerics|Print"
 )
 
+#: Those of them that are draws, which a stream may take over.
+_DRAWS = re.compile(r"Random(StandardNormal|Uniform|UniformInt)$|TruncatedNormal$")
+
 
 @dataclasses.dataclass
 class Way:
@@ -68,10 +71,6 @@ class Way:
             "why_not_better": self.choice.reason,
             "seconds": self.choice.seconds,
         }
-
-
-#: Those of them that are draws, which a stream may take over.
-_DRAWS = re.compile(r"Random(StandardNormal|Uniform|UniformInt)$|TruncatedNormal$")
 
 
 class Ways:
@@ -179,9 +178,13 @@ class Ways:
         choice = self._choose(way, inputs, outputs, circuits, levels, effects)
         if choice.level != "eager" or not _only_draws(effects):
             return choice
-        way.method = dataclasses.replace(way.method, stream=Stream())
+        original = way.method
+        way.method = dataclasses.replace(original, stream=Stream())
         found = self._choose(way, inputs, outputs, circuits, levels, effects)
-        return found if found.level != "eager" else choice
+        if found.level == "eager":
+            way.method = original
+            return choice
+        return found
 
     @staticmethod
     def _choose(
@@ -214,6 +217,8 @@ class Ways:
                 stream.seed(0)
                 with circuit.untraced(), alike():
                     outputs = tf.nest.flatten(trial(*inputs))
+                    if form.by_rows and not _draws_row_by_row(trial, inputs, rows):
+                        continue
             found = compiled.choose(
                 _computing(trial, effects),
                 inputs,
@@ -229,6 +234,17 @@ class Ways:
                 break
         assert choice is not None
         return choice
+
+
+def _draws_row_by_row(method: Method, inputs: list[tf.Tensor], rows: int) -> bool:
+    """Whether a call that has just been made with so many rows drew as many times what it draws for
+    one. What it draws once, for all rows, must not become a draw for each."""
+    stream, over = method.stream, method.plan.by_rows
+    assert stream is not None
+    drawn = stream.numbers
+    stream.seed(0)
+    method(*(x[:1] if flag else x for x, flag in zip(inputs, over, strict=True)))
+    return drawn == rows * stream.numbers
 
 
 def _only_draws(effects: set[str]) -> bool:

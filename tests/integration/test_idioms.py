@@ -126,6 +126,31 @@ def test_noise_from_the_global_generator_is_drawn_in_compiled_code(
     assert np.abs([np.corrcoef(n[1:], n[:-1])[0, 1] for n in noise.T]).max() < 0.4
 
 
+class Shifted(idioms.Noisy):
+    """All samples of a call are moved by the same draw."""
+
+    def generate(self, z):
+        shift = tf.random.normal([2])
+        return tf.stack([self.sample(z[n]) + shift for n in range(tf.shape(z)[0])])
+
+    NOISE = 0.0
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
+def test_what_is_drawn_once_for_all_rows_stays_one_draw(pool, strategy: str) -> None:
+    model, z = Shifted(), rows_of(Shifted)
+    options = {"pool": pool} if strategy == "processes" else {}
+    with qpool.parallelize(model, strategy=strategy, tile=BATCH, **options) as generator:
+        drawn = [generator.generate(z).numpy() for _ in range(3)]
+        (way,) = generator.stats()["compiled"]
+    quiet = idioms.Noisy()
+    quiet.NOISE = 0.0
+    shifts = np.stack(drawn) - quiet.generate(z).numpy()
+    np.testing.assert_allclose(shifts - shifts[:, :1], 0, atol=1e-5)
+    assert np.abs(np.diff(shifts[:, 0], axis=0)).min() > 1e-4  # another one in each call
+    assert not way["by_rows"]
+
+
 def test_noise_follows_the_tile_in_a_pool_and_the_global_seed_in_place(pool_of) -> None:
     model, z = idioms.Noisy(), rows_of(idioms.Noisy)
     found = []

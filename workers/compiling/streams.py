@@ -40,7 +40,7 @@ _asked = threading.local()
 class Stream:
     """The draws of calls, one call at a time.
 
-    ``taken`` counts those that were taken over since ``seed``.
+    ``taken`` counts those that were taken over since ``seed``, ``numbers`` the numbers in them.
     """
 
     def __init__(self) -> None:
@@ -48,14 +48,14 @@ class Stream:
             self._key = tf.Variable(np.zeros(2, np.int32), trainable=False, name="key_of_draws")
         self._graph: Any = None
         self._number = 0
-        self.taken = 0
+        self.taken = self.numbers = 0
 
     def seed(self, seed: Any) -> None:
         """Have the next call draw from this key: two int32, or one number."""
         if isinstance(seed, int):
             seed = tf.constant([seed, 0], tf.int32)
         self._key.assign(seed)
-        self.taken = 0
+        self.taken = self.numbers = 0
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
@@ -75,6 +75,8 @@ class Stream:
         if _graph() is not self._graph:
             return None
         self.taken += 1
+        static = tf.get_static_value(shape)
+        self.numbers += 0 if static is None else int(np.prod(static))
         if _constant.get():
             return tf.fill(shape, tf.cast(fixed, dtype))
         seed = self._key + np.asarray([0, self._number], np.int32)
@@ -82,7 +84,6 @@ class Stream:
         row_of = _row_of.get()
         if row_of is None:
             return made(shape, seed=seed)
-        static = tf.get_static_value(shape)
         if static is None:
             raise UntraceableError("a draw of a shape that is not known cannot be vectorised")
         return row_of([int(n) for n in static], dtype, functools.partial(made, seed=seed))

@@ -124,10 +124,10 @@ class Replica:
         with survey.no_new_variables(), circuit.tally() as of_few:
             self._draws.seed(0, 0)
             structure, outputs = survey.flatten(run(few), few)
-            streamed = self._stream is not None and self._stream.taken > 0
+            streamed = self._stream.numbers if self._stream is not None else 0
             globally = self._draws.drawn_globally_since(0, 0)
             others = bool(self._draws) or globally
-            draws = others or streamed
+            draws = others or streamed > 0
         self.weights.check_unchanged(buffer, all_of_them=True)
         if survey.losses(self._model) > losses:
             raise StatefulCallError(
@@ -140,6 +140,8 @@ class Replica:
         self._draws.seed(0, 0)
         with circuit.tally() as of_all:
             of_many = survey.flatten(run(many), many)[1]
+        later = self._stream.numbers if self._stream is not None else 0
+        by_row = not streamed or (few != many and later * few == streamed * many)
         calls_many, _ = survey.interpreter_calls(lambda: run(many))
         survey.check_rows_are_alike(outputs, of_many, few, many)
         if not draws and reproducible:
@@ -158,7 +160,7 @@ class Replica:
             "eager", survey.why_eager(outputs, traced=self._traced, seedable=seedable), 0.0
         )
         if not choice.reason:
-            looped = survey.loops((few, of_few.runs), (many, of_all.runs)) and not others
+            looped = survey.loops((few, of_few.runs), (many, of_all.runs)) and not others and by_row
             for form in survey.forms(method.plan, outputs, looped=looped):
                 cost = float("inf") if form.by_rows else fixed_cost
                 rows = method.plan.rows or tile_worth(cost, request.largest_tile)
