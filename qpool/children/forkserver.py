@@ -123,14 +123,13 @@ class ForkServer:
             request = nursery.Fork(self._requests, self.changes(environment), os.getcwd())
             channel, log, *segment = handles
             try:
-                self._control.settimeout(_FORK_TIMEOUT)
-                handles = [channel, log, *output, *segment]
-                socket.send_fds(self._control, [pickle.dumps(request)], handles)
-                forked = self._answer(
-                    lambda a: isinstance(a, nursery.Forked) and a.request == request.request
+                forked = self._ask(
+                    request,
+                    lambda a: isinstance(a, nursery.Forked) and a.request == request.request,
+                    _FORK_TIMEOUT,
+                    [channel, log, *output, *segment],
                 )
             except (OSError, EOFError) as error:
-                self.drop()
                 raise StartupError(
                     f"the process that forks workers did not answer: {error}. Another one is "
                     "started; start_method='spawn' does without it"
@@ -142,15 +141,14 @@ class ForkServer:
         with self._lock:
             if self.ended or not self._ready:
                 return None
-            try:
-                self._control.settimeout(_REAP_TIMEOUT)
-                self._control.send(pickle.dumps(nursery.Reap(pid)))
-                reaped = self._answer(lambda a: isinstance(a, nursery.Reaped) and a.pid == pid)
-            except (OSError, EOFError):
-                self.drop()
-                return None
-            code: int | None = reaped.code
-            return code
+            with contextlib.suppress(OSError, EOFError):
+                code: int | None = self._ask(
+                    nursery.Reap(pid),
+                    lambda a: isinstance(a, nursery.Reaped) and a.pid == pid,
+                    _REAP_TIMEOUT,
+                ).code
+                return code
+            return None
 
     def keep(self, seconds: float | None) -> bool:
         """Have it end after so many seconds without work, None: never; whether it heard that.
@@ -160,14 +158,14 @@ class ForkServer:
         with self._lock:
             if self.ended or not self._ready:
                 return False
-            try:
-                self._control.settimeout(_FORK_TIMEOUT)
-                self._control.send(pickle.dumps(nursery.Keep(seconds)))
-                self._answer(lambda a: isinstance(a, nursery.Keep) and a.seconds == seconds)
-            except (OSError, EOFError):
-                self.drop()
-                return False
-            return True
+            with contextlib.suppress(OSError, EOFError):
+                self._ask(
+                    nursery.Keep(seconds),
+                    lambda a: isinstance(a, nursery.Keep) and a.seconds == seconds,
+                    _FORK_TIMEOUT,
+                )
+                return True
+            return False
 
     def drop(self) -> None:
         """End it. Those that share it start another one."""
@@ -181,6 +179,22 @@ class ForkServer:
             if stopped > 5 or time.monotonic() > deadline:
                 raise OSError("it was stopped" if stopped else "it took too long")
         self._control.settimeout(_REAP_TIMEOUT)
+
+    def _ask(
+        self,
+        request: Any,
+        wanted: Callable[[Any], bool],
+        seconds: float,
+        handles: Sequence[int] = (),
+    ) -> Any:
+        """The answer to a request; OSError or EOFError, and the server is dropped, without one."""
+        try:
+            self._control.settimeout(seconds)
+            socket.send_fds(self._control, [pickle.dumps(request)], list(handles))
+            return self._answer(wanted)
+        except (OSError, EOFError):
+            self.drop()
+            raise
 
     def _answer(self, wanted: Callable[[Any], bool]) -> Any:
         """The answer that is ``wanted``; ones that an interrupted request left are dropped.
