@@ -77,11 +77,6 @@ class Launcher(abc.ABC, Generic[Child]):
     def prepare(self) -> None:
         """Begin, in the background, what makes later launches quick."""
 
-    @property
-    def keeps_compiled(self) -> bool:
-        """Whether a worker finds on disk what another one has compiled."""
-        return compile_cache.in_use(self._environment) is not None
-
     def drop_compiled(self) -> None:
         """Delete the compiled code on disk: workers died one after another, perhaps of it."""
         compile_cache.clear(compile_cache.in_use(self._environment))

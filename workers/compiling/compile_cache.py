@@ -43,6 +43,9 @@ _PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-mac
 #: What names of places begin with.
 _PLACE = "tensorflow-"
 
+#: What names of the files begin with that say who compiles, and what has been compiled.
+_TURN = "turn-"
+
 #: Bytes of a place above which the oldest files go.
 _LARGEST = 512 * 2**20
 
@@ -104,8 +107,12 @@ def place_of(threads: int) -> Path | None:
 
     root = Path(chosen) if chosen else platformdirs.user_cache_path("qpool", appauthor=False)
     told = (_processor(), threads, os.environ.get("XLA_FLAGS"), _other_flags())
-    digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    digest = _digest(repr(told))
     return root / f"{_PLACE}{tensorflow_version()}-{digest}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def tensorflow_version() -> str:
@@ -152,14 +159,16 @@ def clear(place: Path | None) -> None:
     if place is not None:
         with contextlib.suppress(OSError):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for file in place.glob("xla_compile_cache_*"):
-                file.unlink(missing_ok=True)
+            for pattern in ("xla_compile_cache_*", f"{_TURN}*"):
+                for file in place.glob(pattern):
+                    file.unlink(missing_ok=True)
 
 
 class Turn:
-    """One process of this machine at a time compiles a program: the next finds what it made.
+    """One process of this machine at a time compiles a program: the others find what it made.
 
-    Owns a lock on a file in ``place``, which the system lets go of when its process dies.
+    Owns a lock on a file in ``place``, which the system lets go of when its process dies, and that
+    file's length: 1 once the program is made, and nobody needs to wait any more.
     """
 
     def __init__(self, place: Path) -> None:
@@ -172,11 +181,10 @@ class Turn:
             return
         end = time.monotonic() + _LONGEST_TURN
         try:
-            file = self._place / f"turn-{hashlib.sha256(program.encode()).hexdigest()[:16]}"
-            lock = file.open("wb")
+            lock = (self._place / f"{_TURN}{_digest(program)}").open("ab", buffering=0)
         except OSError:
             return
-        while time.monotonic() < end:
+        while time.monotonic() < end and not _made(lock):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -184,17 +192,25 @@ class Turn:
             except OSError:
                 break
             else:
+                if _made(lock):
+                    break
                 self._lock = lock
                 return
         lock.close()
 
-    def give(self) -> None:
-        """Let the next one compile."""
+    def give(self, *, made: bool) -> None:
+        """Let the next one compile, or, where it is ``made``, find it."""
         lock, self._lock = self._lock, None
         if lock is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(lock.name)
-            lock.close()
+            with contextlib.suppress(OSError), lock:
+                if made:
+                    lock.write(b"1")
+                else:
+                    os.unlink(lock.name)
+
+
+def _made(lock: IO[bytes]) -> bool:
+    return os.fstat(lock.fileno()).st_size > 0
 
 
 @dataclass(frozen=True)
@@ -254,10 +270,13 @@ def guarded(
     made = make(named)
 
     def in_turn(*args: Any) -> Any:
+        done = False
         try:
-            return made(*args)
+            found = made(*args)
+            done = True
+            return found
         finally:
-            turn.give()
+            turn.give(made=done)
 
     def call(*args: Any) -> Any:
         nonlocal made

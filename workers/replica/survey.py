@@ -120,13 +120,18 @@ def interpreter_calls(function: Callable[[], Any]) -> tuple[int, Any]:
         nonlocal count
         count += event in ("call", "c_call")
 
-    former, collecting = sys.getprofile(), gc.isenabled()
+    former: Any = sys.getprofile()
+    collecting = gc.isenabled()
     gc.disable()
     sys.setprofile(profile)
     try:
         result = function()
     finally:
-        sys.setprofile(former)
+        sys.setprofile(None)
+        if hasattr(former, "enable"):  # cProfile's, which is not a function
+            former.enable()
+        else:
+            sys.setprofile(former)
         if collecting:
             gc.enable()
     return count, result

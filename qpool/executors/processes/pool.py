@@ -291,8 +291,8 @@ class Pool(BatchComputer):
         largest_tile: int,
         wanted: tuple[int, ...],
     ) -> protocol.Surveyed:
-        """What the first worker reports. The others load what it has compiled, when they need it;
-        all of them do it where nothing is kept for them, or devices differ."""
+        """What the first worker reports. All of them do it, since each has to trace what it is to
+        compute; one of them compiles it."""
 
         def message(ticket: int, _tiles: tuple[int, ...]) -> protocol.Survey:
             return protocol.Survey(
@@ -300,8 +300,6 @@ class Pool(BatchComputer):
             )
 
         homes = self._one_each()
-        if self._crew.launcher.keeps_compiled and not self._mixed:
-            homes = dict([min(homes.items())])
         _, replies = self._performing().perform(plan.model, len(homes), message, homes, plan, frame)
         surveyed: protocol.Surveyed = min(replies, key=lambda reply: reply.ticket)
         return surveyed

@@ -46,10 +46,10 @@ def run(folder: Path | str, before: int = 0) -> tuple[str, str]:
 
 def test_another_process_finds_it_and_a_damaged_file_is_made_anew(tmp_path) -> None:
     first, _ = run(tmp_path)
-    (file,) = tmp_path.glob("*/*")
+    (file,) = tmp_path.glob("*/*.pb")
     written = file.stat().st_mtime_ns
     again, _ = run(tmp_path, before=100)
-    assert list(tmp_path.glob("*/*")) == [file]
+    assert list(tmp_path.glob("*/*.pb")) == [file]
     assert file.stat().st_mtime_ns == written
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
@@ -143,7 +143,8 @@ def test_a_process_keeps_what_it_compiles_if_it_is_told_in_time(tmp_path, before
     assert bool(list(tmp_path.glob("*/xla_compile_cache_*"))) == kept
 
 
-def test_one_at_a_time_compiles_a_program(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("made", [True, False])
+def test_one_at_a_time_compiles_a_program(tmp_path: Path, monkeypatch, made: bool) -> None:
     first, second, other = (compile_cache.Turn(tmp_path) for _ in range(3))
     first.take("a program")
     other.take("another one")  # at once
@@ -151,13 +152,20 @@ def test_one_at_a_time_compiles_a_program(tmp_path: Path, monkeypatch) -> None:
 
     def sleep(seconds: float) -> None:
         waited.append(seconds)
-        first.give()
+        first.give(made=made)
 
     monkeypatch.setattr(compile_cache.time, "sleep", sleep)
     second.take("a program")
     assert len(waited) == 1
-    second.give()
-    other.give()
+    third = compile_cache.Turn(tmp_path)
+    if made:  # all who come now load it side by side
+        third.take("a program")
+    assert (second._lock is None) == made
+    assert third._lock is None
+    second.give(made=False)
+    other.give(made=False)
+    assert len(list(tmp_path.iterdir())) == made
+    compile_cache.clear(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -178,8 +186,8 @@ os.kill(os.getpid(), signal.SIGKILL)
     turn.take("a program")
     monkeypatch.setattr(compile_cache, "_LONGEST_TURN", 0.0)
     late.take("a program")
-    late.give()
-    turn.give()
+    late.give(made=False)
+    turn.give(made=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -187,9 +195,9 @@ def test_no_turns_where_a_system_has_no_such_locks(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(compile_cache, "fcntl", None)
     turn = compile_cache.Turn(tmp_path)
     turn.take("a program")
-    turn.give()
+    turn.give(made=False)
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     gone = compile_cache.Turn(tmp_path / "no such folder")
     gone.take("a program")
-    gone.give()
+    gone.give(made=False)
