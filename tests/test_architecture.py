@@ -45,7 +45,17 @@ ROOMS = {
 
 #: What of ``workers`` lies in no room: every room may know it, and it knows none. The last one is
 #: a name that programs outside rely on.
-NO_ROOM = {"__init__", "collector", "errors", "layout", "logs", "sf_compat", "tensors", "backend"}
+NO_ROOM = {
+    "__init__",
+    "collector",
+    "errors",
+    "layout",
+    "logs",
+    "names",
+    "sf_compat",
+    "tensors",
+    "backend",
+}
 
 
 def test_rooms_know_only_those_below_them() -> None:

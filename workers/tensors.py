@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util
 
 from workers.layout import ALIGNMENT
@@ -64,19 +63,6 @@ def shared(array: np.ndarray) -> tf.Tensor | None:
     if array.__array_interface__["data"][0] % ALIGNMENT or not array.flags.c_contiguous:
         return None
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
-
-
-def lasting_names(step: int = 1 << 10, least: int = 0) -> int:
-    """Call it where a function is traced, or ends, and before a loop in it.
-
-    TensorFlow's names of functions and loops carry a counter of all that a process has made, and
-    compiled code is found by the names too. Rounded up to ``step``, the counter is where it is in
-    another process too, although one that has worked before makes a thing or two less. Where that
-    one had it at ``least`` there, so has this one. Returns where it is.
-    """
-    while (count := ops.uid()) % step or count < least:
-        pass
-    return int(count)
 
 
 def permuted(x: tf.Tensor, order: np.ndarray) -> tf.Tensor:

@@ -11,7 +11,8 @@ import abc
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,8 @@ class Computer(abc.ABC):
         #: How many calls there have been. A run that is resumed sets it to where it was.
         self.calls = 0
         self._plans: dict[int, protocol.Plan] = {}
+        #: How many plans there have been of a kind: see ``protocol.Plan.twin``.
+        self._alike: Counter[Hashable] = Counter()
         self._abandoned: list[int] = []
         self._forgotten: list[int] = []
 
@@ -157,10 +160,20 @@ class Computer(abc.ABC):
         """Give everything back. Calling it again does nothing."""
 
     def add_plan(
-        self, model: int, method: str, arguments: bytes, as_tensor: tuple[bool, ...], rows: int
+        self,
+        model: int,
+        method: str,
+        arguments: bytes,
+        as_tensor: tuple[bool, ...],
+        rows: int,
+        shapes: tuple[tuple[int, ...], ...],
     ) -> int:
-        """Register one way of calling a model's method."""
-        return self.adopt(protocol.Plan(0, model, method, arguments, as_tensor, rows))
+        """Register one way of calling a method of a model with variables of these shapes."""
+        with self._lock:
+            call = method, arguments, as_tensor, shapes
+            twin = self._alike[call]
+            self._alike[call] += 1
+        return self.adopt(protocol.Plan(0, model, method, arguments, as_tensor, rows, twin=twin))
 
     def adopt(self, plan: protocol.Plan, number: int | None = None) -> int:
         """Register a plan that may have been surveyed elsewhere; return its number here.
@@ -206,5 +219,4 @@ class Computer(abc.ABC):
             by_rows=surveyed.by_rows,
             narrowed=surveyed.narrowed,
             outputs=surveyed.outputs,
-            counts=surveyed.counts,
         )

@@ -68,6 +68,7 @@ class RemoteModel:
         self.pool = pool
         self.variables = shipment.variables
         self.differentiable = shipment.differentiable
+        self._shapes = tuple(tuple(variable.shape) for variable in self.variables)
         self._model, self._options = model, options
         self._closed = False
         self._rows = shipment.rows
@@ -106,7 +107,9 @@ class RemoteModel:
         number = (
             known.number
             if known
-            else self.pool.add_plan(self._number, method, arguments, as_tensor, self._rows)
+            else self.pool.add_plan(
+                self._number, method, arguments, as_tensor, self._rows, self._shapes
+            )
         )
         largest = self._tile or tiles.largest_tile(len(inputs[0]))
         found = self.pool.survey(

@@ -20,7 +20,6 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -52,9 +51,6 @@ _LARGEST = 512 * 2**20
 #: Seconds that a process waits for another one to compile a program that it needs too: that one
 #: may be stopped. Afterwards it compiles for itself.
 _LONGEST_TURN = 60.0
-
-#: More than a process counts, most often, before it traces: see ``tensors.lasting_names``.
-_ROUND = 1 << 18
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -213,32 +209,23 @@ def _made(lock: IO[bytes]) -> bool:
     return os.fstat(lock.fileno()).st_size > 0
 
 
-@dataclass(frozen=True)
-class Name:
-    """Under ``of``, in ``counts``, stands where TensorFlow's counter was when a program was traced:
-    by this process, or by the one before, whose names it then gets."""
-
-    counts: dict[str, int]
-    of: str
-
-
 def named_lastingly(
-    function: Callable[..., Any], turn: Turn | None = None, name: Name | None = None
+    function: Callable[..., Any], turn: Turn | None = None, program: str = ""
 ) -> Callable[..., Any]:
     """The function, to be traced, by names that are the same in the next process: of what is in it,
-    and its own, which TensorFlow gives it when it ends. ``turn`` is taken then."""
+    and its own, which TensorFlow gives it when it ends. ``turn`` is taken then. ``program`` is what
+    tells it from other functions of its name."""
+    program += getattr(function, "__qualname__", "")
 
     def pooled(*args: Any) -> Any:
-        from workers.tensors import lasting_names
+        from workers import names
 
         if in_use() is None:
             return function(*args)
-        count = lasting_names(_ROUND, name.counts.get(name.of, 0) if name else 0)
-        if name:
-            name.counts[name.of] = count
+        names.begin(repr((program, _shapes(args))))
         with collector.waiting():
             found = function(*args)
-        lasting_names(_ROUND)
+        names.rounded()
         if turn is not None:
             turn.take(_said_of(args))
         return found
@@ -251,14 +238,19 @@ def _said_of(args: tuple[Any, ...]) -> str:
     import tensorflow as tf
 
     graph = tf.compat.v1.get_default_graph()
-    shapes = [(str(x.shape), x.dtype.name) for x in tf.nest.flatten(args) if tf.is_tensor(x)]
-    return repr((shapes, [operation.name for operation in graph.get_operations()]))
+    return repr((_shapes(args), [operation.name for operation in graph.get_operations()]))
+
+
+def _shapes(args: tuple[Any, ...]) -> list[tuple[str, str]]:
+    import tensorflow as tf
+
+    return [(str(x.shape), x.dtype.name) for x in tf.nest.flatten(args) if tf.is_tensor(x)]
 
 
 def guarded(
     function: Callable[..., Any],
     make: Callable[[Callable[..., Any]], Callable[..., Any]],
-    name: Name | None = None,
+    program: str = "",
 ) -> Callable[..., Any]:
     """``function`` compiled by ``make``, by one process at a time. Where the files fail it, all of
     them are deleted, and it is made again, since what was made first remembers the failure."""
@@ -266,7 +258,7 @@ def guarded(
     if place is None:
         return make(function)
     turn = Turn(place)
-    named = named_lastingly(function, turn, name)
+    named = named_lastingly(function, turn, program)
     made = make(named)
 
     def in_turn(*args: Any) -> Any:

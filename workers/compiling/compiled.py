@@ -46,10 +46,8 @@ class Choice:
         return Choice(self.level, reason, self.seconds + other.seconds)
 
 
-def at_level(
-    function: Callable[..., Any], level: str, name: compile_cache.Name | None = None
-) -> Callable[..., Any]:
-    """``function`` of tensors, compiled as the level says; by ``name`` others find it."""
+def at_level(function: Callable[..., Any], level: str, program: str = "") -> Callable[..., Any]:
+    """``function`` of tensors, compiled as the level says; ``program``: see ``compile_cache``."""
     if level == "eager":
         return function
     if level == "graph":
@@ -58,7 +56,7 @@ def at_level(
     return compile_cache.guarded(
         function,
         lambda f: _direct(tf.function(_of_its_own(f), jit_compile=True, autograph=False)),
-        name,
+        program,
     )
 
 
@@ -106,7 +104,8 @@ def choose(
     draws: bool = False,
     alike: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     levels: Sequence[str] = LEVELS[:-1],
-    name: compile_cache.Name | None = None,
+    program: str = "",
+    use_first: bool = False,
 ) -> Choice:
     """The best level at which ``function(*inputs)`` gives what it gave eagerly.
 
@@ -123,13 +122,16 @@ def choose(
             draws; then the graph that it compiles is what is compared with the eager function,
             within ``alike``.
         levels: those to try, in turn.
-        name: see ``at_level``.
+        program: see ``at_level``.
+        use_first: to ``use`` it before it is compared, since another process begins with that.
     """
     began = time.perf_counter()
     reasons = []
     for level in levels:
         try:
-            compiled = ready.get(level) or at_level(function, level, name)
+            compiled = ready.get(level) or at_level(function, level, program)
+            if use_first:
+                use(compiled, level)
             before()
             with circuit.tally() as traced:
                 outputs = tf.nest.flatten(compiled(*inputs))[: len(expected)]
@@ -145,7 +147,8 @@ def choose(
                     apart = f"a circuit fails, which the model catches: {traced.failures[0]}"
                 reasons.append(f"{level}: {apart}")
                 continue
-            use(compiled, level)
+            if not use_first:
+                use(compiled, level)
             return Choice(level, _joined(reasons), time.perf_counter() - began)
         except Exception as error:  # whatever stops a trace: the next level is tried
             reasons.append(f"{level}: {_why(error)}")

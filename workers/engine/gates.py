@@ -32,7 +32,8 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import gammaln
 
-from workers.tensors import lasting_names, within_xla
+from workers import names
+from workers.tensors import within_xla
 
 #: What gates are computed in; a single-precision state gets them rounded.
 FLOAT = tf.float64
@@ -364,7 +365,7 @@ def _columns(first: tf.Tensor, following: _Next, cutoff: int, *, loop: bool = Tr
         return n + 1, following_one, column, made.write(n, following_one)
 
     made = tf.TensorArray(first.dtype, cutoff, element_shape=first.shape).write(0, first)
-    lasting_names()
+    names.rounded()
     *_, made = tf.while_loop(
         lambda n, *_: n < cutoff,
         turn,

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from workers.tensors import lasting_names, permuted
+from workers import names
+from workers.tensors import permuted
 
 #: Numbers of a row that are moved at once.
 VECTOR = 8
@@ -107,7 +108,7 @@ def _forward(
         return n + 1, rows, kept
 
     kept = tf.TensorArray(rows.dtype, turns * each, element_shape=rows.shape)
-    lasting_names()
+    names.rounded()
     _, rows, kept = tf.while_loop(
         lambda n, *_: n < turns, turn, [tf.constant(0), rows, kept], maximum_iterations=turns
     )
@@ -140,7 +141,7 @@ def _backward(
         return n - 1, back, *found
 
     arrays = [tf.TensorArray(x.dtype, x.shape[0], element_shape=x.shape[1:]) for x in stacks]
-    lasting_names()
+    names.rounded()
     _, back, *found = tf.while_loop(
         lambda n, *_: n >= 0,
         turn,

@@ -103,9 +103,9 @@ class Plan:
     ``reproducible``, at which ``level`` it can be compiled (``compiling.compiled``), which of its
     inputs it is vectorised over because it loops over their rows (``by_rows``, empty for none),
     whether its ndarrays of double precision are tensors of single precision where it is compiled
-    (``narrowed``; eagerly TensorFlow converts them to whatever they meet), what one row of its
-    ``outputs`` is, and the ``counts`` by which what was compiled is found
-    (``compile_cache.Name``); the plan is then told anew.
+    (``narrowed``; eagerly TensorFlow converts them to whatever they meet), and what one
+    row of its ``outputs`` is; the plan is then told anew. ``twin`` counts the plans before it that
+    are called alike, of models with variables alike: what is compiled for it has its name by that.
     """
 
     plan: int
@@ -121,7 +121,7 @@ class Plan:
     by_rows: tuple[bool, ...] = ()
     narrowed: bool = False
     outputs: tuple[ArraySpec, ...] = ()
-    counts: tuple[tuple[str, int], ...] = ()
+    twin: int = 0
 
     @property
     def form(self) -> tuple[Any, ...]:
@@ -164,7 +164,8 @@ class Survey:
 
     ``wanted`` are the sources whose gradients, of the last output, ``Kind.BOTH`` will be asked for.
     ``largest_tile`` bounds the rows of a tile (``workers.layout.tile_worth``), which is the shape
-    that is compiled.
+    that is compiled. ``gradient_first``: that is compiled first, another worker begins with the
+    call.
     """
 
     ticket: int
@@ -174,6 +175,7 @@ class Survey:
     gradient: bool
     largest_tile: int
     wanted: tuple[int, ...] = ()
+    gradient_first: bool = False
 
 
 class Compute(NamedTuple):
@@ -284,7 +286,7 @@ class Surveyed:
     ``draws``: the model draws random numbers; ``reproducible``: seeding makes them the same.
     ``fixed_cost``: interpreter work per call that does not depend on its rows, in rows.
     ``level``, ``reason``, ``compile_seconds``: see ``compiling.compiled.Choice``. ``by_rows``,
-    ``narrowed``, ``counts``: see ``Plan``. ``circuits``: how many circuits a call of few rows runs.
+    ``narrowed``: see ``Plan``. ``circuits``: how many circuits a call of few rows runs.
     ``connected``: for each gradient source, whether any output depends on it; empty if not asked.
     ``caught``: what a circuit raised and the model caught.
     """
@@ -305,7 +307,6 @@ class Surveyed:
     by_rows: tuple[bool, ...] = ()
     narrowed: bool = False
     circuits: int = 0
-    counts: tuple[tuple[str, int], ...] = ()
     caught: str = ""
 
 

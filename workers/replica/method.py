@@ -17,7 +17,6 @@ import numpy as np
 import tensorflow as tf
 
 from workers.compiling import compiled, rows
-from workers.compiling.compile_cache import Name
 from workers.compiling.streams import Stream
 from workers.engine.scope import traced_engines
 from workers.exchange.protocol import Plan, Sharded
@@ -30,7 +29,6 @@ class Method:
 
     ``traced``: the Strawberry Fields engines that the call makes are traced ones. ``variables`` are
     those that gradients are for. ``stream`` is what the call has TensorFlow's global generator be.
-    ``counts``: see ``compile_cache.Name``.
     """
 
     plan: Plan
@@ -40,7 +38,6 @@ class Method:
     traced: bool
     variables: Sequence[tf.Variable] = ()
     stream: Stream | None = None
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def compiled(self) -> Callable[..., Any]:
@@ -137,7 +134,15 @@ class Method:
         return self.compiled_both[key]
 
     def _at_level(self, function: Callable[..., Any], of: str) -> Callable[..., Any]:
-        return compiled.at_level(function, self.plan.level, Name(self.counts, of))
+        return compiled.at_level(function, self.plan.level, self.program(of))
+
+    def program(self, of: str) -> str:
+        """What tells ``of``, compiled of this, from other programs: see ``compile_cache``."""
+        name = getattr(self.call, "__qualname__", type(self.call).__qualname__)
+        shapes = [tuple(variable.shape) for variable in self.variables]
+        plan = self.plan
+        told = name, plan.arguments, plan.twin, plan.by_rows, plan.narrowed, shapes, of
+        return repr(told)
 
     def anew(self) -> Method:
         """The method with nothing compiled."""

@@ -22,7 +22,6 @@ import numpy as np
 import tensorflow as tf
 
 from workers.compiling import compiled, streams
-from workers.compiling.compile_cache import Name
 from workers.compiling.streams import Stream
 from workers.engine import circuit
 from workers.engine.scope import traced_engines
@@ -95,7 +94,6 @@ class Replica:
                 self._traced,
                 self._sources,
                 self._stream,
-                dict(plan.counts),
             )
             if known is not None and known.plan.form == plan.form:
                 self._plans[plan.plan].__dict__.update(known.functions)
@@ -173,6 +171,7 @@ class Replica:
                     of_many,
                     draws=draws,
                     gradient=request.gradient,
+                    gradient_first=request.gradient_first,
                     wanted=tuple(  # variables that anything depends on, by their places
                         n - len(method.plan.as_tensor) for n in request.wanted if connected[n]
                     ),
@@ -200,7 +199,6 @@ class Replica:
             form.by_rows,
             form.narrowed,
             of_few.runs,
-            tuple(self._plans[request.plan].counts.items()),
             next(iter(of_few.failures), ""),
         )
 
@@ -213,6 +211,7 @@ class Replica:
         *,
         draws: bool,
         gradient: bool,
+        gradient_first: bool,
         wanted: tuple[int, ...],
         buffer: Buffer,
     ) -> compiled.Choice:
@@ -273,7 +272,8 @@ class Replica:
             draws=draws,
             alike=alike,
             levels=self._levels,
-            name=Name(method.counts, f"both {(given, wanted)}" if wanted else "compiled"),
+            program=method.program(f"both {(given, wanted)}" if wanted else "compiled"),
+            use_first=gradient_first,
         )
         if choice.level == "eager":
             plan = dataclasses.replace(method.plan, by_rows=(), narrowed=False)

@@ -294,9 +294,16 @@ class Pool(BatchComputer):
         """What the first worker reports. All of them do it, since each has to trace what it is to
         compute; one of them compiles it."""
 
-        def message(ticket: int, _tiles: tuple[int, ...]) -> protocol.Survey:
+        def message(ticket: int, places: tuple[int, ...]) -> protocol.Survey:
             return protocol.Survey(
-                ticket, plan.plan, frame.frame, version, gradient, largest_tile, wanted
+                ticket,
+                plan.plan,
+                frame.frame,
+                version,
+                gradient,
+                largest_tile,
+                wanted,
+                gradient_first=places[0] % 2 == 1,
             )
 
         homes = self._one_each()

@@ -78,13 +78,13 @@ def _measure(name: str, layers: int) -> dict[str, float]:
     import tensorflow as tf
 
     from qpool.studies.bench.engine import Case
-    from workers.tensors import lasting_names
+    from workers import names
 
     modes, cutoff, read, batch = CIRCUITS[name]
     case = Case(modes, layers, cutoff, read)
     z = case.z(batch)
     tf.function(lambda x: x + 1, jit_compile=True)(tf.zeros(3))  # XLA itself, started
-    lasting_names(1 << 18)
+    names.begin(name)
     function = case.function()
     seconds, began = {}, time.perf_counter()
 
