@@ -219,6 +219,19 @@ class Caught(Base):
         return tf.stack(samples)
 
 
+class Physics(FixedBatch):
+    """A differential equation's residual: derivatives for the inputs within, of second order."""
+
+    def generate(self, z):
+        with tf.GradientTape() as outer:
+            outer.watch(z)
+            with tf.GradientTape() as inner:
+                inner.watch(z)
+                u = tf.reduce_sum(self(z), axis=1)
+            slope = tf.slice(inner.gradient(u, z), [0, 0], [BATCH, 1])
+        return u, slope, outer.gradient(slope, z)[:, 0]
+
+
 class Heralded(Base):
     """A photon found in one mode, of a cat state that it met: photon subtraction."""
 

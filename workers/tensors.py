@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -63,6 +64,21 @@ def shared(array: np.ndarray) -> tf.Tensor | None:
     if array.__array_interface__["data"][0] % ALIGNMENT or not array.flags.c_contiguous:
         return None
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+
+
+def in_graph(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a ``tf.function`` of ours as the graph that it is.
+
+    Programs that look into their own functions (``tf.config.run_functions_eagerly``) would
+    otherwise have ours run operation by operation too.
+    """
+    if not tf.config.functions_run_eagerly():
+        return function(*args)
+    tf.config.run_functions_eagerly(False)
+    try:
+        return function(*args)
+    finally:
+        tf.config.run_functions_eagerly(True)
 
 
 def permuted(x: tf.Tensor, order: np.ndarray) -> tf.Tensor:

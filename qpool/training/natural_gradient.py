@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from workers.errors import InputError
+from workers.tensors import in_graph
 
 
 class QuantumFisher:
@@ -37,7 +38,7 @@ class QuantumFisher:
 
     def __call__(self, inputs: Any) -> Any:
         """The (P, P) matrix, real, for a batch of inputs; rows in the order of the variables."""
-        return self._compiled(tf.convert_to_tensor(inputs))
+        return in_graph(self._compiled, tf.convert_to_tensor(inputs))
 
     def jacobian(self, inputs: Any) -> tuple[Any, Any]:
         """Kets, (batch, M), and their derivatives, (P, batch, M), M amplitudes each."""

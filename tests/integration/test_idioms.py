@@ -388,3 +388,55 @@ def test_what_stays_slow_is_warned_of_once_with_the_line_and_what_to_write(strat
         assert "Instead" in said
         assert ours[0].filename == __file__
         assert "not compiled" in str(generator)
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes", "threads"])
+def test_derivatives_within_a_pooled_method_are_compiled(pool, strategy: str) -> None:
+    """Stock's own second derivative is not that of its values: its gates lose it."""
+    model = idioms.Physics()
+    z = tf.constant(ROWS.astype("float32"))
+    step = tf.constant([[0.1, 0.0]])
+    up, here, down = (tf.reduce_sum(model(z + n * step), axis=1) for n in (1, 0, -1))
+    options = {"processes": {"pool": pool}, "threads": {"workers": 2}, "cpu_batch": {}}[strategy]
+    with qpool.parallelize(model, strategy=strategy, methods=["generate"], **options) as generator:
+        with tf.GradientTape() as tape:
+            u, slope, curvature = generator.generate(z)
+            loss = tf.reduce_mean(curvature**2)
+        gradient = tape.gradient(loss, model.w)
+        (way,) = generator.stats()["compiled"]
+        assert way["level"] == "xla"
+        np.testing.assert_allclose(u, here, atol=1e-5)
+        np.testing.assert_allclose(slope[:, 0], (up - down) / 0.2, atol=5e-3)
+        np.testing.assert_allclose(curvature, (up - 2 * here + down) / 0.01, atol=2e-2)
+        for n in (0, 2):
+            values = []
+            for sign in (1, -1):
+                shift = tf.one_hot(n, 6) * 0.05 * sign
+                model.w.assign_add(shift)
+                values.append(tf.reduce_mean(generator.generate(z)[2] ** 2))
+                model.w.assign_sub(shift)
+            there, back = values
+            np.testing.assert_allclose(gradient[n], (there - back) / 0.1, atol=2e-2)
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes", "threads"])
+def test_a_program_that_runs_its_own_functions_eagerly_has_ours_compiled(
+    pool, strategy: str
+) -> None:
+    model = idioms.FixedBatch()
+    calls = []
+    z = tf.constant(ROWS.astype("float32"))
+    stock = step(model, z, model)
+    options = {"processes": {"pool": pool}, "threads": {"workers": 2}, "cpu_batch": {}}[strategy]
+    tf.config.run_functions_eagerly(True)
+    try:
+        with qpool.parallelize(model, strategy=strategy, **options) as generator:
+            for n in range(3):
+                assert_like_stock(step(generator, z, model), stock)
+                if n == 1:  # whatever runs it from here on runs no Python of the model's
+                    model.state = lambda *a, found=model.state: calls.append(a) or found(*a)
+            assert generator.stats()["compiled"][0]["level"] == "xla"
+        assert not calls
+        assert tf.config.functions_run_eagerly()
+    finally:
+        tf.config.run_functions_eagerly(False)

@@ -21,8 +21,11 @@ import numpy as np
 import tensorflow as tf
 
 from workers import collector
-from workers.compiling import compile_cache
+from workers.compiling import compile_cache, gradients
 from workers.engine import circuit
+from workers.tensors import in_graph
+
+gradients.register()
 
 #: From the best to the one that always works.
 LEVELS = ("xla", "graph", "eager")
@@ -79,14 +82,15 @@ def _direct(function: Any) -> Callable[..., Any]:
 
     def call(*tensors: tf.Tensor) -> Any:
         if not tf.executing_eagerly():
-            return function(*tensors)
+            return in_graph(function, *tensors)
         key = tuple((*x.shape, x.dtype) for x in tensors)
         if key in traces:
             return traces[key](*tensors)
-        result = function(*tensors)
+        result = in_graph(function, *tensors)
         known = function.experimental_get_tracing_count()
         trace = function.get_concrete_function(*tensors)
-        traces[key] = trace if function.experimental_get_tracing_count() == known else function
+        same = function.experimental_get_tracing_count() == known
+        traces[key] = trace if same else functools.partial(in_graph, function)
         return result
 
     return call

@@ -20,7 +20,7 @@ from workers.engine.matrices import Stacks, Values, matrices_of, stacked
 from workers.engine.plan import Circuit, Step, meetings, plan
 from workers.engine.product import Product
 from workers.engine.repeats import Run, runs
-from workers.tensors import within_xla
+from workers.tensors import in_graph, within_xla
 
 _checkpoints = ContextVar("checkpoints", default=False)
 _traces = ContextVar("traces", default=True)
@@ -57,7 +57,7 @@ def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | No
     stacks = stacked(parameters, circuit.batched)
     if tf.executing_eagerly():
         if _traces.get():
-            return _compiled(circuit)(stacks, state)
+            return in_graph(_compiled(circuit), stacks, state)
         return _run(circuit, stacks, state, compile_parts=False)
     compute = _checkpointed if _checkpoints.get() else _run
     return compute(circuit, stacks, state, compile_parts=_parts.get())
