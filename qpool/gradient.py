@@ -446,9 +446,9 @@ def _refuse(why: str) -> Callable[..., None]:
         raise SecondOrderGradientError(
             "a derivative of a derivative was asked of the pool (a gradient penalty, a Hessian, "
             f"or an outer tape around tape.gradient), and cannot be had: {why}. Use "
-            "strategy='cpu_batch' for this call; or take the inner derivatives, those for the "
-            "inputs, within the pooled method, with tapes there; or a penalty on a part that is "
-            "not pooled"
+            "strategy='cpu_batch' or 'sequential' for this call, or take the penalty on a part "
+            "that is not pooled; or the inner derivatives, with tapes of its own, within the "
+            "pooled method"
         )
 
     return refuse

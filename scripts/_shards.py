@@ -21,14 +21,14 @@ from pathlib import Path
 #: Shards by beginnings of paths, of which the longest decides; what no shard names is in the last
 #: one. Those that take longest come first.
 SHARDS: dict[str, list[str]] = {
-    "engine": ["tests/workers"],
-    "faults": ["tests/integration/test_faults.py", "tests/integration/test_lifecycle.py"],
     "cluster": ["tests/integration/test_cluster.py"],
+    "engine": ["tests/workers"],
     "bits": [
         "tests/integration/test_same_bits.py",
         "tests/integration/test_equality.py",
     ],
     "calls": ["tests/integration/"],
+    "faults": ["tests/integration/test_faults.py", "tests/integration/test_lifecycle.py"],
     "training": [
         "tests/qpool/training",
         "tests/integration/test_loss",
@@ -47,7 +47,10 @@ REST = "rest"
 
 #: Shards whose programs XLA compiles as it does for users. For those of all others it takes a
 #: quarter of the time; their code is slower, and as right.
-AS_SHIPPED = ("bits", "calls")
+AS_SHIPPED = ("bits",)
+
+#: What takes no core: it waits for Ray's processes to start. It runs beside all others.
+WAITING = ("cluster",)
 
 #: What makes it so, where it is known: a flag that XLA does not know ends the process.
 QUICK = {
@@ -84,10 +87,11 @@ def run(interpreter: Path, root: Path) -> int:
     quick = _quick(interpreter)
     with (
         ThreadPoolExecutor(_side_by_side()) as threads,
+        ThreadPoolExecutor(1) as beside,
         tempfile.TemporaryDirectory(prefix="qpool-tests-") as compiled,
     ):
         futures = {
-            threads.submit(
+            (beside if name in WAITING else threads).submit(
                 _one,
                 interpreter,
                 root,
