@@ -86,6 +86,27 @@ class LoopByIndex(Base):
         return tf.stack(samples, axis=0)
 
 
+class LoopBySlices(Base):
+    """Batches of one row, from which the batch is put together again."""
+
+    def __call__(self, z):
+        return tf.concat([self.one(z[n : n + 1]) for n in range(z.shape[0])], axis=0)
+
+    def one(self, z):
+        x, y = tf.unstack(z, axis=1)
+        return tf.reshape(photons(self.state(x[0], y[0])), [1, 2])
+
+
+class LoopIntoAnArray(Base):
+    """As AutoGraph's guide has it: results are written to a TensorArray."""
+
+    def __call__(self, z):
+        found = tf.TensorArray(tf.float32, size=z.shape[0])
+        for n, row in enumerate(tf.split(z, z.shape[0])):
+            found = found.write(n, photons(self.state(row[0, 0], row[0, 1])))
+        return found.stack()
+
+
 class LoopByRows(Base):
     """for row in z, density matrices, a number that is a Python list's."""
 
@@ -284,6 +305,8 @@ class Within(keras.Model):
 IDIOMS = (
     FixedBatch,
     LoopByIndex,
+    LoopBySlices,
+    LoopIntoAnArray,
     LoopByRows,
     MapFn,
     MadeInEachCall,

@@ -64,6 +64,8 @@ def test_in_place_it_is_compiled_and_the_model_is_left_as_it_was(idiom) -> None:
 
 LOOPS = {
     idioms.LoopByIndex,
+    idioms.LoopBySlices,
+    idioms.LoopIntoAnArray,
     idioms.LoopByRows,
     idioms.MapFn,
     idioms.OfTheModule,

@@ -109,17 +109,28 @@ def _kept(op: Any, given: list[_Places]) -> list[_Places] | None:
     apart = isinstance(first, list)
     if op.type in _ENTRYWISE:
         return _entrywise(op, given, shape)
-    if op.type == "Pack" and op.get_attr("axis") == 0:
-        return [[_all(x) for x in given]]
     if op.type in ("Pack", "ConcatV2"):
-        parts = given if op.type == "Pack" else given[:-1]
-        rank = shape.rank
-        axis = op.get_attr("axis") if op.type == "Pack" else _constant(op.inputs[-1])
-        if axis is None or rank is None or axis % rank == 0:
+        stacked = op.type == "Pack"
+        parts = given if stacked else given[:-1]
+        axis = op.get_attr("axis") if stacked else _constant(op.inputs[-1])
+        if axis is None or shape.rank is None:
             return None
-        return _entrywise(op, parts, shape)
+        if axis % shape.rank:
+            return _entrywise(op, parts, shape)
+        return [[_all(x) for x in given]] if stacked else _joined(op.inputs, parts)
+    if op.type == "TensorListSetItem":  # as TensorArrays write
+        return _written(op, given)
+    if op.type in ("Split", "SplitV"):
+        return _split(op, given)
     if not apart:
         return None
+    if op.type == "TensorListStack":
+        return [first]
+    if op.type == "Slice":
+        begin, size = (_constant(x) for x in op.inputs[1:])
+        if begin is None or size is None:
+            return None
+        return [first[int(begin[0]) :][: int(size[0]) if size[0] >= 0 else None]]
     if op.type == "Unpack":
         if op.get_attr("axis") == 0:
             return list(first)
@@ -163,6 +174,46 @@ def _entrywise(op: Any, given: list[_Places], shape: Any) -> list[_Places] | Non
 
     pairs = list(zip(op.inputs, given, strict=False))
     return [[frozenset().union(*(of_row(*pair, n) for pair in pairs)) for n in range(shape[0])]]
+
+
+def _joined(pieces: Sequence[tf.Tensor], given: list[_Places]) -> list[_Places] | None:
+    """One piece after another along the leading axis."""
+    rows: list[frozenset[Any]] = []
+    for piece, places in zip(pieces, given, strict=False):
+        size = piece.shape[0]
+        if size is None:
+            return None
+        apart = isinstance(places, list) and len(places) == size
+        rows += places if apart else [_all(places)] * size
+    return [rows]
+
+
+def _split(op: Any, given: list[_Places]) -> list[_Places] | None:
+    """``_joined``, backwards."""
+    axis, places = _constant(op.inputs[0]), given[1]
+    if op.type == "SplitV":
+        axis, places = _constant(op.inputs[2]), given[0]
+    sizes = [output.shape[0] if output.shape.rank else None for output in op.outputs]
+    if axis is None or not isinstance(places, list) or None in sizes:
+        return None
+    if axis % op.outputs[0].shape.rank:
+        return [places for _ in op.outputs]
+    ends = np.cumsum(sizes)
+    return [places[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def _written(op: Any, given: list[_Places]) -> list[_Places] | None:
+    """A list of tensors in which one has been replaced."""
+    index, places = _constant(op.inputs[1]), given[0]
+    if not isinstance(places, list):
+        made = op.inputs[0].op
+        size = _constant(made.inputs[1]) if made.type == "TensorListReserve" else None
+        if size is None or _all(places):
+            return None
+        places = [frozenset()] * int(size)
+    if index is None or not 0 <= int(index) < len(places):
+        return None
+    return [[*places[: int(index)], _all(given[2]), *places[int(index) + 1 :]]]
 
 
 def _sliced(op: Any, first: list[frozenset[Any]]) -> list[_Places] | None:

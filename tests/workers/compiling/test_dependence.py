@@ -23,6 +23,15 @@ APART = {
     "reshaped": lambda z, c: tf.reshape(z, [ROWS, 1, 2]),
     "turned behind the rows": lambda z, c: tf.transpose(z[:, None], [0, 2, 1]),
     "joined": lambda z, c: tf.concat([z, z[:, :1]], axis=1),
+    "stacked numbers": lambda z, c: tf.stack([row[0] * row[1] for row in tf.unstack(z)], axis=-1),
+    "joined rows": lambda z, c: tf.concat([tf.tanh(z[n : n + 1]) for n in range(ROWS)], 0),
+    "split": lambda z, c: tf.concat([row + c[0] for row in tf.split(z, ROWS)], axis=0),
+    "split unevenly": lambda z, c: tf.concat(tf.split(z, [1, ROWS - 1]), axis=0),
+    "split behind the rows": lambda z, c: tf.concat(tf.split(z, 2, axis=1), axis=1),
+    "taken by tf.slice": lambda z, c: tf.concat(
+        [tf.slice(z, [n, 0], [1, -1]) for n in range(ROWS)], axis=0
+    ),
+    "written to an array": lambda z, c: written(z, range(ROWS)),
     "softmax": lambda z, c: tf.nn.softmax(z),
     "all of them": lambda z, c: z[0:ROWS],
 }
@@ -42,7 +51,24 @@ MIXED = {
     "gathered by numbers": lambda z, c: tf.gather(z, tf.cast(z[:, 0], tf.int32)),
     "a row for all": lambda z, c: z + z[0],
     "no rows": lambda z, c: tf.reduce_sum(z),
+    "joined in another order": lambda z, c: tf.concat([z[1:], z[:1]], axis=0),
+    "split and turned": lambda z, c: tf.concat(tf.split(z, ROWS)[::-1], axis=0),
+    "joined as pairs": lambda z, c: tf.concat(
+        [tf.reduce_sum(z[:2], axis=0, keepdims=True) + 0 * z[:2], z[2:]], axis=0
+    ),
+    "slices that overlap": lambda z, c: tf.concat(
+        [tf.slice(z, [max(n - 1, 0), 0], [1, 2]) for n in range(ROWS)], axis=0
+    ),
+    "written to other places": lambda z, c: written(z, [1, 2, 0]),
+    "written to the same place": lambda z, c: written(z, [0, 1, 1]),
 }
+
+
+def written(z: tf.Tensor, places) -> tf.Tensor:
+    array = tf.TensorArray(tf.float32, size=ROWS, element_shape=[2], clear_after_read=False)
+    for n, place in enumerate(places):
+        array = array.write(place, tf.sin(z[n]))
+    return array.stack()
 
 
 def alone(call) -> bool:
