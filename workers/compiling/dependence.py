@@ -30,6 +30,12 @@ _ENTRYWISE = frozenset(
 #: Reductions and moves whose axes are their second operand.
 _REDUCTIONS = frozenset(("Sum", "Mean", "Max", "Min", "Prod", "Any", "All"))
 
+#: What is of a tensor's shape, whatever its numbers.
+_OF_SHAPES = frozenset(("Shape", "Rank", "Size", "ZerosLike", "OnesLike"))
+
+#: A row of the first operand, by all of the others: layers, with rows leading.
+_LAYERS = frozenset(("Conv2D", "DepthwiseConv2dNative", "MaxPool", "AvgPool"))
+
 #: What gives a graph its values, other than constants.
 _ROOTS = frozenset(("Placeholder", "PlaceholderWithDefault", "ReadVariableOp"))
 
@@ -91,8 +97,8 @@ def _all(found: _Places) -> frozenset[Any]:
 def _through(op: Any, given: list[_Places]) -> list[_Places]:
     """What each of an operation's outputs depends on."""
     mixed: frozenset[Any] = frozenset().union(*(_all(x) for x in given))
-    if not mixed:
-        return [mixed for _ in op.outputs]
+    if not mixed or op.type in _OF_SHAPES:
+        return [frozenset() for _ in op.outputs]
     if op.type == "IdentityN":
         # A row's circuit (``rows``) is one: its last output comes of all before it.
         return [*given[:-1], mixed]
@@ -118,6 +124,8 @@ def _kept(op: Any, given: list[_Places]) -> list[_Places] | None:
         if axis % shape.rank:
             return _entrywise(op, parts, shape)
         return [[_all(x) for x in given]] if stacked else _joined(op.inputs, parts)
+    if op.type == "Einsum":
+        return _einsum(op, given, shape)
     if op.type == "TensorListSetItem":  # as TensorArrays write
         return _written(op, given)
     if op.type in ("Split", "SplitV"):
@@ -147,6 +155,13 @@ def _kept(op: Any, given: list[_Places]) -> list[_Places] | None:
         return None if op.get_attr("transpose_a") else [[own | _all(given[1]) for own in first]]
     if op.type == "BatchMatMulV2":
         return _entrywise(op, given, shape) if shape.rank and shape.rank > 2 else None
+    if op.type in _LAYERS:
+        leading = op.get_attr("data_format")[:1] == b"N"
+        return [[own | _all([_all(x) for x in given[1:]]) for own in first]] if leading else None
+    if op.type in ("Pad", "PadV2", "MirrorPad", "Tile"):
+        lengths = _constant(op.inputs[1])
+        kept = lengths is not None and np.all(lengths[0] == (1 if op.type == "Tile" else 0))
+        return [[own | _all([_all(x) for x in given[1:]]) for own in first]] if kept else None
     if op.type in _REDUCTIONS:
         axes = _constant(op.inputs[1])
         rank = op.inputs[0].shape.rank
@@ -173,6 +188,23 @@ def _entrywise(op: Any, given: list[_Places], shape: Any) -> list[_Places] | Non
         return places[n] if aligned and len(places) == shape[0] else _all(places)
 
     pairs = list(zip(op.inputs, given, strict=False))
+    return [[frozenset().union(*(of_row(*pair, n) for pair in pairs)) for n in range(shape[0])]]
+
+
+def _einsum(op: Any, given: list[_Places], shape: Any) -> list[_Places] | None:
+    """Rows are apart where the output's leading label leads in each operand that has it."""
+    terms, _, out = op.get_attr("equation").decode().replace(" ", "").partition("->")
+    terms = terms.split(",")
+    if not out or "." in out or not shape.rank or shape[0] is None:
+        return None
+    if any(out[0] in term[1:] for term in terms):
+        return None
+
+    def of_row(term: str, places: _Places, n: int) -> frozenset[Any]:
+        leads = term[:1] == out[0] and isinstance(places, list)
+        return places[n] if leads else _all(places)
+
+    pairs = list(zip(terms, given, strict=True))
     return [[frozenset().union(*(of_row(*pair, n) for pair in pairs)) for n in range(shape[0])]]
 
 

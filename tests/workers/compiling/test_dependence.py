@@ -32,6 +32,16 @@ APART = {
         [tf.slice(z, [n, 0], [1, -1]) for n in range(ROWS)], axis=0
     ),
     "written to an array": lambda z, c: written(z, range(ROWS)),
+    "a sum of Einstein's": lambda z, c: tf.einsum("bi,ij->bj", z, tf.reshape(c, [2, 2])),
+    "one with two of rows": lambda z, c: tf.einsum("bi,bj->bij", z, tf.tanh(z)),
+    "one with a number": lambda z, c: tf.einsum("bi,->bi", z, c[0]),
+    "a convolution": lambda z, c: tf.nn.conv2d(
+        z[:, :, None, None], tf.reshape(c, [2, 2, 1, 1]), 1, "SAME"
+    ),
+    "the largest of a pool": lambda z, c: tf.nn.max_pool2d(z[:, :, None, None], 2, 1, "SAME"),
+    "padded": lambda z, c: tf.pad(z, [[0, 0], [1, 2]]),
+    "tiled": lambda z, c: tf.tile(z, [1, 2]),
+    "as many as there are": lambda z, c: z + tf.cast(tf.size(tf.nn.relu(z)), tf.float32),
     "softmax": lambda z, c: tf.nn.softmax(z),
     "all of them": lambda z, c: z[0:ROWS],
 }
@@ -51,6 +61,11 @@ MIXED = {
     "gathered by numbers": lambda z, c: tf.gather(z, tf.cast(z[:, 0], tf.int32)),
     "a row for all": lambda z, c: z + z[0],
     "no rows": lambda z, c: tf.reduce_sum(z),
+    "a sum of Einstein's over rows": lambda z, c: tf.einsum("bi,bj->ij", z, z),
+    "one that turns": lambda z, c: tf.einsum("bi->ib", z),
+    "one of all pairs": lambda z, c: tf.einsum("bi,ci->bc", z, z),
+    "padded with rows": lambda z, c: tf.pad(z, [[1, 0], [0, 0]])[:ROWS],
+    "tiled with rows": lambda z, c: tf.tile(z, [2, 1])[1 : ROWS + 1],
     "joined in another order": lambda z, c: tf.concat([z[1:], z[:1]], axis=0),
     "split and turned": lambda z, c: tf.concat(tf.split(z, ROWS)[::-1], axis=0),
     "joined as pairs": lambda z, c: tf.concat(
