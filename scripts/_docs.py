@@ -40,6 +40,7 @@ theme:
   name: material
   font: false
   features: [navigation.indexes, content.code.copy, search.highlight]
+extra_css: [wide.css]
 plugins:
   - search
   - mkdocstrings:
@@ -63,6 +64,9 @@ validation:
   nav: {{omitted_files: ignore}}
 """
 
+#: Pictures of characters and tables of figures need the room.
+STYLE = ".md-grid { max-width: 78rem; } .md-typeset pre > code { font-size: 0.62rem; }"
+
 _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 
 
@@ -73,6 +77,7 @@ def build(site: Path) -> int:
         for page in pages():
             _copy(page, docs)
         _reference(docs / "reference")
+        (docs / "wide.css").write_text(STYLE)
         configuration = Path(folder, "mkdocs.yml")
         configuration.write_text(CONFIGURATION.format(site=site, docs=docs, root=ROOT))
         command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
