@@ -150,6 +150,21 @@ def test_a_worker_that_dies_as_a_model_comes(pool, generator) -> None:
         np.testing.assert_allclose(generator(Z), 2 * Z)
 
 
+def test_a_model_and_its_first_call_wait_for_a_worker_where_none_is_left(pool_of) -> None:
+    pool = pool_of(1)
+    pool.start()
+
+    def none_is_left() -> None:
+        os.kill(pool.stats()["workers"][0]["pid"], signal.SIGKILL)
+        while pool._crew.ready:
+            pool._crew.events()
+
+    none_is_left()
+    with parallelize(models.Scale(3.0), pool=pool) as generator:
+        none_is_left()
+        np.testing.assert_allclose(generator(Z), 3 * Z)
+
+
 class Poison(models.Scale):
     """Ends the process that unpickles it."""
 

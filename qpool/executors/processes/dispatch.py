@@ -124,6 +124,8 @@ class Step:
 
     def begin(self) -> list[Instruction]:
         """Send every tile to its home, and spread the homeless evenly."""
+        if not self._tiles:
+            return [Complete()]
         if not self._homes:
             return self._spread(range(self._tiles))
         homes = {w: t for w, t in self._homes.items() if w in self._workers and t}

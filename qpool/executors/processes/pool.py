@@ -196,7 +196,7 @@ class Pool(BatchComputer):
 
             homes = self._one_each()
             try:
-                performer.perform(number, len(homes), message, homes)
+                performer.perform(number, max(len(homes), 1), message, homes)
             except BaseException:
                 self.discard(number)
                 raise
@@ -274,7 +274,8 @@ class Pool(BatchComputer):
         return self._performing().store
 
     def _one_each(self) -> Homes:
-        """One tile for each worker that is ready: something that all are to do."""
+        """One tile for each worker that is ready: something that all are to do. Where none is, one
+        tile without a home waits for the next."""
         return {n: (place,) for place, n in enumerate(sorted(self._crew.ready))}
 
     def _performing(self) -> Performer:
@@ -307,7 +308,9 @@ class Pool(BatchComputer):
             )
 
         homes = self._one_each()
-        _, replies = self._performing().perform(plan.model, len(homes), message, homes, plan, frame)
+        _, replies = self._performing().perform(
+            plan.model, max(len(homes), 1), message, homes, plan, frame
+        )
         surveyed: protocol.Surveyed = min(replies, key=lambda reply: reply.ticket)
         return surveyed
 

@@ -22,6 +22,10 @@ def sends(instructions: list) -> dict[int, tuple[int, ...]]:
     return {i.worker: i.tiles for i in instructions if isinstance(i, Send)}
 
 
+def test_nothing_to_do_is_done() -> None:
+    assert Step(0, [], first_ticket=1).begin() == [Complete()]
+
+
 def test_tiles_are_spread_evenly_and_completion_is_said_once() -> None:
     step = Step(5, [0, 1], first_ticket=7)
     first = step.begin()
