@@ -301,8 +301,8 @@ def test_what_one_worker_has_compiled_the_others_find(tmp_path, monkeypatch, in_
     with qpool.Pool(workers=2) as pool:
         with parallelize(other, pool=pool, engine="traced") as generator:
             generator(z[:1])  # one tile
-        before = set(tmp_path.glob("*/*.pb"))
-        assert len(before) == 1
+        before = set(tmp_path.glob("*/*"))
+        assert len([file for file in before if file.suffix == ".pb"]) == 1
         with parallelize(model, pool=pool, engine="traced") as generator:
 
             def step(z: tf.Tensor) -> list[tf.Tensor]:
@@ -311,5 +311,6 @@ def test_what_one_worker_has_compiled_the_others_find(tmp_path, monkeypatch, in_
                 return tape.gradient(loss, model.trainable_variables)
 
             (tf.function(step) if in_graph else step)(z)
-    # The call and its vjp, of two workers.
-    assert len(set(tmp_path.glob("*/*.pb")) - before) == 2
+    # The call and its vjp, of two workers; and that each was some worker's to compile.
+    found = set(tmp_path.glob("*/*")) - before
+    assert sorted(file.suffix for file in found) == ["", "", ".pb", ".pb"]

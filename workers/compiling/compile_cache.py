@@ -103,12 +103,12 @@ def place_of(threads: int) -> Path | None:
 
     root = Path(chosen) if chosen else platformdirs.user_cache_path("qpool", appauthor=False)
     told = (_processor(), threads, os.environ.get("XLA_FLAGS"), _other_flags())
-    digest = _digest(repr(told))
+    digest = _digest(repr(told).encode())
     return root / f"{_PLACE}{tensorflow_version()}-{digest}"
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _digest(told: bytes) -> str:
+    return hashlib.sha256(told).hexdigest()[:16]
 
 
 def tensorflow_version() -> str:
@@ -171,7 +171,7 @@ class Turn:
         self._place = place
         self._lock: IO[bytes] | None = None
 
-    def take(self, program: str) -> None:
+    def take(self, program: bytes) -> None:
         """Wait until no other process compiles that program; not where there are no such locks."""
         if fcntl is None:
             return
@@ -227,18 +227,19 @@ def named_lastingly(
             found = function(*args)
         names.rounded()
         if turn is not None:
-            turn.take(_said_of(args))
+            turn.take(_what_is_traced())
         return found
 
     return pooled
 
 
-def _said_of(args: tuple[Any, ...]) -> str:
-    """What a program that has been traced is: its operations' names, and its inputs."""
+def _what_is_traced() -> bytes:
+    """What a program that has been traced is: its operations and the numbers in them."""
     import tensorflow as tf
 
-    graph = tf.compat.v1.get_default_graph()
-    return repr((_shapes(args), [operation.name for operation in graph.get_operations()]))
+    definition = tf.compat.v1.get_default_graph().as_graph_def()
+    found: bytes = definition.SerializeToString(deterministic=True)
+    return found
 
 
 def _shapes(args: tuple[Any, ...]) -> list[tuple[str, str]]:

@@ -146,8 +146,8 @@ def test_a_process_keeps_what_it_compiles_if_it_is_told_in_time(tmp_path, before
 @pytest.mark.parametrize("made", [True, False])
 def test_one_at_a_time_compiles_a_program(tmp_path: Path, monkeypatch, made: bool) -> None:
     first, second, other = (compile_cache.Turn(tmp_path) for _ in range(3))
-    first.take("a program")
-    other.take("another one")  # at once
+    first.take(b"a program")
+    other.take(b"another one")  # at once
     waited = []
 
     def sleep(seconds: float) -> None:
@@ -155,11 +155,11 @@ def test_one_at_a_time_compiles_a_program(tmp_path: Path, monkeypatch, made: boo
         first.give(made=made)
 
     monkeypatch.setattr(compile_cache.time, "sleep", sleep)
-    second.take("a program")
+    second.take(b"a program")
     assert len(waited) == 1
     third = compile_cache.Turn(tmp_path)
     if made:  # all who come now load it side by side
-        third.take("a program")
+        third.take(b"a program")
     assert (second._lock is None) == made
     assert third._lock is None
     second.give(made=False)
@@ -175,7 +175,7 @@ def test_a_turn_ends_with_its_process_and_is_waited_for_no_longer_than_that(
     code = f"""
 from pathlib import Path
 from workers.compiling.compile_cache import Turn
-Turn(Path({str(tmp_path)!r})).take("a program")
+Turn(Path({str(tmp_path)!r})).take(b"a program")
 import os, signal
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -183,9 +183,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
     monkeypatch.setattr(compile_cache.time, "sleep", None)  # nobody waits
     turn, late = compile_cache.Turn(tmp_path), compile_cache.Turn(tmp_path)
-    turn.take("a program")
+    turn.take(b"a program")
     monkeypatch.setattr(compile_cache, "_LONGEST_TURN", 0.0)
-    late.take("a program")
+    late.take(b"a program")
     late.give(made=False)
     turn.give(made=False)
     assert not list(tmp_path.iterdir())
@@ -194,10 +194,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_no_turns_where_a_system_has_no_such_locks(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(compile_cache, "fcntl", None)
     turn = compile_cache.Turn(tmp_path)
-    turn.take("a program")
+    turn.take(b"a program")
     turn.give(made=False)
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     gone = compile_cache.Turn(tmp_path / "no such folder")
-    gone.take("a program")
+    gone.take(b"a program")
     gone.give(made=False)
