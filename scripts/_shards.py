@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 #: Shards by beginnings of paths, of which the longest decides; what no shard names is in the last
-#: one. Those that take longest come first.
+#: one. Those that take longest come first; ``faults``, which has short
+#: timeouts, when those of ``WAITING`` are done, most likely.
 SHARDS: dict[str, list[str]] = {
     "cluster": ["tests/integration/test_cluster.py"],
     "engine": ["tests/workers"],
@@ -159,7 +160,7 @@ def _quick(interpreter: Path) -> dict[str, str]:
 
 def _side_by_side() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = _GIB * 2**30 * 2
+    memory = _GIB * 2**30 * (2 + len(WAITING))
     if hasattr(os, "sysconf") and sys.platform != "darwin":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(cores or 1, memory // (_GIB * 2**30)))
+    return max(1, min(cores or 1, memory // (_GIB * 2**30) - len(WAITING)))

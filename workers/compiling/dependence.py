@@ -151,17 +151,17 @@ def _kept(op: Any, given: list[_Places]) -> list[_Places] | None:
             return None
         taken = [first[int(n)] for n in np.ravel(index)]
         return [taken if np.ndim(index) == 1 else frozenset().union(*taken)]
+    others = frozenset().union(*map(_all, given[1:]))
     if op.type == "MatMul":
-        return None if op.get_attr("transpose_a") else [[own | _all(given[1]) for own in first]]
+        return None if op.get_attr("transpose_a") else [[own | others for own in first]]
     if op.type == "BatchMatMulV2":
         return _entrywise(op, given, shape) if shape.rank and shape.rank > 2 else None
     if op.type in _LAYERS:
-        leading = op.get_attr("data_format")[:1] == b"N"
-        return [[own | _all([_all(x) for x in given[1:]]) for own in first]] if leading else None
+        return [[own | others for own in first]]
     if op.type in ("Pad", "PadV2", "MirrorPad", "Tile"):
         lengths = _constant(op.inputs[1])
         kept = lengths is not None and np.all(lengths[0] == (1 if op.type == "Tile" else 0))
-        return [[own | _all([_all(x) for x in given[1:]]) for own in first]] if kept else None
+        return [[own | others for own in first]] if kept else None
     if op.type in _REDUCTIONS:
         axes = _constant(op.inputs[1])
         rank = op.inputs[0].shape.rank
@@ -222,9 +222,8 @@ def _joined(pieces: Sequence[tf.Tensor], given: list[_Places]) -> list[_Places] 
 
 def _split(op: Any, given: list[_Places]) -> list[_Places] | None:
     """``_joined``, backwards."""
-    axis, places = _constant(op.inputs[0]), given[1]
-    if op.type == "SplitV":
-        axis, places = _constant(op.inputs[2]), given[0]
+    uneven = op.type == "SplitV"
+    axis, places = _constant(op.inputs[2 if uneven else 0]), given[0 if uneven else 1]
     sizes = [output.shape[0] if output.shape.rank else None for output in op.outputs]
     if axis is None or not isinstance(places, list) or None in sizes:
         return None

@@ -196,7 +196,7 @@ class _Worker:
     def _survey(self, message: protocol.Survey) -> protocol.Surveyed:
         replica = self._replicas[self._models_of_plans[message.plan]]
         frame = self._frames[message.frame]
-        with affinity.anywhere(self._all_cores):  # the other workers wait for this one
+        with affinity.anywhere(self._all_cores):  # what one compiles, others wait for
             return replica.survey(message, frame, self._finished(), self._arena.views)
 
     def _rehearse(self, message: protocol.Rehearse) -> None:

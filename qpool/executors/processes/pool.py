@@ -26,7 +26,7 @@ from qpool.executors.devices import Seat, parse
 from qpool.executors.processes.claims import Claims
 from qpool.executors.processes.crew import Crew
 from qpool.executors.processes.patience import Patience
-from qpool.executors.processes.perform import Performer
+from qpool.executors.processes.perform import Message, Performer
 from qpool.executors.store import Store
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.exchange import protocol
@@ -188,15 +188,13 @@ class Pool(BatchComputer):
             store = self._ready()
             number = next(self._numbers)
             store.add(number, shipment, weights, engine)
-            performer = self._performing()
-            performer.forget_rehearsals()
+            self._performing().forget_rehearsals()
 
             def message(ticket: int, _tiles: tuple[int, ...]) -> protocol.Confirm:
                 return protocol.Confirm(ticket, number)
 
-            homes = self._one_each()
             try:
-                performer.perform(number, max(len(homes), 1), message, homes)
+                self._on_all(number, message)
             except BaseException:
                 self.discard(number)
                 raise
@@ -273,10 +271,18 @@ class Pool(BatchComputer):
                     worker.send(protocol.Forget(forgotten))
         return self._performing().store
 
-    def _one_each(self) -> Homes:
-        """One tile for each worker that is ready: something that all are to do. Where none is, one
-        tile without a home waits for the next."""
-        return {n: (place,) for place, n in enumerate(sorted(self._crew.ready))}
+    def _on_all(
+        self,
+        model: int,
+        message: Message,
+        plan: protocol.Plan | None = None,
+        frame: protocol.Frame | None = None,
+    ) -> list[Any]:
+        """The replies of all workers that are ready, each of which is a tile's home. Where none is,
+        a tile without a home waits for the next one."""
+        homes: Homes = {n: (place,) for place, n in enumerate(sorted(self._crew.ready))}
+        number = max(len(homes), 1)
+        return self._performing().perform(model, number, message, homes, plan, frame)[1]
 
     def _performing(self) -> Performer:
         assert self._performer is not None, "the pool has been started"
@@ -307,10 +313,7 @@ class Pool(BatchComputer):
                 gradient_first=places[0] % 2 == 1,
             )
 
-        homes = self._one_each()
-        _, replies = self._performing().perform(
-            plan.model, max(len(homes), 1), message, homes, plan, frame
-        )
+        replies = self._on_all(plan.model, message, plan, frame)
         surveyed: protocol.Surveyed = min(replies, key=lambda reply: reply.ticket)
         return surveyed
 
