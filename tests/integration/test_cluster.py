@@ -45,21 +45,18 @@ def cluster() -> Iterator[Any]:
     """Two nodes of four CPUs each, as processes of this machine: four pools find room at a time."""
     from ray.cluster_utils import Cluster
 
-    former = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # nodes import what we import
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = Cluster()
-        made.add_node(num_cpus=4)
-        made.add_node(num_cpus=4)
-        ray.init(address=made.address, log_to_driver=False)
-    yield made
-    ray.shutdown()
-    made.shutdown()
-    if former is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = former
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # nodes import what we import
+        patch.setenv("RAY_prestart_worker_first_driver", "0")  # processes that no actor takes
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = Cluster()
+            made.add_node(num_cpus=4)
+            made.add_node(num_cpus=4)
+            ray.init(address=made.address, log_to_driver=False)
+        yield made
+        ray.shutdown()
+        made.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +67,7 @@ def model() -> QuantumSFGenerator:
 @pytest.fixture(scope="module")
 def pooled(cluster: Any, model: QuantumSFGenerator) -> Iterator[Any]:
     with qpool.parallelize(model, strategy="ray", workers=1, tile=4, engine="stock") as generator:
+        _wait_for(lambda: team(generator)._crew.look() or team(generator).nodes == 2)
         yield generator
 
 
@@ -314,6 +312,22 @@ class Holding:
     def __exit__(self, *_: object) -> None:
         for actor in self._actors:
             ray.kill(actor)
+
+
+@pytest.mark.parametrize("free", [0.0, 4.0, None])
+def test_a_node_is_busy_or_has_no_room(cluster, monkeypatch, free) -> None:
+    """One that has the CPUs is waited for as long as workers are: it may be busy."""
+    from qpool.executors.cluster import crew as module
+
+    monkeypatch.setattr(module, "_ROOM", 0.0)
+    monkeypatch.setattr(module.connect, "free", lambda place: free)
+    if free:
+        with Cluster(workers=1, nodes=1) as found:
+            assert found.nodes == 1
+        monkeypatch.setattr(module, "_START", 0.0)
+    words = "has not started an actor within 0 s" if free else "CPUs it is asked for are not free"
+    with pytest.raises(StartupError, match=words):
+        Cluster(workers=1, nodes=1)
 
 
 def test_a_model_that_nodes_cannot_import(cluster, monkeypatch) -> None:

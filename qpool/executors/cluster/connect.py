@@ -22,6 +22,9 @@ from workers.errors import ConfigurationError, StartupError
 #: Seconds in which a cluster's address has to take a connection. Ray would try for minutes.
 _ANSWER = 5.0
 
+#: Of a cluster that is ours alone: Ray would start a process for each CPU, which no actor takes.
+_LOCAL = {"prestart_worker_first_driver": False}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -74,7 +77,7 @@ def connect(address: str | None, cpus: int | None = None) -> None:
     own: dict[str, Any] = {}
     if address == "local":
         cpus = max(cpus or 1, len(topology.budget().cpus))
-        own = {"num_cpus": cpus, "include_dashboard": False}
+        own = {"num_cpus": cpus, "include_dashboard": False, "_system_config": _LOCAL}
     try:
         module.init(address=address, log_to_driver=False, logging_level="WARNING", **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -130,6 +133,17 @@ def places() -> dict[str, Place]:
         if node["Alive"]
     ]
     return {place.name: place for place in sorted(found, key=lambda p: p.name) if place.cpus}
+
+
+def free(place: Place) -> float | None:
+    """CPUs of a node that nobody has taken, as of a moment ago; None where Ray does not say."""
+    try:
+        from ray._private.state import available_resources_per_node
+
+        available = available_resources_per_node()
+    except (ImportError, ray().exceptions.RayError):  # a client (ray://) is not told
+        return None
+    return available.get(place.name, {}).get("CPU", 0.0)
 
 
 def versions() -> dict[str, str]:

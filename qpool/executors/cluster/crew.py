@@ -23,15 +23,16 @@ from workers.errors import QPoolError, RemoteError, StartupError, WorkerLostErro
 
 log = logging.getLogger("qpool")
 
-#: Seconds in which a node, which may be busy, has to give an actor its CPUs and start it. Where
-#: they are taken, it never does; it is asked again later.
+#: Seconds in which a node whose CPUs are taken has to give an actor those that it asks for. It may
+#: never do so; it is asked again later.
 _ROOM = 60.0
 _AGAIN = 30.0
 
 #: Seconds for which the start waits for such a node when others have come.
 _LATE = 5.0
 
-#: Seconds in which a node's workers have to be up.
+#: Seconds in which a node has to start the actor where it has the CPUs, and in which the node's
+#: workers have to be up: other programs may keep it busy.
 _START = 300.0
 
 #: Seconds between two looks at which nodes there are.
@@ -55,6 +56,8 @@ class Member:
     awaits: Any = None
     greeted: bool = False
     asked: int = 0
+    #: The CPUs that it asks for were free.
+    free: bool = False
     host: str = ""
     workers: int = 1
     tiles: int = 0
@@ -127,7 +130,8 @@ class Crew:
                 self._coming[name] = self._invite(place)
         for name, member in list(self._coming.items()):
             ready, _ = self._ray.wait([member.awaits], timeout=0)
-            late = now - member.since > (_START if member.greeted else _ROOM)
+            patience = _START if member.greeted or member.free else _ROOM
+            late = now - member.since > patience
             try:
                 if ready and member.greeted:
                     self._ray.get(member.awaits)
@@ -138,6 +142,8 @@ class Crew:
                     self._greet(member)
                 elif late and member.greeted:
                     self._turn_away(name, f"has not had its workers up within {_START:.0f} s")
+                elif late and member.free:
+                    self._turn_away(name, f"has not started an actor within {_START:.0f} s")
                 elif late:
                     asked = f"{member.asked} CPUs" + (f", {self._gpus} GPUs" if self._gpus else "")
                     self._turn_away(
@@ -152,6 +158,7 @@ class Crew:
 
     def _invite(self, place: Place) -> Member:
         asked = min(place.cpus, self._cpus or place.cpus)
+        free = (connect.free(place) or 0.0) >= asked and not self._gpus
         where = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             place.name, soft=False
         )
@@ -162,7 +169,8 @@ class Crew:
             max_restarts=0,
             max_task_retries=0,
         ).remote(asked, self._options, sys.path)
-        return Member(place, actor, time.monotonic(), actor.hello.remote(), asked=asked)
+        awaits = actor.hello.remote()
+        return Member(place, actor, time.monotonic(), awaits, asked=asked, free=free)
 
     def _greet(self, member: Member) -> None:
         """The handshake: a node of other versions would compute other bits."""
