@@ -47,7 +47,8 @@ def cluster() -> Iterator[Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # nodes import what we import
-        patch.setenv("RAY_prestart_worker_first_driver", "0")  # processes that no actor takes
+        for name, value in connect._LOCAL.items():  # as in a cluster that qpool starts
+            patch.setenv(f"RAY_{name}", str(value).lower())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = Cluster()
@@ -101,6 +102,8 @@ def test_the_bits_of_the_local_pool(pooled, expected) -> None:
     assert len(found["nodes"]) == len(found["workers"]) == 2
     assert all(node["tiles"] > 0 for node in found["nodes"])
     assert all(worker["cpu_seconds"] > 0 for worker in found["workers"])
+    if os.name == "posix":  # none is of lower priority than this process
+        assert {os.getpriority(os.PRIO_PROCESS, w["pid"]) for w in found["workers"]} == {0}
 
 
 def test_weights_travel_once_per_change(pooled, model, expected) -> None:
