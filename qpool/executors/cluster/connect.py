@@ -22,9 +22,9 @@ from workers.errors import ConfigurationError, StartupError
 #: Seconds in which a cluster's address has to take a connection. Ray would try for minutes.
 _ANSWER = 5.0
 
-#: Of a cluster that is ours alone. Ray would start a process for each CPU, which no actor takes, let
-#: other programs go before (niceness 15: beside five busy ones, an actor takes minutes to start), and
-#: start one anew that has not begun within a minute.
+#: Of a cluster that is ours alone. Ray would start a process for each CPU, which no actor takes;
+#: let other programs go before (niceness 15: beside five busy ones, an actor takes minutes to
+#: start); and start a process anew that has not begun within a minute.
 _LOCAL = {
     "prestart_worker_first_driver": False,
     "worker_niceness": 0,
