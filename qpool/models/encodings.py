@@ -20,6 +20,10 @@ class Encoding(abc.ABC):
 
     formula: str
     needs: str
+    #: What latent vectors are drawn from, of standard deviation 1: ``normal``, or
+    #: ``truncated_normal``, cut at two, where a number is the amplitude of a displacement, whose
+    #: tails no training brings back into the cutoff.
+    latent_distribution = "normal"
 
     @abc.abstractmethod
     def fits(self, width: int, modes: int, layers: int) -> bool:
@@ -75,6 +79,7 @@ class DirectDisplacement(Encoding):
 
     formula = "D(z_k) |0> on mode k"
     needs = "n_modes numbers"
+    latent_distribution = "truncated_normal"
 
     def fits(self, width: int, modes: int, layers: int) -> bool:
         return width == modes
@@ -93,6 +98,7 @@ class Angle(DirectDisplacement):
     """The number is a phase. The vacuum has none, so a coherent state is turned."""
 
     formula = "R(z_k) D(1) |0> on mode k: amplitude 1, phase z_k"
+    latent_distribution = "normal"
 
     def gates(self, program: Any, q: Any, width: int) -> None:
         from strawberryfields import ops
@@ -107,6 +113,7 @@ class SparseParameter(Encoding):
 
     formula = "in layer l, mode k, displacement_r[l, k] + z_(l n_modes + k) in place of the weight"
     needs = "1 to n_modes * layers numbers"
+    latent_distribution = "truncated_normal"
 
     def fits(self, width: int, modes: int, layers: int) -> bool:
         return 1 <= width <= modes * layers

@@ -54,3 +54,8 @@ class QuantumSFGenerator(QuantumNetwork):
             **kwargs,
         )
         self.latent_dim = latent_dim
+
+    @property
+    def latent_distribution(self) -> str:
+        """What z is drawn from in training: see ``qpool.models.encodings.Encoding``."""
+        return self._encoding.latent_distribution

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from qpool.pooled import ParallelGenerator
+from qpool.training import sampling
 from qpool.training.config import LOSSES
 from qpool.training.parts import Part
 from workers.compiling import compile_cache
@@ -30,7 +31,9 @@ class QuantumGAN(keras.Model):
     they have generated (``loss_and_gradient``).
 
     Args:
-        generator: z -> samples, with a ``latent_dim``. If it has ``with_norm`` (z -> samples and
+        generator: z -> samples, with a ``latent_dim``; z is drawn from the standard normal
+            distribution, or, if its ``latent_distribution`` is ``truncated_normal``, from that
+            one cut at two standard deviations. If it has ``with_norm`` (z -> samples and
             the norm of their states within the cutoff), the norm is logged as ``ket_norm``.
         critic: samples -> (batch, 1).
         critic_steps: critic updates in a step.
@@ -153,8 +156,9 @@ class QuantumGAN(keras.Model):
             variable.assign(value)
 
     def latent(self, batch: int) -> Any:
-        """(batch, latent_dim) draws from the standard normal distribution."""
-        return keras.random.normal((batch, self.generator.latent_dim), seed=self._draws)
+        """(batch, latent_dim) draws, normal, or as the generator's ``latent_distribution`` says."""
+        draw = getattr(keras.random, sampling.distribution(self.generator))
+        return draw((batch, self.generator.latent_dim), seed=self._draws)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, by name: weights, optimizers, draws."""

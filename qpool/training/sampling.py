@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from scipy.special import ndtr, ndtri
+
+from workers.errors import ConfigurationError
 
 
 def samples(generator: Any, count: int, batch_size: int, seed: int) -> np.ndarray:
-    """(count, width) samples of z drawn from the standard normal distribution."""
+    """(count, width) samples, of draws as training makes them."""
     if hasattr(generator, "with_norm"):  # what training has had compiled
         return samples_and_norms(generator, count, batch_size, seed)[0]
     made = [np.asarray(generator(z)) for z in _latent(generator, count, batch_size, seed)]
@@ -25,8 +28,24 @@ def samples_and_norms(
     return found[:count], norms[:count]
 
 
+def distribution(generator: Any) -> str:
+    """``normal``, or the generator's ``latent_distribution``: ``truncated_normal``, cut at two."""
+    found = getattr(generator, "latent_distribution", "normal")
+    if found not in ("normal", "truncated_normal"):
+        raise ConfigurationError(
+            f"latent_distribution={found!r} of {type(generator).__name__}: expected 'normal' or "
+            "'truncated_normal'"
+        )
+    return found
+
+
 def _latent(generator: Any, count: int, batch_size: int, seed: int) -> list[Any]:
     """Whole batches, so that no further shape is compiled."""
     chunks = -(-count // batch_size)
-    draws = np.random.default_rng(seed).standard_normal((chunks * batch_size, generator.latent_dim))
+    random = np.random.default_rng(seed)
+    shape = chunks * batch_size, generator.latent_dim
+    if distribution(generator) == "normal":
+        draws = random.standard_normal(shape)
+    else:
+        draws = ndtri(random.uniform(ndtr(-2.0), ndtr(2.0), shape))  # by the inverse CDF
     return tf.split(tf.constant(draws.astype(np.float32)), chunks)
