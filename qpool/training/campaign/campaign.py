@@ -19,6 +19,7 @@ from qpool.executors import topology
 from qpool.training import directory
 from qpool.training.campaign import grid as grids
 from qpool.training.campaign import packing, places, records, ways
+from qpool.training.campaign import search as searches
 from qpool.training.campaign.grid import Cell
 from qpool.training.campaign.halving import Halving
 from qpool.training.campaign.job import DISK, STOPPED, Ended, Job, Report
@@ -75,6 +76,9 @@ class Campaign:
         base: settings of all runs.
         grid: a list of values for each setting that varies; all combinations are run.
         cells: settings that go together, one mapping a cell; with a grid, each over the grid.
+        search: ranges that each of ``trials`` is drawn from at random (``search.draw``), by name;
+            with a grid, each over the grid.
+        trials: how many of them.
         cores: how many of this machine's cores to use. Default: the physical ones that this
             process may use.
         together: how many runs go side by side at most. Default: a core each, as memory allows;
@@ -102,6 +106,8 @@ class Campaign:
         base: Mapping[str, Any] | None = None,
         grid: Mapping[str, Sequence[Any]] | None = None,
         cells: Sequence[Mapping[str, Any]] = (),
+        search: Mapping[str, Any] | None = None,
+        trials: int | None = None,
         cores: int | None = None,
         together: int | None = None,
         retry: bool = False,
@@ -120,7 +126,13 @@ class Campaign:
                 f"a campaign's strategy is ray or none, not {strategy!r}; how a run computes is a "
                 "setting of the run"
             )
-        self.cells = grids.cells(base or {}, grid or {}, cells)
+        if (trials is None) != (not search):
+            raise ConfigurationError(
+                "a search has ranges and a number of trials: expected both or none; in a file, "
+                "[search] and trials = 20 under [campaign]"
+            )
+        drawn = searches.draw(search, trials) if search and trials is not None else ()
+        self.cells = grids.cells(base or {}, grid or {}, cells, drawn)
         self._train = train
         self._retry = retry
         self._timeout = timeout
@@ -149,14 +161,16 @@ class Campaign:
     def read(cls, path: Path, **options: Any) -> Campaign:
         """Of a TOML file (see ``grid.read``); ``options`` go over those of its ``[campaign]``."""
         asked = grids.read(path)
-        known = ("cores", "together", "retry", "timeout", "halving", "start_method")
+        known = ("cores", "together", "trials", "retry", "timeout", "halving", "start_method")
         for name in asked.options:
             if name not in known:
                 raise ConfigurationError(
                     f"unknown option {name!r} in [campaign] of {path}: {nearest(name, known)}"
                 )
         options = {**asked.options, **{n: v for n, v in options.items() if v is not None}}
-        return cls(base=asked.base, grid=asked.grid, cells=asked.cells, **options)
+        return cls(
+            base=asked.base, grid=asked.grid, cells=asked.cells, search=asked.search, **options
+        )
 
     def run(self) -> dict[str, Any]:
         """Run all that is not done, and return what came of it.

@@ -23,7 +23,7 @@ SEED = "seed"
 
 _LONGEST_NAME = 100
 
-_TABLES = ("grid", "cells", "campaign")
+_TABLES = ("grid", "cells", "search", "campaign")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,13 @@ class Asked:
     base: dict[str, Any]
     grid: dict[str, list[Any]]
     cells: list[dict[str, Any]]
+    search: dict[str, Any]
     options: dict[str, Any]
 
 
 def read(path: Path) -> Asked:
-    """A TOML file: settings of every run at its top, ``[grid]`` with lists, ``[[cells]]``.
+    """A TOML file: settings of every run at its top, ``[grid]`` with lists, ``[[cells]]``, and
+    ``[search]`` with ranges.
 
     Raises:
         ConfigurationError: it cannot be read, or has a table of another name.
@@ -66,12 +68,13 @@ def read(path: Path) -> Asked:
         raise ConfigurationError(
             f"unknown table [{strange[0]}] in {path}: {nearest(strange[0], _TABLES)}"
         )
-    grid, listed, options = (found.pop(name, {}) for name in _TABLES)
-    if not isinstance(grid, dict) or not isinstance(listed or [], list):
+    grid, listed, search, options = (found.pop(name, {}) for name in _TABLES)
+    if not all(isinstance(x, dict) for x in (grid, search)) or not isinstance(listed or [], list):
         raise ConfigurationError(
-            f"{path}: expected one table [grid] with lists, and a table [[cells]] for each cell"
+            f"{path}: expected one table [grid] with lists, one [search] with ranges, and a table "
+            "[[cells]] for each cell"
         )
-    return Asked(found, grid, list(listed or []), dict(options))
+    return Asked(found, grid, list(listed or []), search, dict(options))
 
 
 def _is_table(value: Any) -> bool:
@@ -84,8 +87,10 @@ def cells(
     base: Mapping[str, Any],
     grid: Mapping[str, Sequence[Any]],
     listed: Sequence[Mapping[str, Any]] = (),
+    drawn: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Cell, ...]:
-    """The product of the grid, for each of the listed cells (or once); later ones go over the base.
+    """The product of the grid, for each of the listed cells (or once) with each of the drawn ones;
+    later ones go over the base.
 
     Raises:
         ConfigurationError: a list is empty or none, or two cells are of the same settings.
@@ -95,14 +100,19 @@ def cells(
             raise ConfigurationError(f"grid.{name} must be a list of values; came {values!r}")
         if not values:
             raise ConfigurationError(f"the grid has nothing to run: grid.{name} is empty")
-    twice = [name for name in grid for cell in listed if name in cell]
-    if twice:
-        raise ConfigurationError(f"{twice[0]} is in the grid and in a cell: expected it in one")
+    places = {
+        "the grid": {*grid},
+        "a cell": set().union(*listed),
+        "the search": set().union(*drawn),
+    }
+    for one, other in itertools.combinations(places, 2):
+        if twice := sorted(places[one] & places[other]):
+            raise ConfigurationError(f"{twice[0]} is in {one} and in {other}: expected it in one")
     found: dict[str, Cell] = {}
     seen: dict[str, str] = {}
-    for one in listed or ({},):
+    for cell, trial in itertools.product(listed or ({},), drawn or ({},)):
         for values in itertools.product(*grid.values()):
-            own = {**one, **dict(zip(grid, values, strict=True))}
+            own = {**cell, **trial, **dict(zip(grid, values, strict=True))}
             settings = {**base, **own}
             name = name_of(own)
             same = json.dumps(settings, sort_keys=True, default=repr)

@@ -35,6 +35,14 @@ def test_listed_cells_are_each_run_over_the_grid() -> None:
     assert len(grid.cells({"steps": 1}, {})) == 1
 
 
+def test_drawn_cells_are_each_run_over_the_grid_for_each_listed_one() -> None:
+    listed, drawn = [{"layers": 1}, {"layers": 2}], [{"cutoff": 4}, {"cutoff": 6}]
+    found = grid.cells({"steps": 5}, {"seed": [1, 2]}, listed, drawn)
+    assert [cell.own for cell in found] == [
+        {**one, **trial, "seed": seed} for one in listed for trial in drawn for seed in (1, 2)
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -43,6 +51,8 @@ def test_listed_cells_are_each_run_over_the_grid() -> None:
         (({}, {"data": "iris"}), "must be a list"),
         (({}, {"seed": [1, 1]}), "two cells have the same settings: seed=1 and seed=1"),
         (({}, {"seed": [1]}, [{"seed": 2}]), "in the grid and in a cell"),
+        (({}, {"seed": [1]}, [], [{"seed": 2}]), "in the grid and in the search"),
+        (({}, {}, [{"seed": 1}], [{"seed": 2}]), "in a cell and in the search"),
         (({"seed": 1}, {}, [{}, {"seed": 1}]), "two cells have the same settings: run and seed=1"),
     ],
 )
@@ -75,7 +85,7 @@ def test_a_file_is_read(tmp_path) -> None:
         'steps = 3\n[grid]\nseed = [1, 2]\n[[cells]]\ndata = "iris"\n[campaign]\ncores = 2\n'
     )
     found = grid.read(path)
-    assert found == grid.Asked({"steps": 3}, {"seed": [1, 2]}, [{"data": "iris"}], {"cores": 2})
+    assert found == grid.Asked({"steps": 3}, {"seed": [1, 2]}, [{"data": "iris"}], {}, {"cores": 2})
 
 
 @pytest.mark.parametrize(
