@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 
 from qpool.executors import topology
+from qpool.training.campaign import packing
 
 #: The seed's circuit: 2 modes, 2 layers, cutoff 8, batch 16.
 _BASE = {"cutoff": 8, "batch_size": 16, "checkpoint_every": 1000}
@@ -24,6 +26,10 @@ _SEEDS = 4
 
 #: A short run, which is mostly its beginning, and a longer one; against what, one after another.
 _AGAINST = {250: ("cpu_batch", "processes"), 2000: ("cpu_batch",)}
+
+
+#: Cores for which it is said what a campaign would take.
+_PREDICTED = (2, 16, 64)
 
 
 def campaign() -> dict[str, Any]:
@@ -67,12 +73,33 @@ def _compare(folder: Path, steps: int, cores: int) -> dict[str, Any]:
             "cpu_use": used / seconds / cores,
             "over_campaign": seconds / side_by_side,
         }
+    with (folder / "all" / "results.csv").open() as file:
+        runs = [float(row["seconds"]) for row in csv.DictReader(file)]
+    result["predicted"] = {str(n): _predicted(runs, side_by_side, cores, n) for n in _PREDICTED}
     result["runs_of_other_bits"] = sum(
         (folder / "cpu_batch" / run.name / name).read_bytes() != (run / name).read_bytes()
         for run in (folder / "all" / "runs").iterdir()
         for name in ("metrics.csv", "evaluations.csv")
     )
     return result
+
+
+def _predicted(runs: list[float], seconds: float, cores: int, more: int) -> dict[str, float]:
+    """A campaign of as many runs a core, and one of these runs, on ``more`` cores.
+
+    The model: what a campaign takes beyond its runs (it begins, and ends with its report) it takes
+    once, and a run takes as long on its core however many others compute: on sixteen cores eight at
+    once made 0.95 to 0.99 of what one made alone. ``times_one_core`` is against one core's time.
+    """
+    beyond = seconds - packing.seconds_left(runs, cores)
+    many = runs * max(1, more // cores)
+    there = beyond + packing.seconds_left(many, more)
+    return {
+        "runs": len(many),
+        "seconds": there,
+        "times_one_core": (beyond + sum(many)) / there,
+        "seconds_of_these_runs": beyond + packing.seconds_left(runs, more),
+    }
 
 
 def _qpool(*words: str) -> tuple[float, float]:
