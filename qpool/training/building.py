@@ -13,16 +13,25 @@ from typing import Any
 
 from qpool.training.config import Config
 
-#: Settings that are no part of what is compiled. ``steps`` is where rates change over them.
-_NOT_COMPILED = ("seed", "data", "steps", "checkpoint_every", "evaluate_every", "keep", "workers")
+#: Settings that are no part of what is compiled.
+_NOT_COMPILED = (
+    "seed",
+    "data",
+    "steps",
+    "generator_rate",
+    "critic_rate",
+    "checkpoint_every",
+    "evaluate_every",
+    "keep",
+    "workers",
+)
 
 
 def program(config: Config) -> str:
     """Names what is compiled for a run: equal for runs that can share it."""
     said = dataclasses.asdict(config)
     for name in _NOT_COMPILED:
-        if name != "steps" or config.schedule == "constant":
-            del said[name]
+        del said[name]
     return json.dumps(said, sort_keys=True)
 
 
@@ -56,6 +65,7 @@ class Kept:
             return None
         import keras
 
+        from qpool.training import rates
         from qpool.training.gan import default_critic
 
         keras.utils.set_random_seed(config.seed)
@@ -72,6 +82,11 @@ class Kept:
             for number, variable in enumerate(variables)
         }
         self._trainer.begin_again({**arrays, **new}, config.seed)
+        gan = self._trainer.gan
+        for optimizer, rate in zip(
+            (gan.generator_optimizer, gan.critic_optimizer), _rates(config), strict=True
+        ):
+            rates.change(optimizer, *rate)
         self._trainer.generator._qpool.executor().calls = calls
         return self._trainer
 
@@ -116,6 +131,7 @@ def _make(config: Config, width: int, stack: contextlib.ExitStack) -> Any:
         pool = stack.enter_context(pooled)
     import keras
 
+    from qpool.training import rates
     from qpool.training.gan import default_critic
     from qpool.training.trainer import QuantumGANTrainer
 
@@ -132,16 +148,12 @@ def _make(config: Config, width: int, stack: contextlib.ExitStack) -> Any:
         address=config.address,
     )
 
-    def rate(start: float, updates: int) -> Any:
-        if config.schedule == "constant":
-            return start
-        return keras.optimizers.schedules.CosineDecay(start, config.steps * updates)
-
+    of_generator, of_critic = (rates.of(config.schedule, *rate) for rate in _rates(config))
     made = QuantumGANTrainer(
         stack.enter_context(generator),
         default_critic(width, config.seed, config.critic_units, config.critic_layers),
-        generator_rate=rate(config.generator_rate, 1),
-        critic_rate=rate(config.critic_rate, config.critic_steps),
+        generator_rate=of_generator,
+        critic_rate=of_critic,
         critic_steps=config.critic_steps,
         loss=config.loss,
         penalty=config.penalty,
@@ -152,6 +164,14 @@ def _make(config: Config, width: int, stack: contextlib.ExitStack) -> Any:
     )
     made.prepare(width)
     return made
+
+
+def _rates(config: Config) -> tuple[tuple[float, int], tuple[float, int]]:
+    """Of the generator and of the critic: where each begins, and in how many updates it ends."""
+    return (
+        (config.generator_rate, config.steps),
+        (config.critic_rate, config.steps * config.critic_steps),
+    )
 
 
 def _model(config: Config) -> Any:

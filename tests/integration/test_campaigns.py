@@ -33,7 +33,8 @@ BASE = {
     "evaluate_every": 6,
     "checkpoint_every": 4,
 }
-CELLS = [{"seed": 1, "data": "iris"}, {"seed": 2, "data": "iris"}, {"seed": 1, "data": "wine"}]
+SECOND = {"seed": 2, "data": "iris", "generator_rate": 0.003, "critic_rate": 0.02}
+CELLS = [{"seed": 1, "data": "iris"}, SECOND, {"seed": 1, "data": "wine"}]
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 
