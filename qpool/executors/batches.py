@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from qpool import tiles
-from qpool.executors.computer import Computer, Operands, Results, Task
+from qpool.executors.computer import Computer, Counters, Operands, Results, Task
 from qpool.executors.store import Store
 from workers.exchange import protocol
 from workers.exchange.protocol import Kind
@@ -28,19 +28,13 @@ Homes = dict[int, tuple[int, ...]]
 
 
 @dataclasses.dataclass
-class Counters:
-    """What is measured of the batches; floats are seconds of wall time."""
+class ArenaCounters(Counters):
+    """Those of batches that are written to an arena."""
 
-    forward_calls: int = 0
-    backward_calls: int = 0
-    tiles: int = 0
     recomputed_tiles: int = 0
-    weight_updates: int = 0
-    slowest_shard_seconds: float = 0.0
-    mean_shard_seconds: float = 0.0
     copy_in: float = 0.0
-    weights: float = 0.0
-    copy_out: float = 0.0
+
+    PHASES = ("copy_in", "weights", "copy_out")
 
 
 class BatchComputer(Computer):
@@ -48,7 +42,7 @@ class BatchComputer(Computer):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
-        self._counters = Counters()
+        self._counters = ArenaCounters()
 
     @abc.abstractmethod
     def _ready(self) -> Store:
@@ -60,10 +54,7 @@ class BatchComputer(Computer):
         plan: protocol.Plan,
         frame: protocol.Frame,
         version: int,
-        *,
-        gradient: bool,
-        largest_tile: int,
-        wanted: tuple[int, ...],
+        purpose: protocol.Purpose,
     ) -> protocol.Surveyed:
         """What the plan does with the frame's first rows."""
 
@@ -84,25 +75,17 @@ class BatchComputer(Computer):
         plan: int,
         inputs: Sequence[np.ndarray],
         weights: Sequence[np.ndarray],
-        *,
-        gradient: bool,
-        largest_tile: int,
-        wanted: tuple[int, ...] = (),
+        purpose: protocol.Purpose,
     ) -> protocol.Surveyed:
         with self._lock:
             store = self._ready()
-            few = [array[: max(8, largest_tile, self._plans[plan].rows)] for array in inputs]
+            few = [
+                array[: max(8, purpose.largest_tile, self._plans[plan].rows)] for array in inputs
+            ]
             operands = Operands(few, weights)
             frame = store.frame(Task(plan, Kind.FORWARD, operands.batch), operands)
             version = self._write(store, plan, frame, operands)
-            surveyed = self._survey(
-                self._plans[plan],
-                frame,
-                version,
-                gradient=gradient,
-                largest_tile=largest_tile,
-                wanted=wanted,
-            )
+            surveyed = self._survey(self._plans[plan], frame, version, purpose)
             self._learn(plan, surveyed)
             return surveyed
 
@@ -130,15 +113,8 @@ class BatchComputer(Computer):
             for partials in store.views(p for _, p in frame.weight_gradients):
                 gradients.append(partials.copy() if task.per_tile else tiles.sum_in_order(partials))
             gradients += [view.copy() for view in store.views(frame.cotangent_gradients)]
-            self._counters.copy_out += time.perf_counter() - began
-            self._counters.forward_calls += task.kind.makes_outputs
-            self._counters.backward_calls += task.kind.makes_gradients
+            self._counters.batch(task.kind, time.perf_counter() - began)
             return Results(call, outputs, gradients, homes)
-
-    def _counters_by_name(self) -> dict[str, Any]:
-        counters = dataclasses.asdict(self._counters)
-        seconds = {phase: counters.pop(phase) for phase in ("copy_in", "weights", "copy_out")}
-        return {"seconds": seconds, **counters}
 
     def _write(self, store: Store, plan: int, frame: protocol.Frame, operands: Operands) -> int:
         """Put a batch's numbers in the arena; return the weights' version."""

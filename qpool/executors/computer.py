@@ -13,7 +13,7 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -84,6 +84,34 @@ class Results:
     homes: Any
 
 
+@dataclasses.dataclass
+class Counters:
+    """What is measured of the batches; floats are seconds of wall time."""
+
+    forward_calls: int = 0
+    backward_calls: int = 0
+    tiles: int = 0
+    weight_updates: int = 0
+    slowest_shard_seconds: float = 0.0
+    mean_shard_seconds: float = 0.0
+    weights: float = 0.0
+    copy_out: float = 0.0
+
+    #: The phases of a batch in the coordinator's process, each of which is counted.
+    PHASES: ClassVar[tuple[str, ...]] = ("weights", "copy_out")
+
+    def batch(self, kind: Kind, copying: float) -> None:
+        """Count one that has been computed, and was copied out in so many seconds."""
+        self.forward_calls += kind.makes_outputs
+        self.backward_calls += kind.makes_gradients
+        self.copy_out += copying
+
+    def by_name(self) -> dict[str, Any]:
+        """For ``stats()``: the phases under ``seconds``."""
+        found = dataclasses.asdict(self)
+        return {"seconds": {phase: found.pop(phase) for phase in self.PHASES}, **found}
+
+
 class Computer(abc.ABC):
     """Computes batches of any number of models, tile by tile. ``seed`` starts their draws.
 
@@ -125,13 +153,9 @@ class Computer(abc.ABC):
         plan: int,
         inputs: Sequence[np.ndarray],
         weights: Sequence[np.ndarray],
-        *,
-        gradient: bool,
-        largest_tile: int,
-        wanted: tuple[int, ...] = (),
+        purpose: protocol.Purpose,
     ) -> protocol.Surveyed:
-        """Run the plan on the first rows, to learn what comes out, and compile it. ``wanted`` are
-        the sources that ``Kind.BOTH`` will be asked for."""
+        """Run the plan on the first rows, to learn what comes out, and compile it."""
 
     @abc.abstractmethod
     def compute(

@@ -21,7 +21,7 @@ from qpool import notices, tiles
 from qpool.executors.computer import Computer, Operands, Results, Task
 from qpool.shipping import Shipment
 from workers.errors import ConfigurationError, PoolClosedError
-from workers.exchange.protocol import Kind
+from workers.exchange.protocol import Kind, Purpose
 from workers.layout import ArraySpec
 
 log = logging.getLogger("qpool")
@@ -96,7 +96,7 @@ class RemoteModel:
         wanted: tuple[int, ...] = (),
     ) -> Plan:
         """The plan for this call; the first time, a worker runs the first rows to learn it, and
-        ``weights`` are read for that. ``wanted``: see ``Computer.survey``."""
+        ``weights`` are read for that. ``wanted``: see ``protocol.Purpose``."""
         specs = tuple(ArraySpec(x.shape[1:], x.dtype.str) for x in inputs)
         key = (method, arguments, as_tensor, specs)
         known = self._plans.get(key)
@@ -112,9 +112,8 @@ class RemoteModel:
             )
         )
         largest = self._tile or tiles.largest_tile(len(inputs[0]))
-        found = self.pool.survey(
-            number, inputs, weights(), gradient=gradient, largest_tile=largest, wanted=wanted
-        )
+        purpose = Purpose(gradient, largest, wanted)
+        found = self.pool.survey(number, inputs, weights(), purpose)
         plan = Plan(
             number,
             pickle.loads(found.structure),

@@ -83,7 +83,7 @@ class ThreadTeam(BatchComputer):
     def stats(self) -> dict[str, Any]:
         """Counts of calls and tiles, and the coordinator's seconds of copying."""
         with self._lock:
-            return {"threads": self._count, **self._counters_by_name()}
+            return {"threads": self._count, **self._counters.by_name()}
 
     def close(self) -> None:
         """End the threads and free the arena. Calling it again does nothing."""
@@ -111,15 +111,10 @@ class ThreadTeam(BatchComputer):
         plan: protocol.Plan,
         frame: protocol.Frame,
         version: int,
-        *,
-        gradient: bool,
-        largest_tile: int,
-        wanted: tuple[int, ...],
+        purpose: protocol.Purpose,
     ) -> protocol.Surveyed:
         replica = self._replica(plan)
-        request = protocol.Survey(
-            0, plan.plan, frame.frame, version, gradient, largest_tile, wanted
-        )
+        request = protocol.Survey(0, plan.plan, frame.frame, version, purpose)
         return self._alone(replica.survey, request, frame, 0, self._store.arena.views)
 
     def _compute(

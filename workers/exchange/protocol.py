@@ -158,23 +158,31 @@ class Frame:
     first: int = 0
 
 
+class Purpose(NamedTuple):
+    """What a plan is going to be asked for, and is compiled for.
+
+    ``gradient``: a vjp. ``largest_tile`` bounds the rows of a tile (``workers.layout.tile_worth``),
+    which is the shape that is compiled. ``wanted`` are the sources whose gradients, of the last
+    output, ``Kind.BOTH`` will be asked for.
+    """
+
+    gradient: bool
+    largest_tile: int
+    wanted: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Survey:
     """Run the model on the frame's first rows and report what comes out, and what it costs.
 
-    ``wanted`` are the sources whose gradients, of the last output, ``Kind.BOTH`` will be asked for.
-    ``largest_tile`` bounds the rows of a tile (``workers.layout.tile_worth``), which is the shape
-    that is compiled. ``gradient_first``: that is compiled first, another worker begins with the
-    call.
+    ``gradient_first``: that is compiled first, another worker begins with the call.
     """
 
     ticket: int
     plan: int
     frame: int
     weights_version: int
-    gradient: bool
-    largest_tile: int
-    wanted: tuple[int, ...] = ()
+    purpose: Purpose
     gradient_first: bool = False
 
 

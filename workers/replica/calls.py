@@ -29,6 +29,10 @@ class Calls:
         self._weights = weights
         self._variables = variables
 
+    def check_all_unchanged(self, buffer: Buffer) -> None:
+        """Raise if a call has changed any variable, of those too that no gradient is for."""
+        self._weights.check_unchanged(buffer, all_of_them=True)
+
     def run(self, method: Method, arrays: list[np.ndarray], buffer: Buffer) -> Any:
         inputs = as_the_model_wants(method.plan, arrays)
         if method.plan.level != "eager":

@@ -10,39 +10,32 @@ before, and which replica it is, leaves no trace in the result.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import tensorflow as tf
 
-from workers.compiling import compiled, streams
+from workers.compiling import compiled
 from workers.compiling.streams import Stream
-from workers.engine import circuit
 from workers.engine.scope import traced_engines
-from workers.errors import ConfigurationError, GradientError, InputError, StatefulCallError
+from workers.errors import ConfigurationError, GradientError, InputError
 from workers.exchange.protocol import Build, Frame, Kind, Plan, Survey, Surveyed
-from workers.layout import Buffer, tile_rows, tile_worth
-from workers.replica import recipes, survey, tile_arrays
+from workers.layout import Buffer, tile_rows
+from workers.replica import recipes, tile_arrays
 from workers.replica.calls import Calls
 from workers.replica.draws import Draws
-from workers.replica.method import Method, as_tensors, as_the_model_wants, differentiable
+from workers.replica.method import Method
 from workers.replica.recorded import Recorded
+from workers.replica.surveyor import Surveyor
 from workers.replica.weights import Weights
 from workers.tensors import tensor_of
 
 #: Forward calls whose tapes are kept for a backward pass that may come. A GAN step keeps at most
 #: three at once (generator, critic on real, critic on generated); older ones are recomputed.
 KEPT_CALLS = 8
-
-#: Two counts of rows for the survey: together they split a call's cost into its parts. Not one
-#: row, which Strawberry Fields computes in another way (without a batch axis).
-_SURVEY_ROWS = (2, 6)
 
 
 class Replica:
@@ -54,7 +47,6 @@ class Replica:
         Unless ``alone``, global sources of draws are others', and a call may come from within a
         graph, which holds the threads that another graph needs.
         """
-        self._levels = compiled.LEVELS[:-1] if alone else ("xla",)
         self._traced = build.engine == "traced"
         with traced_engines(self._traced):
             shipped: recipes.Shipped = pickle.loads(build.shipment)
@@ -78,6 +70,15 @@ class Replica:
         self.weights = Weights(shipped.variables, states)
         self.weights.place(build.weights)
         self._calls = Calls(self.weights, self._sources)
+        self._surveyor = Surveyor(
+            self._model,
+            self._plans,
+            self._calls,
+            self._draws,
+            self._stream,
+            levels=compiled.LEVELS[:-1] if alone else ("xla",),
+            traced=self._traced,
+        )
 
     # -- being told ------------------------------------------------------------------------
 
@@ -105,180 +106,10 @@ class Replica:
 
     # -- computing -------------------------------------------------------------------------
 
-    @circuit.untraced()
     def survey(self, request: Survey, frame: Frame, finished: int, buffer: Buffer) -> Surveyed:
-        """Run the first rows and learn what comes out, what it costs and what depends on what."""
-        known = self._plans[request.plan]
-        method = dataclasses.replace(  # what is asked here is asked of the model as it is
-            known, plan=dataclasses.replace(known.plan, level="eager")
-        )
+        """Learn what a plan makes of the first rows, and compile it: see ``Surveyor``."""
         self.weights.load(request.weights_version, buffer)
-        few, many = (method.plan.rows,) * 2 if method.plan.rows else _SURVEY_ROWS
-
-        def run(rows: int) -> Any:
-            return self._calls.run(method, self._first_rows(frame, rows, buffer), buffer)
-
-        losses = survey.losses(self._model)
-        with survey.no_new_variables(), circuit.tally() as of_few:
-            self._draws.seed(0, 0)
-            structure, outputs = survey.flatten(run(few), few)
-            streamed = self._stream.numbers if self._stream is not None else 0
-            globally = self._draws.drawn_globally_since(0, 0)
-            others = bool(self._draws) or globally
-            draws = others or streamed > 0
-        self.weights.check_unchanged(buffer, all_of_them=True)
-        if survey.losses(self._model) > losses:
-            raise StatefulCallError(
-                "the model adds losses in its call (add_loss, an activity regularizer), which a "
-                "worker cannot hand back. Return what the loss needs, and add it in the caller"
-            )
-        self._draws.seed(0, 0)
-        calls_few, second = survey.interpreter_calls(lambda: run(few))
-        reproducible = survey.bits(outputs) == survey.bits(tf.nest.flatten(second))
-        self._draws.seed(0, 0)
-        with circuit.tally() as of_all:
-            of_many = survey.flatten(run(many), many)[1]
-        later = self._stream.numbers if self._stream is not None else 0
-        by_row = not streamed or (few != many and later * few == streamed * many)
-        calls_many, _ = survey.interpreter_calls(lambda: run(many))
-        survey.check_rows_are_alike(outputs, of_many, few, many)
-        if not draws and reproducible:
-            survey.check_rows_are_independent(outputs, of_many, few)
-        connected: tuple[bool, ...] = ()
-        if request.gradient:
-            kept = self._calls.record(method, self._first_rows(frame, few, buffer), buffer)
-            connected = tuple(
-                g is not None for g in kept.gradients(None, last=bool(request.wanted))
-            )
-        per_row = max(calls_many - calls_few, 0) / max(many - few, 1)
-        fixed = max(calls_few - per_row * few, 0.0)
-        fixed_cost = fixed / per_row if per_row else float("inf")
-        seedable = not globally and self._draws.in_variables and reproducible
-        choice = compiled.Choice(
-            "eager", survey.why_eager(outputs, traced=self._traced, seedable=seedable), 0.0
-        )
-        if not choice.reason:
-            looped = survey.loops((few, of_few.runs), (many, of_all.runs)) and not others and by_row
-            for form in survey.forms(method.plan, outputs, looped=looped):
-                cost = float("inf") if form.by_rows else fixed_cost
-                rows = method.plan.rows or tile_worth(cost, request.largest_tile)
-                arrays = self._first_rows(frame, rows, buffer)
-                trial = dataclasses.replace(method, plan=form)
-                found = self._compile(
-                    known,
-                    trial,
-                    arrays,
-                    of_many,
-                    draws=draws,
-                    gradient=request.gradient,
-                    gradient_first=request.gradient_first,
-                    wanted=tuple(  # variables that anything depends on, by their places
-                        n - len(method.plan.as_tensor) for n in request.wanted if connected[n]
-                    ),
-                    buffer=buffer,
-                )
-                choice = found.after(choice) if looped and not form.by_rows else found
-                if choice.level != "eager":
-                    fixed_cost = cost
-                    break
-        form = self._plans[request.plan].plan
-        return Surveyed(
-            request.ticket,
-            finished,
-            cloudpickle.dumps(structure),
-            tuple(survey.row_spec(output) for output in outputs),
-            tuple(isinstance(output, tf.Tensor) for output in outputs),
-            few if method.plan.rows else survey.least_rows(run),
-            draws or not reproducible,
-            reproducible,
-            fixed_cost,
-            connected,
-            choice.level,
-            choice.reason,
-            choice.seconds,
-            form.by_rows,
-            form.narrowed,
-            of_few.runs,
-            next(iter(of_few.failures), ""),
-        )
-
-    def _compile(
-        self,
-        known: Method,
-        method: Method,
-        arrays: list[np.ndarray],
-        of_many: list[Any],
-        *,
-        draws: bool,
-        gradient: bool,
-        gradient_first: bool,
-        wanted: tuple[int, ...],
-        buffer: Buffer,
-    ) -> compiled.Choice:
-        """The level for this plan from now on, with a tile's shape compiled already: the call and,
-        with ``gradient``, its vjp, or what is ``wanted`` of both as one program.
-
-        ``method`` is the model as it is; ``known`` may have been compiled before, without
-        gradients. ``of_many`` is what a few rows gave, if the tile has as many: a loop over all
-        of them takes its time.
-        """
-        self._draws.seed(0, 0)
-        rows = len(arrays[0])
-        # Vectorised, a loop draws in another order: then the rest is compared, without the draws.
-        alike = streams.constant if draws and method.plan.by_rows else contextlib.nullcontext
-        if method.plan.by_rows and rows >= len(of_many[0]) and not draws:
-            expected = of_many
-        else:
-            with alike():
-                expected = tf.nest.flatten(self._calls.run(method, arrays, buffer))
-        seeds = [
-            tf.ones([rows, *output.shape[1:]], output.dtype)
-            for output in expected
-            if differentiable(output)
-        ]
-
-        def pull_back(function: Callable[..., Any], level: str) -> None:
-            plan = dataclasses.replace(
-                method.plan,
-                level=level,
-                outputs=tuple(survey.row_spec(output) for output in expected),
-            )
-            trial = dataclasses.replace(method, plan=plan)
-            self._plans[plan.plan] = trial
-            if wanted:
-                trial.compiled_both[given, wanted] = function
-                return
-            trial.__dict__["compiled"] = function
-            if gradient:
-                self._calls.vjp(trial, arrays, seeds, buffer)
-
-        inputs = as_tensors(as_the_model_wants(method.plan, arrays))
-        given = (len(expected) - 1,)
-        function: Callable[..., Any] = method
-        if wanted:
-            function = method.both(given, wanted)
-            inputs.append(seeds[-1])
-        same = known.plan.level != "eager" and known.plan == dataclasses.replace(
-            method.plan, level=known.plan.level, outputs=known.plan.outputs
-        )
-        ready = known.functions.get("compiled") if same and not wanted else None
-        choice = compiled.choose(
-            function,
-            inputs,
-            expected,
-            pull_back,
-            {known.plan.level: ready},
-            before=lambda: self._draws.seed(0, 0, everywhere=False),
-            draws=draws,
-            alike=alike,
-            levels=self._levels,
-            program=method.program(f"both {(given, wanted)}" if wanted else "compiled"),
-            use_first=gradient_first,
-        )
-        if choice.level == "eager":
-            plan = dataclasses.replace(method.plan, by_rows=(), narrowed=False)
-            self._plans[plan.plan] = dataclasses.replace(method, plan=plan)
-        return choice
+        return self._surveyor.survey(request, frame, finished, buffer)
 
     def load(self, plan: int, version: int, buffer: Buffer) -> None:
         """Have the weights be of this version, for calls of this plan."""
@@ -461,10 +292,6 @@ class Replica:
             everywhere = method.plan.level == "eager"
             self._draws.seed(call, frame.first + index, everywhere=everywhere)
         return tile_arrays.take(frame.inputs, *span, buffer)
-
-    @staticmethod
-    def _first_rows(frame: Frame, rows: int, buffer: Buffer) -> list[np.ndarray]:
-        return tile_arrays.take(frame.inputs, 0, min(rows, frame.batch), rows, buffer)
 
     @staticmethod
     def _seeds(

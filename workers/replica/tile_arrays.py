@@ -42,6 +42,11 @@ def asked(inputs: Sequence[Any], wanted: Collection[int] | None) -> list[Any]:
     ]
 
 
+def first(frame: Frame, rows: int, buffer: Buffer) -> list[np.ndarray]:
+    """The frame's first rows."""
+    return take(frame.inputs, 0, min(rows, frame.batch), rows, buffer)
+
+
 def take(
     inputs: tuple[Placed, ...], start: int, stop: int, rows: int, buffer: Buffer
 ) -> list[np.ndarray]:

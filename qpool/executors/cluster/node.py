@@ -80,12 +80,16 @@ class Node:
         self._pool.start()
 
     def survey(
-        self, news: Sequence[News], plan: int, inputs: Sequence[np.ndarray], options: dict[str, Any]
+        self,
+        news: Sequence[News],
+        plan: int,
+        inputs: Sequence[np.ndarray],
+        purpose: protocol.Purpose,
     ) -> protocol.Surveyed:
         self._take(news)
         number = self._plans[plan]
         weights = self._weights[self._known[plan].model]
-        return self._pool.survey(number, inputs, weights, **options)
+        return self._pool.survey(number, inputs, weights, purpose)
 
     def compute(
         self,

@@ -19,7 +19,7 @@ from qpool import tiles
 from qpool.executors.cluster import connect
 from qpool.executors.cluster.crew import Crew, Lost, Member, said
 from qpool.executors.cluster.node import Build, Weights
-from qpool.executors.computer import Computer, Operands, Results, Task
+from qpool.executors.computer import Computer, Counters, Operands, Results, Task
 from qpool.executors.devices import parse
 from qpool.executors.processes.dispatch import MAX_ATTEMPTS
 from qpool.executors.shares import Run, apportion, learn
@@ -42,19 +42,13 @@ Ask = Callable[[Member, Run, Any], Any]
 
 
 @dataclasses.dataclass
-class Counters:
-    """What is measured; floats are seconds of wall time."""
+class ClusterCounters(Counters):
+    """Those of batches that go to nodes."""
 
-    forward_calls: int = 0
-    backward_calls: int = 0
-    tiles: int = 0
-    weight_updates: int = 0
     retried_tiles: int = 0
-    slowest_shard_seconds: float = 0.0
-    mean_shard_seconds: float = 0.0
-    weights: float = 0.0
     wait: float = 0.0
-    copy_out: float = 0.0
+
+    PHASES = ("weights", "wait", "copy_out")
 
 
 class Cluster(Computer):
@@ -105,7 +99,7 @@ class Cluster(Computer):
             "devices": devices,
         }
         self._models: dict[int, _Model] = {}
-        self._counters = Counters()
+        self._counters = ClusterCounters()
         self._closed = False
         self._began = time.monotonic()
         cpus = None if workers is None else workers * threads
@@ -180,19 +174,17 @@ class Cluster(Computer):
         plan: int,
         inputs: Sequence[np.ndarray],
         weights: Sequence[np.ndarray],
-        *,
-        gradient: bool,
-        largest_tile: int,
-        wanted: tuple[int, ...] = (),
+        purpose: protocol.Purpose,
     ) -> protocol.Surveyed:
         """What the first node reports; all of them do it, and are warm afterwards."""
         with self._lock:
             self._ready()
             self._weigh(plan, weights)
-            few = [array[: max(8, largest_tile, self._plans[plan].rows)] for array in inputs]
-            options = {"gradient": gradient, "largest_tile": largest_tile, "wanted": wanted}
+            few = [
+                array[: max(8, purpose.largest_tile, self._plans[plan].rows)] for array in inputs
+            ]
             found = self._crew.ask_all(
-                lambda m: m.actor.survey.remote(self._news(m, plan), plan, few, options)
+                lambda m: m.actor.survey.remote(self._news(m, plan), plan, few, purpose)
             )
             surveyed: protocol.Surveyed = next(iter(found.values()))
             self._learn(plan, surveyed)
@@ -230,9 +222,7 @@ class Cluster(Computer):
             for place, (source, _) in enumerate(task.sources):
                 if source >= len(operands.inputs) and not task.per_tile:
                     gradients[place] = tiles.sum_in_order(gradients[place])
-            self._counters.copy_out += time.perf_counter() - began
-            self._counters.forward_calls += task.kind.makes_outputs
-            self._counters.backward_calls += task.kind.makes_gradients
+            self._counters.batch(task.kind, time.perf_counter() - began)
             return Results(
                 number, outputs, gradients, [(member, run, own) for member, run, (_, own) in found]
             )
@@ -242,14 +232,11 @@ class Cluster(Computer):
     def stats(self) -> dict[str, Any]:
         """What was measured: of the cluster, each node, and each node's workers."""
         with self._lock:
-            counters = dataclasses.asdict(self._counters)
-            seconds = {phase: counters.pop(phase) for phase in ("weights", "wait", "copy_out")}
             pools = {} if self._closed else self._crew.ask_all(lambda m: m.actor.stats.remote())
             numbers = itertools.count()
             return {
                 "elapsed_seconds": time.monotonic() - self._began,
-                "seconds": seconds,
-                **counters,
+                **self._counters.by_name(),
                 "lost_nodes": self._crew.lost,
                 "replaced_workers": sum(pool["replaced_workers"] for pool in pools.values()),
                 "nodes": [

@@ -228,7 +228,7 @@ class Pool(BatchComputer):
         seconds since it said Hello.
         """
         with self._lock:
-            counters = self._counters_by_name()
+            counters = self._counters.by_name()
             performer = self._performer
             copying = counters.pop("seconds")
             seconds = {
@@ -293,10 +293,7 @@ class Pool(BatchComputer):
         plan: protocol.Plan,
         frame: protocol.Frame,
         version: int,
-        *,
-        gradient: bool,
-        largest_tile: int,
-        wanted: tuple[int, ...],
+        purpose: protocol.Purpose,
     ) -> protocol.Surveyed:
         """What the first worker reports. All of them do it, since each has to trace what it is to
         compute; one of them compiles it."""
@@ -307,9 +304,7 @@ class Pool(BatchComputer):
                 plan.plan,
                 frame.frame,
                 version,
-                gradient,
-                largest_tile,
-                wanted,
+                purpose,
                 gradient_first=places[0] % 2 == 1,
             )
 

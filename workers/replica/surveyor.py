@@ -1,0 +1,291 @@
+"""What a plan makes of the first rows, and the form in which it is compiled from then on.
+
+Owns the survey: it calls the model as it is, on two counts of rows, and has what that shows decide
+how tiles are computed. Computing them is the replica's; what is compared, ``survey``'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import tensorflow as tf
+
+from workers.compiling import compiled, streams
+from workers.compiling.streams import Stream
+from workers.engine import circuit
+from workers.errors import StatefulCallError
+from workers.exchange.protocol import Frame, Plan, Survey, Surveyed
+from workers.layout import Buffer, tile_worth
+from workers.replica import survey, tile_arrays
+from workers.replica.calls import Calls
+from workers.replica.draws import Draws
+from workers.replica.method import Method, as_tensors, as_the_model_wants, differentiable
+
+#: Two counts of rows for the survey: together they split a call's cost into its parts. Not one
+#: row, which Strawberry Fields computes in another way (without a batch axis).
+_ROWS = (2, 6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """What the model as it is did with ``few`` rows, and with ``many``.
+
+    ``drew``: at all; ``beyond``: from another source than the stream; ``globally``: from a
+    library's global one. ``by_row``: what it drew was so many numbers a row. ``fixed_cost`` of a
+    call is in rows.
+    """
+
+    structure: Any
+    outputs: list[Any]
+    of_many: list[Any]
+    few: int
+    many: int
+    ran_few: circuit.Tally
+    ran_many: circuit.Tally
+    drew: bool
+    beyond: bool
+    globally: bool
+    by_row: bool
+    reproducible: bool
+    fixed_cost: float
+
+    @property
+    def loops(self) -> bool:
+        """Whether it runs a circuit for each row, which may be traced for one of them."""
+        counts = (self.few, self.ran_few.runs), (self.many, self.ran_many.runs)
+        return survey.loops(*counts) and not self.beyond and self.by_row
+
+
+class Surveyor:
+    """Surveys plans of one model. ``plans`` are its methods by number, which a survey replaces by
+    what it has compiled; ``levels`` are those to try."""
+
+    def __init__(
+        self,
+        model: Any,
+        plans: dict[int, Method],
+        calls: Calls,
+        draws: Draws,
+        stream: Stream | None,
+        *,
+        levels: Sequence[str],
+        traced: bool,
+    ) -> None:
+        self._model = model
+        self._plans = plans
+        self._calls = calls
+        self._draws = draws
+        self._stream = stream
+        self._levels = levels
+        self._traced = traced
+
+    @circuit.untraced()
+    def survey(self, request: Survey, frame: Frame, finished: int, buffer: Buffer) -> Surveyed:
+        """Run the first rows and learn what comes out, what it costs and what depends on what."""
+        known = self._plans[request.plan]
+        method = dataclasses.replace(  # what is asked here is asked of the model as it is
+            known, plan=dataclasses.replace(known.plan, level="eager")
+        )
+
+        def run(rows: int) -> Any:
+            return self._calls.run(method, tile_arrays.first(frame, rows, buffer), buffer)
+
+        seen = self._observe(method.plan, run, buffer)
+        connected: tuple[bool, ...] = ()
+        if request.purpose.gradient:
+            rows = tile_arrays.first(frame, seen.few, buffer)
+            kept = self._calls.record(method, rows, buffer)
+            connected = tuple(
+                g is not None for g in kept.gradients(None, last=bool(request.purpose.wanted))
+            )
+        choice, fixed_cost = self._choose(request, known, method, seen, connected, frame, buffer)
+        form = self._plans[request.plan].plan
+        return Surveyed(
+            request.ticket,
+            finished,
+            cloudpickle.dumps(seen.structure),
+            tuple(survey.row_spec(output) for output in seen.outputs),
+            tuple(isinstance(output, tf.Tensor) for output in seen.outputs),
+            seen.few if method.plan.rows else survey.least_rows(run),
+            seen.drew or not seen.reproducible,
+            seen.reproducible,
+            fixed_cost,
+            connected,
+            choice.level,
+            choice.reason,
+            choice.seconds,
+            form.by_rows,
+            form.narrowed,
+            seen.ran_few.runs,
+            next(iter(seen.ran_few.failures), ""),
+        )
+
+    def _observe(self, plan: Plan, run: Callable[[int], Any], buffer: Buffer) -> Observed:
+        """Run few rows twice, and many; raise for what no tile may do."""
+        few, many = (plan.rows,) * 2 if plan.rows else _ROWS
+        losses = survey.losses(self._model)
+        with survey.no_new_variables(), circuit.tally() as ran_few:
+            self._draws.seed(0, 0)
+            structure, outputs = survey.flatten(run(few), few)
+            streamed = self._stream.numbers if self._stream is not None else 0
+            globally = self._draws.drawn_globally_since(0, 0)
+            beyond = bool(self._draws) or globally
+            drew = beyond or streamed > 0
+        self._calls.check_all_unchanged(buffer)
+        if survey.losses(self._model) > losses:
+            raise StatefulCallError(
+                "the model adds losses in its call (add_loss, an activity regularizer), which a "
+                "worker cannot hand back. Return what the loss needs, and add it in the caller"
+            )
+        self._draws.seed(0, 0)
+        calls_few, second = survey.interpreter_calls(lambda: run(few))
+        reproducible = survey.bits(outputs) == survey.bits(tf.nest.flatten(second))
+        self._draws.seed(0, 0)
+        with circuit.tally() as ran_many:
+            of_many = survey.flatten(run(many), many)[1]
+        later = self._stream.numbers if self._stream is not None else 0
+        by_row = not streamed or (few != many and later * few == streamed * many)
+        calls_many, _ = survey.interpreter_calls(lambda: run(many))
+        survey.check_rows_are_alike(outputs, of_many, few, many)
+        if not drew and reproducible:
+            survey.check_rows_are_independent(outputs, of_many, few)
+        per_row = max(calls_many - calls_few, 0) / max(many - few, 1)
+        fixed = max(calls_few - per_row * few, 0.0)
+        return Observed(
+            structure,
+            outputs,
+            of_many,
+            few,
+            many,
+            ran_few,
+            ran_many,
+            drew,
+            beyond,
+            globally,
+            by_row,
+            reproducible,
+            fixed / per_row if per_row else float("inf"),
+        )
+
+    def _choose(
+        self,
+        request: Survey,
+        known: Method,
+        method: Method,
+        seen: Observed,
+        connected: tuple[bool, ...],
+        frame: Frame,
+        buffer: Buffer,
+    ) -> tuple[compiled.Choice, float]:
+        """The first of the plan's forms that compiles, and what a call of it costs in rows."""
+        seedable = not seen.globally and self._draws.in_variables and seen.reproducible
+        reason = survey.why_eager(seen.outputs, traced=self._traced, seedable=seedable)
+        choice = compiled.Choice("eager", reason, 0.0)
+        if reason:
+            return choice, seen.fixed_cost
+        purpose = request.purpose
+        for form in survey.forms(method.plan, seen.outputs, looped=seen.loops):
+            cost = float("inf") if form.by_rows else seen.fixed_cost
+            rows = method.plan.rows or tile_worth(cost, purpose.largest_tile)
+            found = self._compile(
+                known,
+                dataclasses.replace(method, plan=form),
+                tile_arrays.first(frame, rows, buffer),
+                seen,
+                gradient=purpose.gradient,
+                gradient_first=request.gradient_first,
+                wanted=tuple(  # variables that anything depends on, by their places
+                    n - len(method.plan.as_tensor) for n in purpose.wanted if connected[n]
+                ),
+                buffer=buffer,
+            )
+            choice = found.after(choice) if seen.loops and not form.by_rows else found
+            if choice.level != "eager":
+                return choice, cost
+        return choice, seen.fixed_cost
+
+    def _compile(
+        self,
+        known: Method,
+        method: Method,
+        arrays: list[np.ndarray],
+        seen: Observed,
+        *,
+        gradient: bool,
+        gradient_first: bool,
+        wanted: tuple[int, ...],
+        buffer: Buffer,
+    ) -> compiled.Choice:
+        """The level for this plan from now on, with a tile's shape compiled already: the call and,
+        with ``gradient``, its vjp, or what is ``wanted`` of both as one program.
+
+        ``method`` is the model as it is; ``known`` may have been compiled before, without
+        gradients. What many rows gave is not asked for again, if the tile has as many: a loop
+        over all of them takes its time.
+        """
+        # Vectorised, a loop draws in another order: then the rest is compared, without the draws.
+        alike = streams.constant if seen.drew and method.plan.by_rows else contextlib.nullcontext
+        rows = len(arrays[0])
+        self._draws.seed(0, 0)
+        if method.plan.by_rows and rows >= len(seen.of_many[0]) and not seen.drew:
+            expected = seen.of_many
+        else:
+            with alike():
+                expected = tf.nest.flatten(self._calls.run(method, arrays, buffer))
+        seeds = [
+            tf.ones([rows, *output.shape[1:]], output.dtype)
+            for output in expected
+            if differentiable(output)
+        ]
+
+        def pull_back(function: Callable[..., Any], level: str) -> None:
+            plan = dataclasses.replace(
+                method.plan,
+                level=level,
+                outputs=tuple(survey.row_spec(output) for output in expected),
+            )
+            trial = dataclasses.replace(method, plan=plan)
+            self._plans[plan.plan] = trial
+            if wanted:
+                trial.compiled_both[given, wanted] = function
+                return
+            trial.__dict__["compiled"] = function
+            if gradient:
+                self._calls.vjp(trial, arrays, seeds, buffer)
+
+        inputs = as_tensors(as_the_model_wants(method.plan, arrays))
+        given = (len(expected) - 1,)
+        function: Callable[..., Any] = method
+        if wanted:
+            function = method.both(given, wanted)
+            inputs.append(seeds[-1])
+        choice = compiled.choose(
+            function,
+            inputs,
+            expected,
+            pull_back,
+            {} if wanted else _ready(known, method.plan),
+            before=lambda: self._draws.seed(0, 0, everywhere=False),
+            draws=seen.drew,
+            alike=alike,
+            levels=self._levels,
+            program=method.program(f"both {(given, wanted)}" if wanted else "compiled"),
+            use_first=gradient_first,
+        )
+        if choice.level == "eager":
+            plan = dataclasses.replace(method.plan, by_rows=(), narrowed=False)
+            self._plans[plan.plan] = dataclasses.replace(method, plan=plan)
+        return choice
+
+
+def _ready(known: Method, plan: Plan) -> dict[str, Callable[..., Any] | None]:
+    """The call as it was compiled for this very plan before, by its level."""
+    level = known.plan.level
+    as_known = dataclasses.replace(plan, level=level, outputs=known.plan.outputs)
+    same = level != "eager" and known.plan == as_known
+    return {level: known.functions.get("compiled")} if same else {}
