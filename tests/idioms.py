@@ -278,6 +278,31 @@ class Heralded(Base):
         return tf.stack(found)
 
 
+class Sampled(Base):
+    """Outcomes of measurements, drawn for each sample, behind a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.measured = sf.Program(2)
+        z, a = self.measured.params("z", "a")
+        with self.measured.context as q:
+            ops.Dgate(z, 0.4) | q[0]
+            ops.Sgate(a) | q[0]
+            ops.BSgate(0.6, 0.2) | (q[0], q[1])
+            ops.MeasureHomodyne(0.0) | q[0]
+            ops.MeasureFock() | q[1]
+
+    def __call__(self, z):
+        found = []
+        for row in tf.unstack(z):
+            if self.engine.run_progs:
+                self.engine.reset()
+            result = self.engine.run(self.measured, args={"z": row[0], "a": self.w[0]})
+            samples = tf.cast(result.samples, tf.float32)
+            found.append(tf.squeeze(samples, axis=0))
+        return tf.stack(found) * self.w[1]
+
+
 class Layer(keras.layers.Layer):
     """A Keras layer that holds an engine, within another one."""
 

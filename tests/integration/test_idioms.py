@@ -172,6 +172,58 @@ def test_noise_follows_the_tile_in_a_pool_and_the_global_seed_in_place(pool_of) 
     assert not np.array_equal(again[0][0], again[0][1])
 
 
+@pytest.mark.parametrize("strategy", ["cpu_batch", "threads", "processes"])
+def test_outcomes_are_drawn_in_compiled_code(pool, monkeypatch, strategy: str) -> None:
+    monkeypatch.setattr(course, "SHARE", 0.0)
+    model, z = idioms.Sampled(), rows_of(idioms.Sampled)
+    options = {"processes": {"pool": pool}, "threads": {"workers": 2}}.get(strategy, {})
+    with qpool.parallelize(model, strategy=strategy, tile=BATCH, **options) as generator:
+        drawn = []
+        for _ in range(300):
+            with tf.GradientTape() as tape:
+                samples = generator(z)
+                loss = tf.reduce_sum(samples)
+            drawn.append(samples.numpy())
+        (way,) = generator.stats()["compiled"]
+        gradient = tape.gradient(loss, model.w)
+    assert (way["level"], way["by_rows"]) == ("xla", True)
+    # The weight behind the outcomes has a gradient, and those before them none, as in stock.
+    np.testing.assert_allclose(gradient[1], loss / model.w[1], rtol=1e-5)
+    assert np.count_nonzero(gradient) == 1
+    outcomes = np.stack(drawn) / model.w[1].numpy()
+    photons = outcomes[..., 1]
+    np.testing.assert_allclose(photons, photons.round(), atol=1e-4)
+    assert photons.round().max() >= 1
+    for row in range(BATCH):
+        if model.engine.run_progs:
+            model.engine.reset()
+        quiet = idioms.sf.Program(2)
+        with quiet.context as q:
+            idioms.ops.Dgate(float(z[row, 0]), 0.4) | q[0]
+            idioms.ops.Sgate(float(model.w[0])) | q[0]
+            idioms.ops.BSgate(0.6, 0.2) | (q[0], q[1])
+        state = model.engine.run(quiet).state
+        for column, (mean, variance) in enumerate(
+            (state.quad_expectation(0, 0.0), state.mean_photon(1))
+        ):
+            found = outcomes[:, row, column]
+            error = np.sqrt(float(tf.math.real(variance)) / len(found)) + 1e-3
+            assert abs(found.mean() - float(tf.math.real(mean))) < 4 * error
+    apart = np.corrcoef(outcomes[..., 0].T) - np.eye(BATCH)  # each row draws its own
+    assert np.abs(apart).max() < 0.4
+
+
+def test_outcomes_follow_the_tile_and_not_the_worker(pool_of) -> None:
+    model, z = idioms.Sampled(), rows_of(idioms.Sampled)
+    found = []
+    for workers in (1, 2):
+        pool_of(workers).calls = 2000
+        with qpool.parallelize(model, pool=pool_of(workers), tile=1) as generator:
+            found.append([generator(z).numpy() for _ in range(2)])
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.array_equal(found[0][0], found[0][1])
+
+
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
 def test_a_failure_that_a_model_catches_is_told(pool, strategy: str) -> None:
     model, z = idioms.Caught(), rows_of(idioms.Caught)

@@ -72,6 +72,14 @@ class TracedTFBackend(TFBackend):
         self.circuit._state_is_pure = theirs.state_is_pure
         self.circuit._update_state(theirs._state)
 
+    def draw_numbers(self, modes: list[int]) -> tf.Tensor:
+        """Photon numbers for ``measure_fock`` to select, by their joint distribution."""
+        return self.circuit.draw_numbers(self._remap_modes(modes))
+
+    def draw_quadrature(self, phi: Any, mode: int) -> tf.Tensor:
+        """A value for ``measure_homodyne`` to select, by the quadrature's distribution."""
+        return self.circuit.draw_quadrature(phi, self._remap_modes(mode))
+
     def state(self, modes: Any = None, **kwargs: Any) -> FockStateTF:
         """See ``TFBackend.state``."""
         found = super().state(modes, **kwargs)
@@ -399,14 +407,31 @@ class TracedCircuit(SFCircuit):
             return tf.broadcast_to(value, [self._batch_size])[:, None, None]
         return tf.cast(value, self._dtype)[None, None]
 
+    def draw_numbers(self, modes: list[int]) -> tf.Tensor:
+        """See ``TracedTFBackend.draw_numbers``."""
+        batch, pure = self._batch_size if self._batched else 1, self._state_is_pure
+        drawn = projections.draw_numbers(self._states, modes, batch, pure=pure)
+        return drawn if self._batched else drawn[0]
+
+    def draw_quadrature(self, phi: Any, mode: int) -> tf.Tensor:
+        """See ``TracedTFBackend.draw_quadrature``."""
+        angle, states = self._parameter(phi, "phi"), self._states
+        batch, pure = self._batch_size if self._batched else 1, self._state_is_pure
+        hbar = float(self._hbar)
+        drawn = projections.draw_quadrature(states, mode, angle, batch, hbar, pure=pure)
+        return drawn if self._batched else drawn[0]
+
     def _project(self, modes: list[int], vectors: list[tf.Tensor]) -> None:
         if len(modes) == self._num_modes:
             self.reset(pure=self._state_is_pure)
             return
-        batched = self._batched
-        state = self._state if batched else self._state[None]
-        found = projections.project(state, vectors, modes, pure=self._state_is_pure)
-        self._update_state(found if batched else found[0])
+        found = projections.project(self._states, vectors, modes, pure=self._state_is_pure)
+        self._update_state(found if self._batched else found[0])
+
+    @property
+    def _states(self) -> tf.Tensor:
+        """The state, with a batch axis."""
+        return self._state if self._batched else self._state[None]
 
     # -- batches ---------------------------------------------------------------------------
 

@@ -215,7 +215,9 @@ def _run(
     columns = _columns(circuit, stacks, state)
     # What comes after the last gate that differs from sample to sample is one matrix for all.
     # With more samples than that matrix has columns, make it, and apply it once.
-    shared = next((n for n in range(len(steps), 0, -1) if steps[n - 1].batched), 0)
+    # A step of a mode in vacuum gives a state, not a matrix: it comes before that.
+    before = [n + 1 for n, step in enumerate(steps) if step.batched or step.vacuum]
+    shared = max(before, default=0)
     if len(steps) - shared < 2 or (columns or 1) < 2 * circuit.cutoff**circuit.axes:
         shared = len(steps)
     together, first, rest = runs_of(circuit, shared, columns if within_xla() else None)

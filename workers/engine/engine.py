@@ -21,7 +21,7 @@ from strawberryfields import ops
 from strawberryfields.engine import Engine
 from strawberryfields.parameters import FreeParameter, MeasuredParameter, ParameterError
 
-from workers.engine import circuit
+from workers.engine import circuit, projections
 from workers.engine.backend import TracedTFBackend
 from workers.errors import UntraceableError
 
@@ -64,7 +64,8 @@ class TracedEngine(Engine):
 
     ``run(program, args=...)`` returns Strawberry Fields' own ``Result`` and ``FockStateTF``. In a
     ``tf.function`` (with or without ``jit_compile``) an operation that needs numbers rather than
-    tensors, a measurement for one, is an ``UntraceableError`` that names it.
+    tensors is an ``UntraceableError`` that names it. Photon numbers and quadratures that are
+    measured are drawn by TensorFlow there, from the same distribution as Strawberry Fields'.
     """
 
     backend_options: dict[str, Any]
@@ -151,8 +152,8 @@ class TracedEngine(Engine):
             ket = cat_state(a, phi, p, self.backend.get_cutoff_dim())
             self.backend.prepare_ket_state(ket, *modes)
             return None
-        if isinstance(op, ops.MeasureFock | ops.MeasureHomodyne) and op.select is not None:
-            return self._post_select(command, prog, modes, kwargs.get("shots", 1))
+        if isinstance(op, ops.MeasureFock | ops.MeasureHomodyne) and _is_of_tensors(op, kwargs):
+            return self._measure(command, prog, modes, kwargs.get("shots", 1))
         method = _TRACEABLE.get(type(op))
         if method is None:
             return self._apply_as_is(command, **kwargs)
@@ -170,18 +171,24 @@ class TracedEngine(Engine):
             raise ValueError(f"{_described(command)}: {error}") from error
         return None
 
-    def _post_select(self, command: Any, prog: sf.Program, modes: list[int], shots: Any) -> Any:
-        """The outcome that was asked for, as Strawberry Fields returns it: ([batch,] 1, modes)."""
+    def _measure(self, command: Any, prog: sf.Program, modes: list[int], shots: Any) -> Any:
+        """The outcome that was asked for, or is drawn, as Strawberry Fields returns it: ([batch,]
+        1, modes)."""
         if shots is None:  # Strawberry Fields' way to leave measurements out
             return None
         op = command.op
         if isinstance(op, ops.MeasureFock):
-            select = _selected(op.select, len(modes), prog)
+            select = _selected(op.select, len(modes), prog) if op.select is not None else None
+            if select is None:
+                select = self.backend.draw_numbers(modes)
             values = self.backend.measure_fock(modes, select=select)
         else:
             scale = np.sqrt(sf.hbar / 2)  # the backend knows nothing of hbar
-            select = evaluate(op.select, prog) / scale
             phi = evaluate(op.p[0], prog)
+            if op.select is None:
+                select = self.backend.draw_quadrature(phi, modes[0])
+            else:
+                select = evaluate(op.select, prog) / scale
             values = self.backend.measure_homodyne(phi, modes[0], select=select)
             values *= tf.cast(scale, values.dtype)
         for column, register in enumerate(command.reg):
@@ -273,6 +280,14 @@ def _selected(select: Any, modes: int, program: sf.Program) -> Any:
         size = next(tf.shape(value) for value in values if value.shape.rank == 1)
         return tf.stack([tf.broadcast_to(value, size) for value in values], -1)
     return tf.stack(values)
+
+
+def _is_of_tensors(measurement: Any, options: dict[str, Any]) -> bool:
+    """Whether its outcome is asked for, or drawn once, without what is NumPy's alone."""
+    if measurement.select is not None:
+        return True
+    once = (options.get("shots", 1) or 1) == 1
+    return once and getattr(measurement, "dark_counts", None) is None and projections.drawn_here()
 
 
 def _is_number(parameter: Any) -> bool:

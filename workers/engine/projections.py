@@ -1,19 +1,45 @@
-"""Post-selection: the state that is left of the others when some modes were measured and found so.
+"""Measurement: outcomes, drawn or asked for, and the state that is left of the other modes.
 
-Owns the vectors that outcomes are projections onto, and the projection with its norm. All of it is
-TensorFlow's, so that what is heralded can be trained through, the norm included. Knows nothing of
+Owns the vectors that outcomes are projections onto, the projection with its norm, and the draws.
+All of it is TensorFlow's, so that what is heralded can be trained through, the norm included; an
+outcome that is drawn is a constant to a gradient, as in Strawberry Fields. Knows nothing of
 programs; amplitudes are ([batch,] D, ...), a density matrix has two axes a mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from scipy.special import gammaln
 
 from workers.engine import gates
+
+#: Positions at which the distribution of a quadrature is looked up, to be drawn from.
+_GRID = 2048
+
+#: Whether outcomes are drawn here in eager calls too, as they are in graphs.
+_everywhere: ContextVar[bool] = ContextVar("everywhere", default=False)
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Within, an eager call draws outcomes as its trace does; elsewhere as Strawberry Fields."""
+    token = _everywhere.set(True)
+    try:
+        yield
+    finally:
+        _everywhere.reset(token)
+
+
+def drawn_here() -> bool:
+    """Whether a measurement's outcome is to be drawn by what follows."""
+    return _everywhere.get() or not tf.executing_eagerly()
 
 
 def number_state(n: tf.Tensor, cutoff: int, dtype: tf.DType) -> tf.Tensor:
@@ -41,6 +67,100 @@ def quadrature_state(
     return tf.cast(tf.complex(ket * tf.cos(angle), ket * tf.sin(angle)), dtype)
 
 
+def draw_numbers(state: tf.Tensor, modes: Sequence[int], batch: Any, *, pure: bool) -> tf.Tensor:
+    """Photon numbers of ``modes``, drawn from their joint distribution: (batch, modes), int64.
+
+    ``state`` is (batch, D, ...), with a ``batch`` that its shape need not say.
+    """
+    state = tf.stop_gradient(state)
+    cutoff, rank = state.shape[-1], len(state.shape) - 1
+    if pure:
+        weights = tf.abs(state) ** 2
+    else:
+        weights = tf.math.real(tf.linalg.diag_part(_as_matrices(state)))
+        weights = tf.reshape(weights, [-1, *[cutoff] * (rank // 2)])
+    others = [n for n in range(1, len(weights.shape)) if n - 1 not in modes]
+    weights = tf.reshape(tf.reduce_sum(weights, others), [-1, cutoff ** len(modes)])
+    index, _ = _draw(weights, batch)
+    strides = cutoff ** np.arange(len(modes) - 1, -1, -1)
+    return (tf.cast(index, tf.int64)[:, None] // strides) % cutoff
+
+
+def draw_quadrature(
+    state: tf.Tensor, mode: int, phi: tf.Tensor, batch: Any, hbar: float, *, pure: bool
+) -> tf.Tensor:
+    """A value of cos(phi) x + sin(phi) p of a mode, drawn from its distribution: (batch,), float64.
+
+    Its density is psi^T rho psi, psi the wave functions of the Fock states; the distribution
+    function is taken to be straight between neighbours of a fine grid that covers all of them.
+    ``phi`` is a scalar or (batch,).
+    """
+    rho = _reduced(tf.stop_gradient(state), mode, pure=pure)
+    cutoff = rho.shape[-1]
+    grid, psi = _wave_functions(cutoff)
+    turns = tf.cast(phi, gates.FLOAT)[..., None] * np.arange(cutoff)
+    turns = turns + tf.zeros([1, cutoff], gates.FLOAT)
+    turned = tf.complex(tf.cos(turns), -tf.sin(turns))
+    rho = tf.math.real(
+        tf.cast(rho, tf.complex128) * turned[:, :, None] * tf.math.conj(turned)[:, None]
+    )
+    weights = tf.reduce_sum(tf.matmul(rho, psi) * psi, axis=1)
+    index, share = _draw(weights, batch)
+    step = grid[1] - grid[0]
+    x = tf.gather(tf.constant(grid - step / 2), index) + share * step
+    return x * np.sqrt(hbar)
+
+
+def _draw(weights: tf.Tensor, batch: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    """Which of the entries, by their weights, and how far into it: of (batch, n), (batch,) each."""
+    weights = tf.maximum(tf.cast(weights, gates.FLOAT), 0.0)  # rounding may leave less
+    below = tf.cumsum(weights, axis=1)
+    target = tf.random.uniform([batch], dtype=gates.FLOAT) * below[:, -1]
+    index = tf.reduce_sum(tf.cast(below <= target[:, None], tf.int32), axis=1)
+    index = tf.minimum(index, weights.shape[1] - 1)
+    chosen = tf.one_hot(index, weights.shape[1], dtype=gates.FLOAT)
+    weight = tf.reduce_sum(chosen * weights, axis=1)
+    before = tf.reduce_sum(chosen * below, axis=1) - weight
+    share = (target - before) / tf.where(weight > 0, weight, tf.ones_like(weight))
+    return index, tf.clip_by_value(share, 0.0, 1.0)
+
+
+def _reduced(state: tf.Tensor, mode: int, *, pure: bool) -> tf.Tensor:
+    """A mode's density matrix: (batch, D, D)."""
+    cutoff, rank = state.shape[-1], len(state.shape) - 1
+    if pure:
+        others = [n for n in range(1, rank + 1) if n != mode + 1]
+        flat = tf.transpose(state, [0, mode + 1, *others])
+        flat = tf.reshape(flat, [-1, cutoff, cutoff ** (rank - 1)])
+        return tf.matmul(flat, flat, adjoint_b=True)
+    own = [2 * mode + 1, 2 * mode + 2]
+    left = [n for n in range(1, rank + 1) if n not in own]
+    moved = tf.transpose(state, [0, *own, *left[::2], *left[1::2]])
+    size = cutoff ** (rank // 2 - 1)
+    return tf.linalg.trace(tf.reshape(moved, [-1, cutoff, cutoff, size, size]))
+
+
+def _as_matrices(state: tf.Tensor) -> tf.Tensor:
+    """Density matrices with their kets' axes in front: (batch, D^modes, D^modes)."""
+    rank = len(state.shape) - 1
+    pairs = tf.transpose(state, [0, *range(1, rank + 1, 2), *range(2, rank + 1, 2)])
+    size = state.shape[-1] ** (rank // 2)
+    return tf.reshape(pairs, [-1, size, size])
+
+
+@functools.cache
+def _wave_functions(cutoff: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in units of sqrt(hbar) that cover the Fock states below the cutoff, (G,), and their
+    wave functions there, (D, G)."""
+    reach = np.sqrt(2 * cutoff + 1) + 5
+    grid = np.linspace(-reach, reach, _GRID)
+    psi = [np.pi**-0.25 * np.exp(-(grid**2) / 2)]
+    for n in range(1, cutoff):
+        former = np.sqrt((n - 1) / n) * psi[n - 2] if n > 1 else 0.0
+        psi.append(np.sqrt(2 / n) * grid * psi[n - 1] - former)
+    return grid, np.stack(psi)
+
+
 def project(
     state: tf.Tensor, vectors: Sequence[tf.Tensor], modes: Sequence[int], *, pure: bool
 ) -> tf.Tensor:
@@ -61,9 +181,7 @@ def project(
     if pure:
         norm = tf.sqrt(tf.reduce_sum(tf.abs(state) ** 2, range(1, rank + 1)))
     else:
-        pairs = tf.transpose(state, [0, *range(1, rank + 1, 2), *range(2, rank + 1, 2)])
-        size = cutoff ** (rank // 2)
-        norm = tf.math.real(tf.linalg.trace(tf.reshape(pairs, [-1, size, size])))
+        norm = tf.math.real(tf.linalg.trace(_as_matrices(state)))
     norm = tf.reshape(norm, [-1, *[1] * rank])
     state = state / tf.complex(norm, tf.zeros_like(norm))
     for mode in modes:

@@ -19,7 +19,7 @@ import tensorflow as tf
 from strawberryfields.backends.tfbackend.backend import TFBackend
 from strawberryfields.engine import Engine, LocalEngine
 
-from workers.engine import TracedEngine, symbols
+from workers.engine import TracedEngine, projections, symbols
 from workers.errors import UntraceableError
 
 
@@ -47,7 +47,9 @@ def traced_engines(wanted: bool = True) -> Iterator[Scope | None]:
     scope = Scope() if wanted else None
     token = _scope.set(scope or False)
     try:
-        with symbols.answered() if wanted else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            for context in (symbols.answered, projections.drawing) if wanted else ():
+                stack.enter_context(context())
             yield scope
     finally:
         _scope.reset(token)

@@ -246,6 +246,22 @@ def test_samples_and_measured_parameters(batch: int | None) -> None:
     np.testing.assert_allclose(ours.state.data, theirs.state.data, atol=1e-10)
 
 
+@pytest.mark.parametrize("batch", [2, 40])
+def test_a_mode_in_vacuum_when_the_others_have_a_batch(batch: int) -> None:
+    """With many samples, what comes after the last gate of a batch is one matrix."""
+
+    def build(q, p):
+        ops.Dgate(p("a"), 0.4) | q[0]
+        ops.Sgate(0.4, 0.3) | q[1]
+        ops.BSgate(0.6, 0.2) | (q[0], q[1])
+        ops.Kgate(p("b")) | q[0]
+        ops.BSgate(0.3, 0.1) | (q[0], q[1])
+
+    values = {"a": np.linspace(0.1, 0.5, batch), "b": 0.2}
+    values = {name: tf.constant(value, tf.float64) for name, value in values.items()}
+    assert_like_stock(program(build), values, batch=batch, cutoff=3)
+
+
 def test_modes_that_come_and_go() -> None:
     def build(q, p):
         ops.Dgate(p("a")) | q[0]
@@ -398,13 +414,14 @@ def test_second_derivatives() -> None:
 
 
 def test_a_program_that_cannot_be_traced_names_the_operation() -> None:
-    made = program(lambda q, p: (ops.Dgate(p("a")) | q[0], ops.MeasureX | q[0]))
+    counted = ops.MeasureFock(dark_counts=[0.1])
+    made = program(lambda q, p: (ops.Dgate(p("a")) | q[0], counted | q[0]))
 
     @tf.function
     def state(a):
         return run(TracedEngine, made, {"a": a}).state.ket()
 
-    with pytest.raises(UntraceableError, match="MeasureX"):
+    with pytest.raises(UntraceableError, match="MeasureFock"):
         state(tf.constant(0.1))
 
 
