@@ -97,14 +97,14 @@ def draw_quadrature(
     """
     rho = _reduced(tf.stop_gradient(state), mode, pure=pure)
     cutoff = rho.shape[-1]
-    grid, psi = _wave_functions(cutoff)
+    grid, products = _wave_functions(cutoff)
     turns = tf.cast(phi, gates.FLOAT)[..., None] * np.arange(cutoff)
     turns = turns + tf.zeros([1, cutoff], gates.FLOAT)
     turned = tf.complex(tf.cos(turns), -tf.sin(turns))
     rho = tf.math.real(
         tf.cast(rho, tf.complex128) * turned[:, :, None] * tf.math.conj(turned)[:, None]
     )
-    weights = tf.reduce_sum(tf.matmul(rho, psi) * psi, axis=1)
+    weights = tf.matmul(tf.reshape(rho, [-1, cutoff**2]), products)
     index, share = _draw(weights, batch)
     step = grid[1] - grid[0]
     x = tf.gather(tf.constant(grid - step / 2), index) + share * step
@@ -150,15 +150,16 @@ def _as_matrices(state: tf.Tensor) -> tf.Tensor:
 
 @functools.cache
 def _wave_functions(cutoff: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in units of sqrt(hbar) that cover the Fock states below the cutoff, (G,), and their
-    wave functions there, (D, G)."""
+    """Positions in units of sqrt(hbar) that cover the Fock states below the cutoff, (G,), and the
+    products there of their wave functions, two at a time, (D * D, G)."""
     reach = np.sqrt(2 * cutoff + 1) + 5
     grid = np.linspace(-reach, reach, _GRID)
     psi = [np.pi**-0.25 * np.exp(-(grid**2) / 2)]
     for n in range(1, cutoff):
         former = np.sqrt((n - 1) / n) * psi[n - 2] if n > 1 else 0.0
         psi.append(np.sqrt(2 / n) * grid * psi[n - 1] - former)
-    return grid, np.stack(psi)
+    found = np.stack(psi)
+    return grid, (found[:, None] * found).reshape(cutoff**2, -1)
 
 
 def project(

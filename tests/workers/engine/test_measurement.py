@@ -19,7 +19,8 @@ from workers.engine import TracedEngine  # noqa: E402
 from workers.engine.scope import traced_engines  # noqa: E402
 from workers.errors import UntraceableError  # noqa: E402
 
-CUTOFF, COUNT = 6, 4000
+#: Samples in one call, and Fock states a mode of pure and of mixed states, which are large.
+COUNT, CUTOFFS = 2000, {True: 6, False: 4}
 
 
 def program(measure, modes: int = 2) -> sf.Program:
@@ -37,14 +38,14 @@ def program(measure, modes: int = 2) -> sf.Program:
 
 
 def stock(pure: bool, measure=lambda q: None, modes: int = 2, a: float = 0.5):
-    options = {"cutoff_dim": CUTOFF, "dtype": tf.complex128, "pure": pure}
+    options = {"cutoff_dim": CUTOFFS[pure], "dtype": tf.complex128, "pure": pure}
     return sf.Engine("tf", backend_options=options).run(program(measure, modes), args={"a": a})
 
 
 def drawn(pure: bool, measure, modes: int = 2, count: int = COUNT) -> np.ndarray:
     """(count, measured) outcomes of one compiled call."""
-    options = {"cutoff_dim": CUTOFF, "dtype": tf.complex128, "pure": pure}
-    tf.random.set_seed(1)
+    options = {"cutoff_dim": CUTOFFS[pure], "dtype": tf.complex128, "pure": pure}
+    tf.random.set_seed(2)
 
     @tf.function
     def call(a):
@@ -57,7 +58,7 @@ def drawn(pure: bool, measure, modes: int = 2, count: int = COUNT) -> np.ndarray
 def distribution(state, mode: int, phi: float):
     """Of cos(phi) x + sin(phi) p, with hbar = 2: by the wave functions of the Fock states."""
     rho = np.asarray(state.reduced_dm(mode))
-    n = np.arange(CUTOFF)
+    n = np.arange(len(rho))
     x = np.linspace(-12, 12, 4001)
     q = x / np.sqrt(2)
     size = np.exp(-0.5 * (n * np.log(2) + gammaln(n + 1))) * np.pi**-0.25
@@ -89,15 +90,16 @@ def test_photon_numbers_follow_their_joint_distribution(pure: bool, modes) -> No
     counts = np.bincount(places, minlength=probabilities.size)
     expected = COUNT * probabilities.ravel()
     often = expected > 5
-    counts = np.append(counts[often], counts[~often].sum())
-    expected = np.append(expected[often], expected[~often].sum())
+    if expected[~often].sum() > 0:  # what comes seldom, together
+        counts = np.append(counts[often], counts[~often].sum())
+        expected = np.append(expected[often], expected[~often].sum())
     assert stats.chisquare(counts, expected).pvalue > 0.01
 
 
 @pytest.mark.parametrize("pure", [True, False])
 @pytest.mark.parametrize("kind", ["x", "number"])
 def test_what_is_left_is_what_selecting_the_outcome_leaves(pure: bool, kind: str) -> None:
-    options = {"cutoff_dim": CUTOFF, "dtype": tf.complex128, "pure": pure}
+    options = {"cutoff_dim": CUTOFFS[pure], "dtype": tf.complex128, "pure": pure}
     operation = ops.MeasureX if kind == "x" else ops.MeasureFock()
     rows = tf.constant([0.2, 0.5, 0.8, 1.1, 1.3], tf.float64)
     tf.random.set_seed(5)
@@ -121,7 +123,7 @@ def test_what_is_left_is_what_selecting_the_outcome_leaves(pure: bool, kind: str
 
 
 def test_an_outcome_is_a_constant_to_a_gradient_and_what_it_leaves_is_not() -> None:
-    options = {"cutoff_dim": CUTOFF, "dtype": tf.complex128}
+    options = {"cutoff_dim": CUTOFFS[True], "dtype": tf.complex128}
     a = tf.constant(0.5, tf.float64)
 
     @tf.function
