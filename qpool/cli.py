@@ -181,8 +181,11 @@ def campaign(config_file: Path, out: Path, as_json: bool, **options: Any) -> Non
         [[cells]]                         # optional: settings that go together
         layers = 2
         generator_rate = 0.01
-        [campaign]                        # optional: end hopeless runs early
-        halving = {first = 500, factor = 3}
+        [search]                          # optional: settings drawn at random
+        critic_rate = {low = 1e-4, high = 1e-2, log = true}
+        [campaign]                        # optional
+        trials = 20                       # of the search, each over the grid
+        halving = {first = 500, factor = 3}     # ends hopeless runs early
 
     Each run has a directory OUT/runs/NAME that `qpool resume` and `qpool sample` work on; what came
     of all is in OUT/results.csv and OUT/report.html. Ctrl-C ends it with a checkpoint of each run;

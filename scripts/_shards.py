@@ -50,7 +50,7 @@ REST = "rest"
 #: quarter of the time; their code is slower, and as right.
 AS_SHIPPED = ("bits",)
 
-#: What takes no core: it waits for Ray's processes to start. It runs beside all others.
+#: What waits more than it computes, for Ray's processes to start. It runs beside all others.
 WAITING = ("cluster",)
 
 #: What makes it so, where it is known: a flag that XLA does not know ends the process.

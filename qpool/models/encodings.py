@@ -20,9 +20,9 @@ class Encoding(abc.ABC):
 
     formula: str
     needs: str
-    #: What latent vectors are drawn from, of standard deviation 1: ``normal``, or
-    #: ``truncated_normal``, cut at two, where a number is the amplitude of a displacement, whose
-    #: tails no training brings back into the cutoff.
+    #: What latent vectors are drawn from: ``normal``, of standard deviation 1, or
+    #: ``truncated_normal``, that one cut at two, where a number is the amplitude of a
+    #: displacement, whose tails no training brings back into the cutoff.
     latent_distribution = "normal"
 
     @abc.abstractmethod

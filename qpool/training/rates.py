@@ -36,7 +36,6 @@ def of(schedule: str, start: float, updates: int) -> Any:
 
 def change(optimizer: Any, start: float, updates: int) -> None:
     """Have an optimizer, whose rate ``of`` made, begin with another one."""
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     schedule = optimizer._learning_rate
     if isinstance(schedule, Cosine):
         schedule.initial_learning_rate.assign(start)

@@ -317,13 +317,14 @@ class Holding:
             ray.kill(actor)
 
 
-@pytest.mark.parametrize("free", [0.0, 4.0, None])
+@pytest.mark.parametrize("free", [0.0, 4.0, None])  # of each node; None: Ray does not say
 def test_a_node_is_busy_or_has_no_room(cluster, monkeypatch, free) -> None:
     """One that has the CPUs is waited for as long as workers are: it may be busy."""
     from qpool.executors.cluster import crew as module
 
     monkeypatch.setattr(module, "_ROOM", 0.0)
-    monkeypatch.setattr(module.connect, "free", lambda place: free)
+    said = {} if free is None else dict.fromkeys(connect.places(), free)
+    monkeypatch.setattr(module.connect, "free", lambda: said)
     if free:
         with Cluster(workers=1, nodes=1) as found:
             assert found.nodes == 1

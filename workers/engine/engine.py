@@ -178,9 +178,10 @@ class TracedEngine(Engine):
             return None
         op = command.op
         if isinstance(op, ops.MeasureFock):
-            select = _selected(op.select, len(modes), prog) if op.select is not None else None
-            if select is None:
+            if op.select is None:
                 select = self.backend.draw_numbers(modes)
+            else:
+                select = _selected(op.select, len(modes), prog)
             values = self.backend.measure_fock(modes, select=select)
         else:
             scale = np.sqrt(sf.hbar / 2)  # the backend knows nothing of hbar

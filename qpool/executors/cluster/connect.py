@@ -141,15 +141,16 @@ def places() -> dict[str, Place]:
     return {place.name: place for place in sorted(found, key=lambda p: p.name) if place.cpus}
 
 
-def free(place: Place) -> float | None:
-    """CPUs of a node that nobody has taken, as of a moment ago; None where Ray does not say."""
+def free() -> dict[str, float]:
+    """CPUs that nobody has taken, as of a moment ago, by node; without nodes of which Ray does not
+    say."""
     try:
         from ray._private.state import available_resources_per_node
 
         available = available_resources_per_node()
     except (ImportError, ray().exceptions.RayError):  # a client (ray://) is not told
-        return None
-    return available.get(place.name, {}).get("CPU", 0.0)
+        return {}
+    return {name: resources.get("CPU", 0.0) for name, resources in available.items()}
 
 
 def versions() -> dict[str, str]:

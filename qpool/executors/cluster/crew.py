@@ -124,10 +124,12 @@ class Crew:
         now = time.monotonic()
         places = connect.places()
         here = {m.place.name for m in self.members} | set(self._coming)
+        free: dict[str, float] | None = None  # asked for where somebody is invited
         for name, place in places.items():
             full = len(self.members) + len(self._coming) >= (self._most or len(places))
             if name not in here and not full and self._refused.get(name, ("", 0.0))[1] < now:
-                self._coming[name] = self._invite(place)
+                free = connect.free() if free is None else free
+                self._coming[name] = self._invite(place, free.get(name, 0.0))
         for name, member in list(self._coming.items()):
             ready, _ = self._ray.wait([member.awaits], timeout=0)
             patience = _START if member.greeted or member.free else _ROOM
@@ -156,9 +158,8 @@ class Crew:
             except (QPoolError, self._ray.exceptions.RayError) as error:
                 self._turn_away(name, f"cannot take part: {said(error)}")
 
-    def _invite(self, place: Place) -> Member:
+    def _invite(self, place: Place, free: float) -> Member:
         asked = min(place.cpus, self._cpus or place.cpus)
-        free = (connect.free(place) or 0.0) >= asked and not self._gpus
         where = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             place.name, soft=False
         )
@@ -170,7 +171,8 @@ class Crew:
             max_task_retries=0,
         ).remote(asked, self._options, sys.path)
         awaits = actor.hello.remote()
-        return Member(place, actor, time.monotonic(), awaits, asked=asked, free=free)
+        room = free >= asked and not self._gpus
+        return Member(place, actor, time.monotonic(), awaits, asked=asked, free=room)
 
     def _greet(self, member: Member) -> None:
         """The handshake: a node of other versions would compute other bits."""

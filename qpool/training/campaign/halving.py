@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from qpool.training.campaign import library
 from workers.errors import ConfigurationError
 
 
@@ -28,13 +29,7 @@ class Halving:
             raise ConfigurationError(
                 f"halving needs first >= 1 and factor >= 2; came first={first}, factor={factor}"
             )
-        try:
-            import optuna
-        except ImportError as error:
-            raise ConfigurationError(
-                "halving is Optuna's: pip install 'qpool-sf[campaign]', or leave it out"
-            ) from error
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna = library.optuna("halving is Optuna's", "leave it out")
         self._states = optuna.trial.TrialState
         self._objective = objective
         self._study = optuna.create_study(

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qpool.training.campaign import library
 from workers.errors import ConfigurationError, nearest
 
 #: How often a draw may be one that was had already, for each that is asked for.
@@ -31,13 +32,7 @@ def draw(ranges: Mapping[str, Any], trials: int) -> list[dict[str, Any]]:
     """
     if trials < 1:
         raise ConfigurationError(f"trials must be at least 1, not {trials}")
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigurationError(
-            "search draws by Optuna: pip install 'qpool-sf[campaign]', or list the values in a grid"
-        ) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna = library.optuna("search draws by Optuna", "list the values in a grid")
     space = {name: _distribution(optuna, name, given) for name, given in ranges.items()}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     found: dict[str, dict[str, Any]] = {}
