@@ -27,12 +27,14 @@ class HeldEngine:
         return str(self.engine.backend_name)
 
     def is_there(self) -> bool:
-        """Whether the container still holds it, with the same options."""
+        """Whether the container holds it, or one of the same backend and options: a model may make
+        its engine anew in each call."""
         try:
             found = self.container[self.key]
         except (KeyError, IndexError):
             return False
-        return found is self.engine and self.engine.backend_options == self.options
+        alike = found is self.engine or getattr(found, "backend_name", None) == self.backend
+        return bool(alike and found.backend_options == self.options)
 
     def __str__(self) -> str:
         return f"the engine of the {self.backend!r} backend in {self.key!r}"

@@ -5,6 +5,7 @@ Where they were seen: generators and discriminators of CV quantum GANs, classifi
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import keras
@@ -140,6 +141,66 @@ class MadeInEachCall(Base):
         with program.context as q:
             gates(q, [z[:, 0], z[:, 1]], tf.unstack(self.w))
         return photons(engine.run(program).state)
+
+
+class KeptInAttributes(Base):
+    """Program, engine, labels and state are made anew for each sample, and kept, as plugins for
+    other frameworks do."""
+
+    def apply(self, op, modes, *values):
+        labels = [uuid.uuid4().hex for _ in values]
+        self.arguments.update(zip(labels, values, strict=True))
+        symbols = self.program.params(*labels)
+        op(*(symbols if isinstance(symbols, list) else [symbols])) | [self.q[m] for m in modes]
+
+    def sample(self, x):
+        self.arguments = {}
+        self.program = sf.Program(2)
+        with self.program.context as self.q:
+            self.apply(ops.Dgate, [0], 0.3 * x[0], x[1])
+            self.apply(ops.Sgate, [0], self.w[0], self.w[1])
+            self.apply(ops.BSgate, [0, 1], self.w[2], self.w[3])
+            self.apply(ops.Kgate, [0], self.w[4])
+        self.engine = new()
+        self.result = self.engine.run(self.program, args=self.arguments)
+        return tf.squeeze(photons(self.result.state))
+
+    def __call__(self, z):
+        return tf.stack([self.sample(x) for x in z])
+
+
+class OfKets(Base):
+    """A ket as a free parameter, of a variable's real and imaginary part; the engine is never
+    reset, and one mode's state asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_ket = sf.Program(2)
+        with self.of_ket.context as q:
+            ops.Ket(self.of_ket.params("ket")) | q
+            ops.BSgate(0.6, 0.2) | q
+
+    def sample(self, x):
+        first = tf.exp(tf.complex(0.0, x[0])) * tf.constant([0.8, 0.6, 0.0, 0.0], tf.complex64)
+        second = tf.complex(self.w[:4], x[1] * self.w[2:])
+        ket = tf.einsum("i,j->ij", first, second)
+        dm = self.engine.run(self.of_ket, args={"ket": ket}, modes=[1]).state.dm()
+        return tf.math.real(tf.linalg.trace(dm @ dm))
+
+    def __call__(self, z):
+        return tf.stack([self.sample(z[n]) for n in range(z.shape[0])])
+
+
+class NeverReset(Base):
+    """A mistake: each call goes on with the state that the one before it left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = new(batch_size=BATCH)
+
+    def __call__(self, z):
+        args = {**dict(zip(self.names, tf.unstack(self.w), strict=True)), "z0": z[:, 0]}
+        return photons(self.engine.run(self.program, args={**args, "z1": z[:, 1]}).state)
 
 
 class OfTheModule(Base):
@@ -335,6 +396,8 @@ IDIOMS = (
     LoopByRows,
     MapFn,
     MadeInEachCall,
+    KeptInAttributes,
+    OfKets,
     OfTheModule,
     InAList,
     Arrays,

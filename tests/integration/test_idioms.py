@@ -68,6 +68,8 @@ LOOPS = {
     idioms.LoopIntoAnArray,
     idioms.LoopByRows,
     idioms.MapFn,
+    idioms.KeptInAttributes,
+    idioms.OfKets,
     idioms.OfTheModule,
     idioms.InAList,
     idioms.Arrays,

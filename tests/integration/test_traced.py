@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import idioms
 import models
 import numpy as np
 import pytest
 import tensorflow as tf
+from idioms import photons
 
 import qpool
+from qpool import errors
 from qpool.models import QuantumSFGenerator
 from workers.engine.scope import traced_engines
 
@@ -315,6 +318,38 @@ def test_cpu_batch_with_an_ndarray_calls_the_model_once() -> None:
     assert float(model.fixed) == 3.0
     rows = generator.per_sample_gradients(np.ones((2, 1), np.float32), tf.ones((2, 1)))
     assert rows[0].shape == (2,)
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "auto"])
+def test_in_place_an_engine_that_is_never_reset_goes_on_as_stock_does(strategy: str) -> None:
+    ours, stock = idioms.NeverReset(), idioms.NeverReset()
+    z = Z[: idioms.BATCH]
+    with qpool.parallelize(ours, strategy=strategy) as generator:
+        with pytest.warns(errors.NotCompiledWarning, match="state that an earlier call left"):
+            assert_close(generator(z), stock(z))
+        for _ in range(2):
+            assert_close(generator(z), stock(z))
+
+
+def test_an_engine_that_is_never_reset_is_refused_by_the_pool(pool) -> None:
+    with (
+        qpool.parallelize(idioms.NeverReset(), pool=pool) as generator,
+        pytest.raises(errors.StatefulCallError, match=r"engine\.reset\(\) before"),
+    ):
+        generator(Z[: idioms.BATCH])
+
+
+def test_what_a_trace_puts_into_a_model_is_taken_out_again(pool) -> None:
+    model, z = idioms.KeptInAttributes(), Z[:4, :2]
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        found = generator(z)
+        assert generator.stats()["compiled"][0]["level"] == "xla"
+        kept = model.result.state
+        assert_close(generator(z), found)
+        assert model.result.state is kept
+    np.testing.assert_allclose(photons(kept).numpy(), found[-1], atol=1e-6)
+    with qpool.parallelize(model, pool=pool) as generator:  # it travels
+        assert_close(generator(z), found)
 
 
 def test_cpu_batch_refuses_the_stock_engine() -> None:

@@ -67,11 +67,13 @@ def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | No
 class Tally:
     """Circuits that were run: how many, and how many numbers were multiplied in them, about.
 
-    ``failures``: what was raised in runs of programs, each in a line.
+    ``failures``: what was raised in runs of programs, each in a line. ``went_on``: an engine went
+    on with the state that an earlier call had left it in.
     """
 
     runs: int = 0
     products: float = 0.0
+    went_on: bool = False
     failures: list[str] = field(default_factory=list)
 
     def add(
@@ -100,6 +102,14 @@ def tally() -> Iterator[Tally]:
             outer.runs += counted.runs
             outer.products += counted.products
             outer.failures += counted.failures
+            outer.went_on |= counted.went_on
+
+
+def going_on() -> None:
+    """Note that an engine goes on with the state of an earlier call."""
+    tally = _tally.get()
+    if tally is not None:
+        tally.went_on = True
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ random numbers is seeded.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -134,6 +135,26 @@ def walk(model: Any) -> Iterator[Any]:
         elif not str(type(part).__module__).startswith(("tensorflow.", "numpy")):
             attributes = getattr(part, "__dict__", None)
             ahead += attributes.values() if isinstance(attributes, dict) else ()
+
+
+@contextlib.contextmanager
+def attributes_kept(model: Any) -> Iterator[None]:
+    """Have the attributes of a model's own objects be the same ones after this as before: what is
+    traced within may set them to tensors of a graph, which are of no use to anybody later."""
+    libraries = ("tensorflow.", "keras.", "numpy", "strawberryfields.", "sympy.", "builtins")
+    found = [
+        (attributes, dict(attributes))
+        for part in walk(model)
+        if not f"{type(part).__module__}.".startswith(libraries)
+        and isinstance(attributes := getattr(part, "__dict__", None), dict)
+    ]
+    try:
+        yield
+    finally:
+        for attributes, before in found:
+            for name in [name for name in attributes if name not in before]:
+                del attributes[name]
+            attributes.update(before)
 
 
 def new(cls: type) -> Any:

@@ -18,6 +18,7 @@ import tensorflow as tf
 from workers.compiling import compiled, streams
 from workers.compiling.streams import Stream
 from workers.engine import circuit
+from workers.engine.scope import GOES_ON
 from workers.errors import StatefulCallError
 from workers.exchange.protocol import Frame, Plan, Survey, Surveyed
 from workers.layout import Buffer, tile_worth
@@ -143,7 +144,14 @@ class Surveyor:
                 "worker cannot hand back. Return what the loss needs, and add it in the caller"
             )
         self._draws.seed(0, 0)
-        calls_few, second = survey.interpreter_calls(lambda: run(few))
+        with circuit.tally() as ran_again:
+            calls_few, second = survey.interpreter_calls(lambda: run(few))
+        if ran_again.went_on:
+            raise StatefulCallError(
+                f"{GOES_ON}. Each worker has an engine of its own, which would go on from the rows "
+                "that it happened to compute before; strategy='sequential' goes on as Strawberry "
+                "Fields does"
+            )
         reproducible = survey.bits(outputs) == survey.bits(tf.nest.flatten(second))
         self._draws.seed(0, 0)
         with circuit.tally() as ran_many:

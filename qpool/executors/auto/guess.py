@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qpool.executors.auto.choices import Candidate
 from qpool.executors.base import Options
 from workers.engine import circuit
-from workers.engine.scope import traced_engines
+from workers.engine.scope import aside, traced_engines
 
 if TYPE_CHECKING:
     from qpool.executors.topology import Budget
@@ -61,6 +61,7 @@ def work_of(
     with (
         contextlib.suppress(Exception),
         traced_engines(options.engine != "stock"),
+        aside(),
         circuit.untraced(),
         circuit.tally() as run,
     ):

@@ -16,7 +16,7 @@ sf_compat.install()
 import strawberryfields as sf  # noqa: E402
 from strawberryfields import ops  # noqa: E402
 
-from workers.engine import TracedEngine  # noqa: E402
+from workers.engine import TracedEngine, circuit  # noqa: E402
 from workers.engine.scope import StandIn, traced_engines  # noqa: E402
 
 GLOBAL = sf.Engine("tf", backend_options={"cutoff_dim": 5})
@@ -126,6 +126,43 @@ def test_what_goes_on_with_an_earlier_calls_state_does_so_eagerly_and_is_not_tra
     assert len(engine.run_progs) == 1  # as the user left it
 
 
+@pytest.mark.parametrize("held", [True, False], ids=["held", "made in a scope"])
+def test_a_state_that_is_replaced_altogether_is_of_no_matter(held: bool) -> None:
+    program = sf.Program(2)
+    with program.context as q:
+        ops.Ket(program.params("ket")) | q
+        ops.BSgate(0.6, 0.3) | q
+    with traced_engines(not held):
+        engine = new()
+    stock = new()
+    kets = np.random.default_rng(0).normal(size=(3, 5, 5)).astype("complex64")
+
+    @tf.function(autograph=False)
+    def traced(ket):
+        with traced_engines():
+            return engine.run(program, args={"ket": ket}).state.ket()
+
+    for ket in kets:
+        expected = stock.run(program, args={"ket": ket}).state.ket()
+        np.testing.assert_allclose(traced(tf.constant(ket)), expected, atol=3e-6)
+        with traced_engines(), circuit.tally() as run:
+            ours = engine.run(program, args={"ket": ket}).state.ket()
+        np.testing.assert_allclose(ours, expected, atol=3e-6)
+        assert (run.runs, run.went_on) == (1, False)
+
+
+def test_modes_that_are_prepared_one_by_one_are_traced_out_of_what_was_there() -> None:
+    engine, program = new(), sf.Program(2)
+    with program.context as q:
+        ops.Coherent(0.1) | q[0]
+        ops.Coherent(0.2) | q[1]
+        ops.BSgate(0.4, 0.0) | (q[0], q[1])
+    for went_on in (False, True):
+        with traced_engines(), circuit.tally() as run:
+            state = engine.run(program).state
+        assert (run.went_on, state.is_pure) == (went_on, False)
+
+
 def test_programs_run_one_after_another_in_one_call_are_traced() -> None:
     engine = new()
 
@@ -160,4 +197,4 @@ def test_options_that_change_and_engines_of_other_backends() -> None:
         assert engine.run.__self__ is engine
         assert type(sf.Engine("tf", backend_options={"cutoff_dim": 3})) is sf.Engine
     with traced_engines():
-        assert type(sf.Engine("tf", backend_options={"cutoff_dim": 3})) is TracedEngine
+        assert isinstance(sf.Engine("tf", backend_options={"cutoff_dim": 3}), TracedEngine)
