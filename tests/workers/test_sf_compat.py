@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from workers import sf_compat
 
-def run(code: str) -> str:
+
+def run(code: str, **variables: str) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
+        env={**os.environ, **variables},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
@@ -108,3 +115,39 @@ def test_parameters_of_one_name_are_one_object(first: str) -> None:
         print(same, found)
     """
     assert run(code) == "True [0.6, -0.2, 0.4]"
+
+
+def matrices(cache: Path, **variables: str) -> tuple[str, int]:
+    """A displacement's matrix and its derivatives, and how many functions were found compiled."""
+    code = """
+        from workers import sf_compat
+        sf_compat.install()
+        from thewalrus import fock_gradients as f
+        import numpy as np
+        matrix = f.displacement(0.3, 0.2, 5, np.complex128)
+        all = [matrix, *f.grad_displacement(matrix, 0.3, 0.2)]
+        found = sum(g.stats.cache_hits.total() for g in (f.displacement, f.grad_displacement))
+        print(b"".join(x.tobytes() for x in all).hex(), found)
+    """
+    numbers, found = run(code, NUMBA_CACHE_DIR=str(cache), **variables).split()
+    return numbers, int(found)
+
+
+def test_what_numba_compiles_for_gates_is_kept(tmp_path: Path) -> None:
+    expected, found = matrices(tmp_path)
+    assert found == 0
+    assert matrices(tmp_path) == (expected, 2)
+    for file in tmp_path.rglob("*.nbc"):
+        file.write_bytes(b"damaged")
+    assert matrices(tmp_path) == (expected, 0)
+    assert matrices(tmp_path) == (expected, 2)  # made good
+    assert matrices(tmp_path, QPOOL_CACHE="off") == (expected, 0)
+
+
+def test_what_cannot_be_kept_is_compiled() -> None:
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    cache = Mock(load_overload=full, save_overload=full)
+    sf_compat._forgive(cache)
+    assert cache.load_overload("signature", None) is None
+    assert cache.save_overload("signature", None) is None
+    assert full.call_count == 2
