@@ -12,18 +12,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from workers.engine import projections
+
 
 def wave_functions(x: Any, cutoff: int) -> Any:
-    """psi_n(x) of the Fock states n < cutoff: x of any shape (...) -> (..., cutoff), as x is.
-
-    By psi_(n+1) = sqrt(2 / (n+1)) x psi_n - sqrt(n / (n+1)) psi_(n-1), which is stable upwards.
-    """
-    psi = [math.pi**-0.25 * tf.exp(-(x**2) / 2)]
-    if cutoff > 1:
-        psi.append(math.sqrt(2) * x * psi[0])
-    for n in range(1, cutoff - 1):
-        psi.append(math.sqrt(2 / (n + 1)) * x * psi[n] - math.sqrt(n / (n + 1)) * psi[n - 1])
-    return tf.stack(psi, axis=-1)
+    """psi_n(x) of the Fock states n < cutoff: x of any shape (...) -> (..., cutoff), as x is."""
+    return tf.stack(projections.wave_functions(x, tf.exp(-(x**2) / 2), cutoff), axis=-1)
 
 
 def overlaps_below(x: Any, cutoff: int) -> Any:

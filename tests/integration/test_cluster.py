@@ -66,9 +66,16 @@ def model() -> QuantumSFGenerator:
 
 
 @pytest.fixture(scope="module")
-def pooled(cluster: Any, model: QuantumSFGenerator) -> Iterator[Any]:
-    with qpool.parallelize(model, strategy="ray", workers=1, tile=4, engine="stock") as generator:
-        _wait_for(lambda: team(generator)._crew.look() or team(generator).nodes == 2)
+def shared(cluster: Any) -> Iterator[qpool.Cluster]:
+    """A worker on each node, for all models: to start one takes seconds."""
+    with qpool.Cluster(workers=1) as found:
+        _wait_for(lambda: found._crew.look() or found.nodes == 2)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def pooled(shared: qpool.Cluster, model: QuantumSFGenerator) -> Iterator[Any]:
+    with qpool.parallelize(model, pool=shared, tile=4, engine="stock") as generator:
         yield generator
 
 
@@ -120,19 +127,20 @@ def test_weights_travel_once_per_change(pooled, model, expected) -> None:
     np.testing.assert_allclose(pooled(Z), expected[0], atol=1e-5)
 
 
-def test_draws_follow_the_tile_and_not_the_node(cluster) -> None:
+def test_draws_follow_the_tile_and_not_the_node(shared) -> None:
     """A node's tiles are numbered within the whole batch."""
     z = tf.zeros((23, 2))
     found = []
-    for options in ({"strategy": "ray", "workers": 1}, {"workers": 2}):
+    shared.calls = 0  # as of a pool of its own
+    for options in ({"pool": shared}, {"workers": 2}):
         with qpool.parallelize(Drawing(), tile=2, **options) as generator:
             found.append([generator(z).numpy() for _ in range(2)])
     assert np.abs(found[0][0] - found[0][1]).max() > 1e-3
     np.testing.assert_array_equal(found[0], found[1])
 
 
-def test_errors_of_the_model_are_those_of_the_pool(cluster) -> None:
-    with qpool.parallelize(Raising(), strategy="ray", workers=1, nodes=1) as generator:
+def test_errors_of_the_model_are_those_of_the_pool(shared) -> None:
+    with qpool.parallelize(Raising(), pool=shared) as generator:
         for _ in range(2):
             with pytest.raises(qpool.errors.RemoteError, match="ArithmeticError") as caught:
                 generator(tf.constant([[1.0], [-1.0]] * 4))
@@ -210,20 +218,19 @@ def test_a_node_that_gives_no_sign_of_life_is_given_up(pooled, expected, monkeyp
     assert pooled.stats()["pool"]["lost_nodes"] == lost + 1
 
 
-def test_two_models_on_one_cluster(cluster, model) -> None:
+def test_two_models_on_one_cluster(cluster, shared, model) -> None:
     """And a cluster's address as people write it."""
     address = cluster.address.replace(socket.gethostbyname(socket.gethostname()), "localhost")
-    with qpool.Cluster(workers=1, nodes=1) as shared:
-        with (
-            qpool.parallelize(model, pool=shared) as first,
-            qpool.parallelize(Raising(), pool=shared) as second,
-        ):
-            assert first.stats()["strategy"] == second.stats()["strategy"] == "ray"
-            assert first(Z).shape == (13, 2)
-            np.testing.assert_array_equal(second(tf.ones((5, 1))), 2.0 * np.ones((5, 1)))
-        assert shared.nodes == 1  # it is not the generators' to close
-        with pytest.raises(ConfigurationError, match="expected 'ray'"):
-            qpool.parallelize(model, pool=shared, strategy="processes")
+    with (
+        qpool.parallelize(model, pool=shared) as first,
+        qpool.parallelize(Raising(), pool=shared) as second,
+    ):
+        assert first.stats()["strategy"] == second.stats()["strategy"] == "ray"
+        assert first(Z).shape == (13, 2)
+        np.testing.assert_array_equal(second(tf.ones((5, 1))), 2.0 * np.ones((5, 1)))
+    assert not shared.closed  # it is not the generators' to close
+    with pytest.raises(ConfigurationError, match="expected 'ray'"):
+        qpool.parallelize(model, pool=shared, strategy="processes")
     connect.connect(address)
     connect.disconnect()
     assert ray.is_initialized()  # it was ours before
@@ -334,7 +341,7 @@ def test_a_node_is_busy_or_has_no_room(cluster, monkeypatch, free) -> None:
         Cluster(workers=1, nodes=1)
 
 
-def test_a_model_that_nodes_cannot_import(cluster, monkeypatch) -> None:
+def test_a_model_that_nodes_cannot_import(shared, pooled, expected, monkeypatch) -> None:
     module = types.ModuleType("only_here")
 
     class Model(tf.Module):
@@ -349,7 +356,8 @@ def test_a_model_that_nodes_cannot_import(cluster, monkeypatch) -> None:
     module.Model = Model  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "only_here", module)
     with pytest.raises(ShippingError, match="cannot import 'only_here'"):
-        qpool.parallelize(Model(), strategy="ray", workers=1, nodes=1)
+        qpool.parallelize(Model(), pool=shared)
+    assert same(step(pooled), expected)
 
 
 def test_versions_that_differ(cluster, monkeypatch) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -148,17 +149,27 @@ def _as_matrices(state: tf.Tensor) -> tf.Tensor:
     return tf.reshape(pairs, [-1, size, size])
 
 
+def wave_functions(x: Any, gaussian: Any, cutoff: int) -> list[Any]:
+    """psi_n(x) of the Fock states n < cutoff in units of sqrt(hbar), from exp(-x^2 / 2): arrays or
+    tensors, as they are given.
+
+    By psi_(n+1) = sqrt(2 / (n+1)) x psi_n - sqrt(n / (n+1)) psi_(n-1), which is stable upwards.
+    """
+    psi = [math.pi**-0.25 * gaussian]
+    for n in range(cutoff - 1):
+        psi.append(math.sqrt(2 / (n + 1)) * x * psi[n])
+        if n:
+            psi[n + 1] -= math.sqrt(n / (n + 1)) * psi[n - 1]
+    return psi
+
+
 @functools.cache
 def _wave_functions(cutoff: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions in units of sqrt(hbar) that cover the Fock states below the cutoff, (G,), and the
     products there of their wave functions, two at a time, (D * D, G)."""
     reach = np.sqrt(2 * cutoff + 1) + 5
     grid = np.linspace(-reach, reach, _GRID)
-    psi = [np.pi**-0.25 * np.exp(-(grid**2) / 2)]
-    for n in range(1, cutoff):
-        former = np.sqrt((n - 1) / n) * psi[n - 2] if n > 1 else 0.0
-        psi.append(np.sqrt(2 / n) * grid * psi[n - 1] - former)
-    found = np.stack(psi)
+    found = np.stack(wave_functions(grid, np.exp(-(grid**2) / 2), cutoff))
     return grid, (found[:, None] * found).reshape(cutoff**2, -1)
 
 

@@ -119,6 +119,11 @@ class Cluster(Computer):
         return sum(member.workers for member in self._crew.members)
 
     @property
+    def closed(self) -> bool:
+        """Whether the cluster was closed."""
+        return self._closed
+
+    @property
     def nodes(self) -> int:
         """How many nodes take part now."""
         return len(self._crew.members)
