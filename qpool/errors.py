@@ -2,6 +2,7 @@
 
 from workers.errors import (
     ArenaError,
+    AttributeNotSetWarning,
     CheckpointError,
     CircuitFailedWarning,
     ConfigurationError,
@@ -25,6 +26,7 @@ from workers.errors import (
 
 __all__ = [
     "ArenaError",
+    "AttributeNotSetWarning",
     "CheckpointError",
     "CircuitFailedWarning",
     "ConfigurationError",

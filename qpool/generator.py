@@ -130,7 +130,8 @@ def parallelize(
     Args:
         model: callable on z (or with ``.generate(z)``) with ``.trainable_variables``: a plain
             class, a tf.Module, a Keras layer or model; or a factory, called without arguments
-            here and in every worker, that makes one.
+            here and in every worker, that makes one. What has ``methods`` to pool may do without
+            either (a simulation that trains nothing).
         workers: processes; default: the physical cores this process may use. With ``"ray"``: of
             each node, at most.
         strategy: ``"processes"``, ``"threads"`` (the same tiles in this process), ``"cpu_batch"``
@@ -178,7 +179,7 @@ def parallelize(
     executor_class(strategy)
     if engine not in _ENGINES:
         raise ConfigurationError(f"unknown engine {engine!r}: {nearest(str(engine), _ENGINES)}")
-    model, factory = _model_and_factory(model)
+    model, factory = _model_and_factory(model, _names(methods))
     if isinstance(model, ParallelGenerator):
         raise ModelError("the model is pooled already; parallelize the original")
     pooled_methods = _pooled_methods(model, _names(methods))
@@ -251,13 +252,18 @@ def _where(
     return "ray" if of_cluster else strategy
 
 
-def _model_and_factory(given: Any) -> tuple[Any, Callable[[], Any] | None]:
-    """The model itself, and the factory it came from if it came from one."""
-    if isinstance(given, type) or not hasattr(given, "trainable_variables"):
+def _model_and_factory(
+    given: Any, methods: tuple[str, ...]
+) -> tuple[Any, Callable[[], Any] | None]:
+    """The model itself, and the factory it came from if it came from one. What has the methods that
+    were named needs no variables."""
+    named = bool(methods) and all(hasattr(given, name) for name in methods)
+    if isinstance(given, type) or not (named or hasattr(given, "trainable_variables")):
         if not callable(given):
             raise ModelError(
                 f"{type(given).__name__} has no trainable_variables and is not a factory: expected "
-                "an object with .trainable_variables that is callable on z or has .generate(z)"
+                "an object with .trainable_variables that is callable on z or has .generate(z), or "
+                "methods=(...) that it has"
             )
         try:
             inspect.signature(given).bind()

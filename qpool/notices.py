@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from workers.errors import CircuitFailedWarning, NotCompiledWarning
+from workers.errors import AttributeNotSetWarning, CircuitFailedWarning, NotCompiledWarning
 
 
 class Compiled(Protocol):
@@ -91,6 +91,23 @@ def caught(model: Any, method: str, failure: str, options: Any) -> None:
         f"does not come of the circuit. What Strawberry Fields said: {failure}. Let it be raised "
         "(no try around engine.run), and mend that",
         CircuitFailedWarning,
+        stacklevel=_stacklevel(),
+    )
+
+
+def not_set(model: Any, method: str, attributes: Sequence[str], options: Any) -> None:
+    """Warn, once a model and method, of attributes that its call sets, and not where it is
+    called."""
+    warned = options.warned if options is not None else set()
+    key = f"set in {method}"
+    if not attributes or key in warned:
+        return
+    warned.add(key)
+    warnings.warn(
+        f"{_called(model, method)} sets {', '.join(f'self.{name}' for name in attributes)} in its "
+        "call. Computed by workers, or as a loop that is vectorised, it leaves them as they were. "
+        "Instead: return what is to be read afterwards",
+        AttributeNotSetWarning,
         stacklevel=_stacklevel(),
     )
 

@@ -41,6 +41,7 @@ class ParallelGenerator:
         import numpy as np
         import tensorflow as tf
 
+        variables = list(getattr(self._qpool.model, "trainable_variables", ()))
         if isinstance(batch, int) and not isinstance(batch, bool):
             width = getattr(self._qpool.model, "latent_dim", None)
             if not isinstance(width, int):
@@ -50,11 +51,12 @@ class ParallelGenerator:
             if batch < 1:
                 raise InputError(f"warm_up needs at least one row, not {batch}")
             draws = np.random.default_rng(0).standard_normal((batch, width))
-            dtype = self._qpool.model.trainable_variables[0].dtype
+            dtype = variables[0].dtype if variables else tf.float32
             batch = tf.constant(draws, tf.as_dtype(dtype).real_dtype)
         with tf.GradientTape() as tape:
             outputs = tf.nest.flatten(self.generate(batch))
-        tape.gradient(outputs, self._qpool.model.trainable_variables)
+        if variables:
+            tape.gradient(outputs, variables)
 
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         """The gradient of each sample: one (batch, *variable.shape) tensor per variable.

@@ -66,8 +66,10 @@ def pack(model: Any, factory: Callable[[], Any] | None = None) -> Shipment:
         variables, draws = list(found.variables.values()), list(found.draws.values())
         shipped, sizes = Shipped(model, variables, draws, settings), found.batch_sizes
         payload = _dump(shipped, model, "the model")
-    # A built Keras layer may well have none: one whose parameters are all inputs.
-    if not shipped.differentiable and not getattr(model, "built", False):
+    # A built Keras layer may well have none: one whose parameters are all inputs. So may what does
+    # not say that it has any.
+    expected = hasattr(model, "trainable_variables") and not getattr(model, "built", False)
+    if expected and not shipped.differentiable:
         raise ModelError(
             f"{type(model).__name__} has no variables: expected at least one that is real or "
             "complex. A Keras "

@@ -21,6 +21,7 @@ QPoolError
 
 NotCompiledWarning (UserWarning)  a method that computes circuits and stays slow, and why
 CircuitFailedWarning (UserWarning)  a circuit failed, and the model went on without it
+AttributeNotSetWarning (UserWarning)  the call sets an attribute, which stays as it was
 
 This module owns the tree and the wording that all errors share; it knows no other module.
 """
@@ -68,6 +69,10 @@ class NotCompiledWarning(UserWarning):
 
 class CircuitFailedWarning(UserWarning):
     """A circuit failed, and the model caught that: what it returned is not the circuit's."""
+
+
+class AttributeNotSetWarning(UserWarning):
+    """A call sets attributes of the model, which are not handed back from where it is computed."""
 
 
 class GradientError(QPoolError):

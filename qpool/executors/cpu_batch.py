@@ -95,10 +95,13 @@ class CpuBatchExecutor(Executor):
     def _choose(
         self, way: Way, inputs: list[tf.Tensor], result: Any, before: State, run: circuit.Tally
     ) -> None:
-        way.choice = self._ways.choose(way, inputs, result, before.what_changed(), run.runs)
+        sets, reason = before.set_to_tensors(), before.what_changed()
+        way.choice = self._ways.choose(way, inputs, result, reason, run.runs, sets=sets)
         method = way.method.plan.method
         notices.not_compiled(self.model, method, way.choice, run.runs, self.options)
         notices.caught(self.model, method, next(iter(run.failures), ""), self.options)
+        if way.choice.level != "eager" and not way.sets:
+            notices.not_set(self.model, method, sets, self.options)
 
     def _choose_by_draws(self, way: Way, inputs: list[tf.Tensor]) -> None:
         """By what draws in the place of a graph's inputs show, where they can be had."""

@@ -135,6 +135,7 @@ class RemoteModel:
         self._plans[key] = plan
         self._say(plan, found.circuits)
         notices.caught(self._model, method, found.caught, self._options)
+        notices.not_set(self._model, method, found.attributes, self._options)
         self._survey_seconds += time.perf_counter() - began
         return plan
 

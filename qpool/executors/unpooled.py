@@ -14,7 +14,7 @@ import dataclasses
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -55,7 +55,7 @@ class Unpooled:
         except (ShippingError, ValueError, TypeError):  # arguments that cannot be told apart
             return as_it_is(function, args, kwargs)
         compiled_for = way.attributes if way.choice and way.choice.level != "eager" else None
-        if compiled_for is not None and compiled_for != _attributes(self._model):
+        if compiled_for is not None and compiled_for != _attributes(self._model, way.sets):
             self._see_again(way)
         token = _within.set(True)
         try:
@@ -77,7 +77,7 @@ class Unpooled:
         """Attributes of the model are others than when the way was compiled: it is seen anew, or,
         where that happens again and again, called as it is."""
         way.changes += 1
-        way.attributes = _attributes(self._model)
+        way.attributes = _attributes(self._model, way.sets)
         if way.changes > _CHANGES:
             reason = "attributes of the model are changed again and again between its calls"
             way.choice = compiled.Choice("eager", reason, 0.0)
@@ -103,7 +103,8 @@ class Unpooled:
             result = as_it_is(function, args, kwargs)
         way.seconds += time.perf_counter() - began
         way.calls += 1
-        way.attributes = attributes
+        sets = state.set_to_tensors()
+        way.attributes = {n: value for n, value in attributes.items() if n not in sets}
         reason = ""
         if not run.runs:
             reason = "it runs no circuit"
@@ -111,7 +112,7 @@ class Unpooled:
             reason = "it calls what is pooled"
         elif printed():
             reason = "it prints"
-        elif _attributes(self._model) != attributes:
+        elif _attributes(self._model, sets) != way.attributes:
             reason = "it changes attributes of the model"
         else:
             reason = state.what_changed()
@@ -119,7 +120,7 @@ class Unpooled:
             way.choice = compiled.Choice("eager", reason, 0.0)
         elif way.calls > 1:
             with circuit.uncompiled():
-                way.choice = self._ways.choose(way, inputs, result, "", run.runs, ("graph",))
+                way.choice = self._ways.choose(way, inputs, result, "", run.runs, ("graph",), sets)
             way.seconds = 0.0
         return result
 
@@ -130,7 +131,7 @@ class Unpooled:
         result = self._ways.run(way, inputs)
         way.seconds += time.perf_counter() - began
         if way.seconds > _COMPILING * way.choice.seconds:
-            better = self._ways.choose(way, inputs, result, "", 0, ("xla",))
+            better = self._ways.choose(way, inputs, result, "", 0, ("xla",), way.sets)
             if better.level == "eager":
                 way.choice = dataclasses.replace(way.choice, reason=better.reason or "not by XLA")
             else:
@@ -138,15 +139,16 @@ class Unpooled:
         return result
 
 
-def _attributes(model: Any) -> dict[str, Any]:
+def _attributes(model: Any, without: Sequence[str] = ()) -> dict[str, Any]:
     """What a call may change of a model, or depend on, beside its variables: plain values, which
-    other objects it holds, and how many of them."""
+    other objects it holds, and how many of them. Those that are its results are left out."""
     plain = (bool, int, float, complex, str, bytes, type(None))
     return {
         name: value
         if isinstance(value, plain)
         else (id(value), len(value) if isinstance(value, list | dict | set) else 0)
         for name, value in vars(model).items()
+        if name not in without
     }
 
 

@@ -49,7 +49,8 @@ class Way:
     """One way of calling one method.
 
     ``sharded``: which of its inputs have a row a sample. ``choice`` is None until it is made, for
-    so many ``rows``; ``calls`` and ``seconds`` are those of its eager calls before that.
+    so many ``rows``; ``calls`` and ``seconds`` are those of its eager calls before that. ``sets``
+    are attributes of the model that what was compiled returns with the result.
     """
 
     method: Method
@@ -60,6 +61,7 @@ class Way:
     seconds: float = 0.0
     attributes: Any = None
     changes: int = 0
+    sets: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For ``stats()``; a choice must have been made."""
@@ -81,12 +83,15 @@ class Ways:
         self._sharded = sharded
         self._known: dict[Any, Way] = {}
 
-    @staticmethod
-    def run(way: Way, inputs: list[tf.Tensor]) -> Any:
+    def run(self, way: Way, inputs: list[tf.Tensor]) -> Any:
         """Call what was compiled."""
         if way.method.stream is not None:
             way.method.stream.seed(tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32))
-        return way.method.compiled(*inputs)
+        found = way.method.compiled(*inputs)
+        if way.sets:
+            found, values = found
+            vars(self._model).update(zip(way.sets, values, strict=True))
+        return found
 
     @property
     def decided(self) -> list[Way]:
@@ -163,44 +168,60 @@ class Ways:
         reason: str,
         circuits: int,
         levels: Sequence[str] = compiled.LEVELS[:-1],
+        sets: tuple[str, ...] = (),
     ) -> compiled.Choice:
         """Compile, unless for a ``reason``, to what gives the ``result`` of the eager call.
 
         ``circuits``: how many that call ran. As many as it had rows: it is vectorised over them, if
-        it can be.
+        it can be. ``sets``: attributes that it set to tensors, which what is compiled sets too,
+        unless it is a loop.
         """
+        rows = int(inputs[0].shape[0]) if any(way.sharded) and inputs[0].shape.rank else 0
+        way.rows = rows
+        looped = rows > 1 and survey.loops((rows, circuits), (rows, circuits))
+        self._have_set(way, () if looped or reason else sets)
+        if way.sets:
+            result = result, [vars(self._model)[name] for name in way.sets]
         outputs = tf.nest.flatten(result)
         if not reason and not (outputs and all(map(tf.is_tensor, outputs))):
             reason = "it returns NumPy arrays"
         if reason:
             return compiled.Choice("eager", reason, 0.0)
         effects: set[str] = set()
-        choice = self._choose(way, inputs, outputs, circuits, levels, effects)
+        choice = self._choose(way, inputs, outputs, looped, levels, effects)
         if choice.level != "eager" or not _only_draws(effects):
             return choice
         original = way.method
         way.method = dataclasses.replace(original, stream=Stream())
-        found = self._choose(way, inputs, outputs, circuits, levels, effects)
+        found = self._choose(way, inputs, outputs, looped, levels, effects)
         if found.level == "eager":
             way.method = original
             return choice
         return found
+
+    def _have_set(self, way: Way, names: tuple[str, ...]) -> None:
+        """Have what will be compiled return these attributes with its result."""
+        if way.sets == names:
+            return
+        call = way.method.call
+        plain = call.plain if isinstance(call, _Setting) else call
+        way.sets = names
+        way.method = dataclasses.replace(
+            way.method, call=_Setting(plain, self._model, names) if names else plain
+        )
 
     @staticmethod
     def _choose(
         way: Way,
         inputs: list[tf.Tensor],
         outputs: list[Any],
-        circuits: int,
+        looped: bool,
         levels: Sequence[str],
         effects: set[str],
     ) -> compiled.Choice:
         """``effects`` takes what it was found to do more than compute."""
         original = way.method
-        stream = original.stream
-        rows = int(inputs[0].shape[0]) if any(way.sharded) and inputs[0].shape.rank else 0
-        way.rows = rows
-        looped = rows > 1 and survey.loops((rows, circuits), (rows, circuits))
+        stream, rows = original.stream, way.rows or 0
         choice: compiled.Choice | None = None
         for form in survey.forms(original.plan, outputs, looped=looped):
             by_rows = way.sharded if form.by_rows else ()
@@ -251,6 +272,19 @@ def _only_draws(effects: set[str]) -> bool:
     return bool(effects) and all(map(_DRAWS.match, effects))
 
 
+class _Setting:
+    """A call of a model's, which returns what it has set attributes to with its result."""
+
+    def __init__(self, call: Callable[..., Any], model: Any, names: tuple[str, ...]) -> None:
+        self.plain, self._names = call, names
+        self.__self__ = model
+        self.__qualname__ = getattr(call, "__qualname__", type(call).__qualname__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        result = self.plain(*args, **kwargs)
+        return result, [vars(self.__self__)[name] for name in self._names]
+
+
 def as_it_is(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Called with what is around it, compiled or not."""
     with traced_engines():
@@ -283,6 +317,7 @@ class State:
         self._model = model
         self._shipped = recipes.inspect(model, {})
         self._values = [variable.numpy() for variable in self._shipped.variables]
+        self._attributes = dict(getattr(model, "__dict__", {}))
         self._sources = global_states()
 
     def what_changed(self) -> str:
@@ -297,6 +332,10 @@ class State:
         if survey.losses(self._model) > regularised:
             return "the call adds losses"
         return ""
+
+    def set_to_tensors(self) -> tuple[str, ...]:
+        """Attributes that are other tensors now."""
+        return recipes.set_to_tensors(self._model, self._attributes)
 
     def put_back(self) -> None:
         """Give the variables that were changed their values again."""

@@ -296,7 +296,8 @@ class Surveyed:
     ``level``, ``reason``, ``compile_seconds``: see ``compiling.compiled.Choice``. ``by_rows``,
     ``narrowed``: see ``Plan``. ``circuits``: how many circuits a call of few rows runs.
     ``connected``: for each gradient source, whether any output depends on it; empty if not asked.
-    ``caught``: what a circuit raised and the model caught.
+    ``caught``: what a circuit raised and the model caught. ``attributes``: those that the call set
+    to tensors.
     """
 
     ticket: int
@@ -316,6 +317,7 @@ class Surveyed:
     narrowed: bool = False
     circuits: int = 0
     caught: str = ""
+    attributes: tuple[str, ...] = ()
 
 
 class Computed(NamedTuple):

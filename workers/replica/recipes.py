@@ -83,8 +83,10 @@ def as_tf_variable(variable: Any) -> Any:
 
 
 def trainable_variables(model: Any) -> list[Any]:
-    """The model's trainable variables as tf.Variables, each once, in the model's order."""
-    return _unique(as_tf_variable(variable) for variable in model.trainable_variables)
+    """The model's trainable variables as tf.Variables, each once, in the model's order; none of a
+    model that does not say (a simulation)."""
+    listed = getattr(model, "trainable_variables", ())
+    return _unique(as_tf_variable(variable) for variable in listed)
 
 
 def _unique(variables: Any) -> list[Any]:
@@ -135,6 +137,21 @@ def walk(model: Any) -> Iterator[Any]:
         elif not str(type(part).__module__).startswith(("tensorflow.", "numpy")):
             attributes = getattr(part, "__dict__", None)
             ahead += attributes.values() if isinstance(attributes, dict) else ()
+
+
+def set_to_tensors(model: Any, before: dict[str, Any]) -> tuple[str, ...]:
+    """The attributes that are tensors, or nests of them, and were something else ``before``."""
+    import tensorflow as tf
+
+    def numbers(value: Any) -> bool:
+        with contextlib.suppress(TypeError):  # a dict whose keys cannot be sorted
+            leaves = tf.nest.flatten(value)
+            return bool(leaves) and all(isinstance(leaf, tf.Tensor) for leaf in leaves)
+        return False
+
+    now = getattr(model, "__dict__", {})
+    changed = [name for name, value in now.items() if before.get(name, model) is not value]
+    return tuple(name for name in changed if numbers(now[name]))
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from workers.engine.scope import GOES_ON
 from workers.errors import StatefulCallError
 from workers.exchange.protocol import Frame, Plan, Survey, Surveyed
 from workers.layout import Buffer, tile_worth
-from workers.replica import survey, tile_arrays
+from workers.replica import recipes, survey, tile_arrays
 from workers.replica.calls import Calls
 from workers.replica.draws import Draws
 from workers.replica.method import Method, as_tensors, as_the_model_wants, differentiable
@@ -37,8 +37,8 @@ class Observed:
     """What the model as it is did with ``few`` rows, and with ``many``.
 
     ``drew``: at all; ``beyond``: from another source than the stream; ``globally``: from a
-    library's global one. ``by_row``: what it drew was so many numbers a row. ``fixed_cost`` of a
-    call is in rows.
+    library's global one. ``attributes``: those that it set to tensors. ``by_row``: what it drew was
+    so many numbers a row. ``fixed_cost`` of a call is in rows.
     """
 
     structure: Any
@@ -51,6 +51,7 @@ class Observed:
     drew: bool
     beyond: bool
     globally: bool
+    attributes: tuple[str, ...]
     by_row: bool
     reproducible: bool
     fixed_cost: float
@@ -124,12 +125,14 @@ class Surveyor:
             form.narrowed,
             seen.ran_few.runs,
             next(iter(seen.ran_few.failures), ""),
+            seen.attributes,
         )
 
     def _observe(self, plan: Plan, run: Callable[[int], Any], buffer: Buffer) -> Observed:
         """Run few rows twice, and many; raise for what no tile may do."""
         few, many = (plan.rows,) * 2 if plan.rows else _ROWS
         losses = survey.losses(self._model)
+        before = dict(getattr(self._model, "__dict__", {}))
         with survey.no_new_variables(), circuit.tally() as ran_few:
             self._draws.seed(0, 0)
             structure, outputs = survey.flatten(run(few), few)
@@ -137,6 +140,7 @@ class Surveyor:
             globally = self._draws.drawn_globally_since(0, 0)
             beyond = bool(self._draws) or globally
             drew = beyond or streamed > 0
+        attributes = recipes.set_to_tensors(self._model, before)
         self._calls.check_all_unchanged(buffer)
         if survey.losses(self._model) > losses:
             raise StatefulCallError(
@@ -175,6 +179,7 @@ class Surveyor:
             drew,
             beyond,
             globally,
+            attributes,
             by_row,
             reproducible,
             fixed / per_row if per_row else float("inf"),

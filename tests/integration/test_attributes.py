@@ -1,0 +1,140 @@
+"""What a call leaves in the model's attributes, and objects that have none but methods."""
+
+from __future__ import annotations
+
+import idioms
+import numpy as np
+import pytest
+import strawberryfields as sf
+import tensorflow as tf
+from strawberryfields import ops
+
+import qpool
+from qpool.errors import AttributeNotSetWarning, ModelError
+
+Z = tf.constant(np.random.default_rng(0).normal(0, 0.5, (idioms.BATCH, 2)).astype("float32"))
+
+
+class Keeping(idioms.FixedBatch):
+    """Leaves a norm, and a table of more, for a penalty in the caller's loss."""
+
+    def __call__(self, z):
+        found = super().__call__(z)
+        self.norm = tf.reduce_sum(found**2, axis=1)
+        self.more = {"largest": tf.reduce_max(found), "pair": [found[0], found[1]]}
+        self.scratch = object()
+        return found
+
+    def cost(self, factor):
+        state = self.state(tf.constant([0.1] * 4), tf.constant([0.2] * 4))
+        self.overlap = tf.abs(state.ket()[:, 0, 0]) ** 2
+        return factor * tf.reduce_sum(self.overlap)
+
+
+class Looping(idioms.LoopByIndex):
+    def __call__(self, z):
+        self.seen = super().__call__(z)
+        return self.seen
+
+
+class Recurrent(idioms.FixedBatch):
+    """Goes on from what its last call left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = tf.zeros([2])
+
+    def __call__(self, z):
+        found = super().__call__(z + self.memory)
+        self.memory = tf.reduce_mean(found, axis=0)
+        return found
+
+
+def penalised(call, model):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(call(Z)) + tf.reduce_sum(model.norm) + model.more["largest"]
+    return [loss, tape.gradient(loss, model.w), model.norm, *model.more["pair"]]
+
+
+def test_in_place_a_compiled_call_sets_what_the_models_own_sets() -> None:
+    ours, stock = Keeping(), Keeping()
+    with qpool.parallelize(ours, strategy="cpu_batch") as generator:
+        for _ in range(3):
+            for found, expected in zip(
+                penalised(generator, ours), penalised(stock, stock), strict=True
+            ):
+                np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+            for model in (ours, stock):
+                model.w.assign_add(0.1 * tf.ones_like(model.w))
+        assert generator.stats()["compiled"][0]["level"] == "xla"
+
+
+def test_so_does_a_method_that_is_not_pooled() -> None:
+    ours, stock = Keeping(), Keeping()
+    with qpool.parallelize(ours, strategy="cpu_batch") as generator:
+        for _ in range(4):
+            np.testing.assert_allclose(generator.cost(2.0), stock.cost(2.0), rtol=1e-5)
+            np.testing.assert_allclose(ours.overlap, stock.overlap, rtol=1e-5)
+            for model in (ours, stock):
+                model.w.assign_add(0.1 * tf.ones_like(model.w))
+        (way,) = generator.stats()["unpooled"]
+        assert way["level"] in ("graph", "xla")
+
+
+def test_what_a_call_goes_on_from_is_no_constant() -> None:
+    ours, stock = Recurrent(), Recurrent()
+    with qpool.parallelize(ours, strategy="cpu_batch") as generator:
+        with pytest.warns(qpool.errors.NotCompiledWarning):
+            np.testing.assert_allclose(generator(Z), stock(Z), atol=1e-5)
+        for _ in range(2):
+            np.testing.assert_allclose(generator(Z), stock(Z), atol=1e-5)
+
+
+@pytest.mark.parametrize(("model", "named"), [(Keeping, "norm, self.more"), (Looping, "seen")])
+def test_that_workers_do_not_is_said_once(pool, model, named: str) -> None:
+    stock = model()
+    with qpool.parallelize(model(), pool=pool) as generator:
+        with pytest.warns(AttributeNotSetWarning, match=rf"sets self\.{named} in"):
+            np.testing.assert_allclose(generator(Z), stock(Z), atol=1e-5)
+        np.testing.assert_allclose(generator(Z), stock(Z), atol=1e-5)
+
+
+def test_that_a_vectorised_loop_does_not_is_said() -> None:
+    ours, stock = Looping(), Looping()
+    with qpool.parallelize(ours, strategy="cpu_batch") as generator:
+        with pytest.warns(AttributeNotSetWarning, match=r"sets self\.seen in"):
+            np.testing.assert_allclose(generator(Z), stock(Z), atol=1e-5)
+        assert generator.stats()["compiled"][0]["by_rows"]
+
+
+class Detectors:
+    """A simulation that trains nothing: ndarrays in, counts out."""
+
+    def measure(self, amplitudes, phases):
+        program = sf.Program(2)
+        r, phi = program.params("r", "phi")
+        with program.context as q:
+            ops.Coherent(r, phi) | q[0]
+            ops.LossChannel(0.7) | q[0]
+            ops.BSgate() | (q[0], q[1])
+            ops.MeasureFock() | q
+        options = {"cutoff_dim": 4, "batch_size": len(amplitudes)}
+        args = {"r": amplitudes, "phi": phases}
+        samples = sf.Engine("tf", backend_options=options).run(program, args=args).samples
+        return np.array([[int(n) for n in row[0]] for row in samples])
+
+
+@pytest.mark.filterwarnings("ignore::qpool.errors.NotCompiledWarning")  # it returns NumPy arrays
+@pytest.mark.parametrize("strategy", ["processes", "threads", "cpu_batch"])
+def test_a_simulation_without_variables(pool, strategy: str) -> None:
+    amplitudes = np.linspace(0, 0.9, 300, dtype=np.float32)
+    options = {"processes": {"pool": pool}, "threads": {"workers": 2}}.get(strategy, {})
+    with qpool.parallelize(
+        Detectors(), strategy=strategy, methods="measure", sharded="phases", **options
+    ) as simulation:
+        found = np.concatenate([simulation.measure(amplitudes, amplitudes) for _ in range(2)])
+    assert found.shape == (600, 2)
+    each = 0.7 * np.mean(amplitudes**2) / 2  # photons, of a Poisson distribution with that mean
+    np.testing.assert_allclose(found.mean(0), each, atol=5 * np.sqrt(each / 600))
+    with pytest.raises(ModelError, match="or methods="):
+        qpool.parallelize(Detectors())
