@@ -45,6 +45,7 @@ def assert_like_stock(ours, stock) -> None:
         np.testing.assert_allclose(a, b, atol=1e-5 * (1 + np.abs(b).max()))
 
 
+@pytest.mark.filterwarnings("ignore::qpool.errors.AttributeNotSetWarning")  # of KeptInAttributes
 @pytest.mark.parametrize("idiom", IDIOMS, ids=lambda idiom: idiom.__name__)
 def test_in_place_it_is_compiled_and_the_model_is_left_as_it_was(idiom) -> None:
     model = made(idiom)

@@ -339,6 +339,7 @@ def test_an_engine_that_is_never_reset_is_refused_by_the_pool(pool) -> None:
         generator(Z[: idioms.BATCH])
 
 
+@pytest.mark.filterwarnings("ignore::qpool.errors.AttributeNotSetWarning")
 def test_what_a_trace_puts_into_a_model_is_taken_out_again(pool) -> None:
     model, z = idioms.KeptInAttributes(), Z[:4, :2]
     with qpool.parallelize(model, strategy="cpu_batch") as generator:
