@@ -61,55 +61,55 @@ def advice(reason: str) -> str:
 
 
 def not_compiled(model: Any, method: str, choice: Compiled, circuits: int, options: Any) -> None:
-    """Warn, once a model and method, of one that computes circuits and is not compiled."""
+    """Warn of one that computes circuits and is not compiled."""
     asked_for = options is not None and options.engine == "stock"
     if choice.level != "eager" or not circuits or asked_for:
         return
-    warned = options.warned if options is not None else set()
-    if method in warned:
-        return
-    warned.add(method)
     instead = advice(choice.reason)
-    warnings.warn(
+    _warn(
         f"{_called(model, method)} is not compiled, and computes circuits as slowly as before. "
         f"What stopped it: {choice.reason or 'not known'}."
         + (f" Instead: {instead}." if instead else ""),
         NotCompiledWarning,
-        stacklevel=_stacklevel(),
+        method,
+        options,
     )
 
 
 def caught(model: Any, method: str, failure: str, options: Any) -> None:
-    """Warn, once a model and method, of one that catches what its circuits raise."""
-    warned = options.warned if options is not None else set()
-    key = f"caught in {method}"
-    if not failure or key in warned:
+    """Warn of one that catches what its circuits raise."""
+    if not failure:
         return
-    warned.add(key)
-    warnings.warn(
+    _warn(
         f"a circuit of {_called(model, method)} failed, and the model caught that: what it gave "
         f"does not come of the circuit. What Strawberry Fields said: {failure}. Let it be raised "
         "(no try around engine.run), and mend that",
         CircuitFailedWarning,
-        stacklevel=_stacklevel(),
+        method,
+        options,
     )
 
 
 def not_set(model: Any, method: str, attributes: Sequence[str], options: Any) -> None:
-    """Warn, once a model and method, of attributes that its call sets, and not where it is
-    called."""
-    warned = options.warned if options is not None else set()
-    key = f"set in {method}"
-    if not attributes or key in warned:
+    """Warn of attributes that a call sets, and not where it is called."""
+    if not attributes:
         return
-    warned.add(key)
-    warnings.warn(
+    _warn(
         f"{_called(model, method)} sets {', '.join(f'self.{name}' for name in attributes)} in its "
         "call. Computed by workers, or as a loop that is vectorised, it leaves them as they were. "
         "Instead: return what is to be read afterwards",
         AttributeNotSetWarning,
-        stacklevel=_stacklevel(),
+        method,
+        options,
     )
+
+
+def _warn(text: str, category: type[Warning], method: str, options: Any) -> None:
+    """Once for each category, model and method."""
+    warned = options.warned if options is not None else set()
+    if (category, method) not in warned:
+        warned.add((category, method))
+        warnings.warn(text, category, stacklevel=_stacklevel())
 
 
 def _called(model: Any, method: str) -> str:

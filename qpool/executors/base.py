@@ -38,7 +38,7 @@ class Options:
     nodes: int | None = None
     devices: tuple[str, ...] | None = None
     #: Methods of this model of which it has been said that they stay slow.
-    warned: set[str] = field(default_factory=set, compare=False, repr=False)
+    warned: set[tuple[type[Warning], str]] = field(default_factory=set, compare=False, repr=False)
 
 
 class Executor(abc.ABC):
