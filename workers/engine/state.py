@@ -13,8 +13,9 @@ from strawberryfields.backends.tfbackend.states import FockStateTF
 
 
 class TracedFockState(FockStateTF):
-    """A ``FockStateTF`` that traces modes out of a ket without making its density matrix, and whose
-    expectation values are as precise in a graph as they are eagerly."""
+    """A ``FockStateTF`` that traces modes out of a ket without making its density matrix, whose
+    expectation values are as precise in a graph as they are eagerly, and that loops over nothing.
+    """
 
     def quad_expectation(self, mode: int, phi: Any = 0.0, **kwargs: Any) -> tuple[Any, Any]:
         """See ``FockStateTF.quad_expectation``: mean and variance of cos(phi) x + sin(phi) p.
@@ -38,6 +39,20 @@ class TracedFockState(FockStateTF):
 
         first = mean(x)
         return first, mean(x @ x) - first**2
+
+    def all_fock_probs(self, **kwargs: Any) -> tf.Tensor:
+        """See ``FockStateTF.all_fock_probs``: ([batch,] D, ..., D), of a mixed state complex.
+
+        Of those, Strawberry Fields takes one sample after another, in a loop.
+        """
+        if self.is_pure:
+            return super().all_fock_probs(**kwargs)
+        count, shape = self.num_modes, [self.cutoff_dim] * self.num_modes
+        rho = self.data if self.batched else self.data[None]
+        pairs = tf.transpose(rho, [0, *range(1, 2 * count + 1, 2), *range(2, 2 * count + 1, 2)])
+        size = self.cutoff_dim**count
+        found = tf.linalg.diag_part(tf.reshape(pairs, [-1, size, size]))
+        return tf.reshape(found, [-1, *shape] if self.batched else shape)
 
     def reduced_dm(self, modes: Any, **kwargs: Any) -> tf.Tensor:
         """See ``FockStateTF.reduced_dm``: ([batch,] D, D, ...), two axes a mode."""
