@@ -191,6 +191,44 @@ class OfKets(Base):
         return tf.stack([self.sample(z[n]) for n in range(z.shape[0])])
 
 
+class Memory(Base):
+    """A photonic memristor: what one circuit gives is a phase of the next. Tensors in gates; modes
+    that are prepared one by one, again and again, for which states are mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine = new(cutoff_dim=2)
+
+    def circuit(self, x, phase):
+        program = sf.Program(2)
+        with program.context as q:
+            ops.Vac | q[0]
+            ops.Fock(1) | q[1]
+            for angle in (x, self.w[0], phase):
+                ops.BSgate(np.pi / 4, np.pi / 2) | (q[0], q[1])
+                ops.Rgate(angle) | q[1]
+            ops.BSgate(np.pi / 4, np.pi / 2) | (q[0], q[1])
+        return program
+
+    def sequence(self, xs):
+        memory, found = tf.zeros([2]), []
+        for n in range(xs.shape[0]):
+            phase = tf.acos(tf.sqrt((0.5 + tf.reduce_sum(memory)) / 3))
+            state = self.engine.run(self.circuit(xs[n], phase)).state
+            probability = tf.cast(tf.math.real(state.all_fock_probs()[0, 1]), tf.float32)
+            memory = tf.tensor_scatter_nd_update(memory, [[n % 2]], [probability])
+            found.append(probability)
+        return tf.stack(found)
+
+    def __call__(self, z):
+        rows = []
+        for n in range(len(z)):
+            if self.engine.run_progs:
+                self.engine.reset()
+            rows.append(self.sequence(z[n]))
+        return tf.stack(rows)
+
+
 class NeverReset(Base):
     """A mistake: each call goes on with the state that the one before it left."""
 
@@ -398,6 +436,7 @@ IDIOMS = (
     MadeInEachCall,
     KeptInAttributes,
     OfKets,
+    Memory,
     OfTheModule,
     InAList,
     Arrays,

@@ -71,6 +71,7 @@ LOOPS = {
     idioms.MapFn,
     idioms.KeptInAttributes,
     idioms.OfKets,
+    idioms.Memory,
     idioms.OfTheModule,
     idioms.InAList,
     idioms.Arrays,
