@@ -41,7 +41,9 @@ class ParallelGenerator:
         import numpy as np
         import tensorflow as tf
 
-        variables = list(getattr(self._qpool.model, "trainable_variables", ()))
+        from workers.replica import recipes
+
+        variables = recipes.trainable_variables(self._qpool.model)
         if isinstance(batch, int) and not isinstance(batch, bool):
             width = getattr(self._qpool.model, "latent_dim", None)
             if not isinstance(width, int):

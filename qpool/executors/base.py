@@ -37,7 +37,7 @@ class Options:
     address: str | None = None
     nodes: int | None = None
     devices: tuple[str, ...] | None = None
-    #: Methods of this model of which it has been said that they stay slow.
+    #: What this model's methods have been warned of, each once.
     warned: set[tuple[type[Warning], str]] = field(default_factory=set, compare=False, repr=False)
 
 

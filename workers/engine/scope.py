@@ -134,9 +134,8 @@ def _replaces_the_state(program: Any) -> bool:
 
 StandIns = weakref.WeakKeyDictionary[LocalEngine, StandIn]
 
-#: The stand-in of each held engine, for as long as that one is there.
-_stand_ins: ContextVar[StandIns] = ContextVar("stand-ins")
-_usual: StandIns = StandIns()
+#: The stand-in of each held engine, for as long as that one is there; others within ``aside``.
+_stand_ins: ContextVar[StandIns] = ContextVar("stand-ins", default=StandIns())  # noqa: B039
 
 
 @contextlib.contextmanager
@@ -159,7 +158,7 @@ def _stand_in(engine: LocalEngine) -> StandIn | None:
         if "backend" in attributes:
             scope.left_alone.add(attributes["backend_name"])
         return None
-    known = _stand_ins.get(_usual)
+    known = _stand_ins.get()
     found = known.get(engine)
     if found is None or found.made_of != attributes["backend_options"]:
         found = known[engine] = StandIn(engine)
