@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qpool import errors, metrics, models, states
     from qpool.engine import Engine
     from qpool.executors import register_strategy
-    from qpool.executors.cluster.team import Cluster
+    from qpool.executors.cluster.cluster import Cluster
     from qpool.executors.processes.pool import Pool
     from qpool.generator import create_parallel_generator, parallelize
     from qpool.layers import CircuitLayer
@@ -53,7 +53,7 @@ __all__ = [
 #: Public name -> module that has it; loaded on first use.
 _HOMES = {
     "CircuitLayer": "qpool.layers",
-    "Cluster": "qpool.executors.cluster.team",
+    "Cluster": "qpool.executors.cluster.cluster",
     "Engine": "qpool.engine",
     "ParallelGenerator": "qpool.pooled",
     "Monitor": "qpool.measure.monitor",

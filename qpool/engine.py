@@ -23,7 +23,7 @@ from qpool.gradient import Bridge
 from qpool.shipping import pack
 from workers.engine import TracedEngine
 from workers.errors import ConfigurationError, PoolClosedError
-from workers.replica import recipes
+from workers.replica import serialization
 
 #: Programs whose replicas are kept in the workers; the one not used for longest goes first.
 _KEPT = 16
@@ -153,7 +153,10 @@ class Engine(TracedEngine):
 
     def _bridge(self, prog: Any, batched: tuple[str, ...], single: tuple[str, ...]) -> Bridge:
         options = {k: v for k, v in self.backend_options.items() if k != "batch_size"}
-        settings = {**recipes.settings(), **options}  # what changes a state beside the program
+        settings = {
+            **serialization.settings(),
+            **options,
+        }  # what changes a state beside the program
         key = (programs.fingerprint(prog), batched, single, str(sorted(settings.items())))
         if key not in self._bridges:
             with tf.init_scope():  # variables have values there

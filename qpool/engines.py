@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from workers.replica import recipes
+from workers.replica import serialization
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ def held_engines(model: Any) -> list[HeldEngine]:
 
 def _engines(model: Any) -> Iterator[HeldEngine]:
     kind = sys.modules["strawberryfields.engine"].BaseEngine
-    for part in recipes.walk(model):
+    for part in serialization.walk(model):
         if isinstance(part, kind):
             continue  # what an engine holds is its own
         container = part if isinstance(part, dict | list) else getattr(part, "__dict__", {})

@@ -32,7 +32,7 @@ log = logging.getLogger("qpool")
 _ENGINES = ("traced", "stock")
 
 
-class _Room:
+class _Handle:
     """What a pooled model has beside the model's own attributes."""
 
     def __init__(
@@ -200,9 +200,9 @@ def parallelize(
         nodes=nodes,
         devices=None if devices is None else _names(devices),
     )
-    room = _Room(model, pooled_methods, strategy, options)
-    pooled = _share(model, room)
-    room.executor()
+    handle = _Handle(model, pooled_methods, strategy, options)
+    pooled = _share(model, handle)
+    handle.executor()
     return pooled
 
 
@@ -315,7 +315,7 @@ def _check_sharded(model: Any, methods: tuple[str, ...], sharded: tuple[str, ...
             )
 
 
-def _share(model: Any, room: _Room) -> Any:
+def _share(model: Any, handle: _Handle) -> Any:
     """An instance of a subclass of the model's class, over the model's own ``__dict__``."""
     cls = type(model)
     slots = [name for base in cls.__mro__ for name in _names(vars(base).get("__slots__", ()))]
@@ -324,7 +324,7 @@ def _share(model: Any, room: _Room) -> Any:
             f"{cls.__name__} keeps attributes in __slots__ {slots}; expected them in a __dict__. "
             "Drop __slots__"
         )
-    hidden = [name for name in (*room.methods, "generate") if name in vars(model)]
+    hidden = [name for name in (*handle.methods, "generate") if name in vars(model)]
     if hidden:
         raise ModelError(
             f"instance attributes {hidden} hide the methods that would be pooled; make them "
@@ -339,9 +339,9 @@ def _share(model: Any, room: _Room) -> Any:
             UserWarning,
             stacklevel=3,
         )
-    pooled: Any = object.__new__(pooled_class(cls, room.methods))  # type: ignore[arg-type]
+    pooled: Any = object.__new__(pooled_class(cls, handle.methods))  # type: ignore[arg-type]
     object.__setattr__(pooled, "__dict__", model.__dict__)
-    object.__setattr__(pooled, "_qpool", room)
+    object.__setattr__(pooled, "_qpool", handle)
     _drop_traces(model)
     return pooled
 

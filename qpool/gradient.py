@@ -25,12 +25,12 @@ import tensorflow as tf
 
 from qpool import tapes
 from qpool.arguments import Arguments, check_array, is_eager
-from qpool.executors.computer import Operands
+from qpool.executors.worker_pool import Operands
 from qpool.variables import Reader
 from workers.errors import InputError, SecondOrderGradientError
 from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec
-from workers.replica import recipes
+from workers.replica import serialization
 from workers.tensors import tensor_of, tensors_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Bridge:
         self._arguments = Arguments(model, sharded)
         self._weights = Reader(remote.variables)
         self._functions: dict[Any, Callable[..., Any]] = {}
-        self._homes: OrderedDict[int, dict[int, tuple[int, ...]]] = OrderedDict()
+        self._assignment: OrderedDict[int, dict[int, tuple[int, ...]]] = OrderedDict()
 
     def close(self) -> None:
         """Have workers forget the model."""
@@ -129,7 +129,7 @@ class Bridge:
         by_source: dict[int | None, Any] = dict(zip(connected, found, strict=True))
         gradients = []
         sources = self._trainable_sources(len(inputs))
-        variables = recipes.trainable_variables(self._model)
+        variables = serialization.trainable_variables(self._model)
         for variable, source in zip(variables, sources, strict=True):
             gradient = by_source.get(source)
             gradients.append(
@@ -156,7 +156,7 @@ class Bridge:
             id(self._remote.variables[v]): inputs + n
             for n, v in enumerate(self._remote.differentiable)
         }
-        return [places.get(id(v)) for v in recipes.trainable_variables(self._model)]
+        return [places.get(id(v)) for v in serialization.trainable_variables(self._model)]
 
     # -- plans -----------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class Bridge:
         inputs: Sequence[Any],
         wanted: tuple[int, ...] = (),
     ) -> Plan:
-        """The plan for symbolic inputs: known from an earlier call, or surveyed with stand-ins."""
+        """The plan for symbolic inputs: known from an earlier call, or probed with stand-ins."""
         specs = []
         for x in inputs:
             shape, dtype = x.shape, np.dtype(getattr(x.dtype, "as_numpy_dtype", x.dtype))
@@ -292,7 +292,7 @@ class Bridge:
         arrays = [np.asarray(x) for x in tensors]
         operands = Operands(arrays[:inputs], arrays[inputs:])
         result = self._remote.compute(plan, Kind.FORWARD_KEEPING, operands, copy=tensor_of)
-        return result.outputs, _Ticket(self._remote, result.call, result.homes)
+        return result.outputs, _Ticket(self._remote, result.call, result.assignment)
 
     def _backward_eagerly(
         self,
@@ -303,7 +303,7 @@ class Bridge:
         arguments: Sequence[Any],
     ) -> list[Any]:
         arrays = [np.asarray(x) for x in arguments]
-        found = self._pull_back(plan, inputs, ticket.call, ticket.homes, arrays, wanted=wanted)
+        found = self._pull_back(plan, inputs, ticket.call, ticket.assignment, arrays, wanted=wanted)
         return tensors_of(found)
 
     def _forward_in_graph(
@@ -315,9 +315,9 @@ class Bridge:
             self._arguments.check("", arrays[:inputs])
             operands = Operands(arrays[:inputs], arrays[inputs:])
             result = self._remote.compute(plan, kind, operands)
-            self._homes[result.call] = result.homes
-            while len(self._homes) > _REMEMBERED_CALLS:
-                self._homes.popitem(last=False)
+            self._assignment[result.call] = result.assignment
+            while len(self._assignment) > _REMEMBERED_CALLS:
+                self._assignment.popitem(last=False)
             return [np.asarray(result.call, np.int64), *result.outputs]
 
         types = [tf.int64, *(tf.as_dtype(np.dtype(spec.dtype)) for spec in plan.outputs)]
@@ -337,12 +337,12 @@ class Bridge:
         arguments: Sequence[Any],
     ) -> list[Any]:
         if isinstance(ticket, _Ticket):  # an eager call, pulled back within a graph
-            self._homes[ticket.call] = ticket.homes
+            self._assignment[ticket.call] = ticket.assignment
             ticket = tf.constant(ticket.call, tf.int64)
 
         def run(call: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
-            homes = self._homes.pop(int(call), None)
-            return self._pull_back(plan, inputs, int(call), homes, arrays, wanted=wanted)
+            assignment = self._assignment.pop(int(call), None)
+            return self._pull_back(plan, inputs, int(call), assignment, arrays, wanted=wanted)
 
         sources = dict(zip(self._sources(inputs), arguments, strict=False))
         types = [sources[n].dtype for n in wanted]
@@ -395,7 +395,7 @@ class Bridge:
         plan: Plan,
         inputs: int,
         call: int,
-        homes: dict[int, tuple[int, ...]] | None,
+        assignment: dict[int, tuple[int, ...]] | None,
         arrays: Sequence[np.ndarray],
         tangents: Sequence[tuple[int, np.ndarray]] = (),
         wanted: list[int] | None = None,
@@ -408,7 +408,7 @@ class Bridge:
             Kind.SECOND if tangents else Kind.BACKWARD,
             Operands(arrays[:inputs], arrays[inputs:end], cotangents, tangents),
             call=call,
-            homes=homes,
+            assignment=assignment,
             wanted=_where(plan.connected) if wanted is None else wanted,
         ).gradients
 
@@ -428,9 +428,11 @@ class Bridge:
 class _Ticket:
     """An eager forward call. When the last tape that could ask for it goes, workers let go too."""
 
-    def __init__(self, remote: RemoteModel, call: int, homes: dict[int, tuple[int, ...]]) -> None:
+    def __init__(
+        self, remote: RemoteModel, call: int, assignment: dict[int, tuple[int, ...]]
+    ) -> None:
         self.call = call
-        self.homes = homes
+        self.assignment = assignment
         weakref.finalize(self, remote.pool.forget, call).atexit = False
 
 

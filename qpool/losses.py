@@ -17,12 +17,12 @@ import numpy as np
 import tensorflow as tf
 
 from qpool.arguments import is_eager
-from qpool.executors.computer import Operands
+from qpool.executors.worker_pool import Operands
 from qpool.gradient import Bridge
 from workers.errors import InputError, ModelError, RemoteError, ShippingError, StatefulCallError
 from workers.exchange.protocol import Kind
-from workers.replica import recipes
-from workers.replica.judged import Judged
+from workers.replica import serialization
+from workers.replica.with_loss import WithLoss
 from workers.tensors import tensors_of
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ _KEPT = 8
 _NOT_THERE = (ShippingError, ModelError, InputError, StatefulCallError, RemoteError)
 
 
-class JudgedBridge(Bridge):
-    """Calls of a ``Judged`` model, with the gradient of its mean loss."""
+class LossBridge(Bridge):
+    """Calls of a ``WithLoss`` model, with the gradient of its mean loss."""
 
     def loss_and_gradient(self, values: Sequence[Any]) -> tuple[Any, Any, list[Any]]:
-        """Of a ``Judged`` model: outputs, the loss of each sample, and the gradient of their mean
+        """Of a ``WithLoss`` model: outputs, the loss of each sample, and the gradient of their mean
         for each trainable variable; None where nothing depends on one. One exchange with workers.
         """
         arguments, inputs, as_tensor = self._arguments.all_sharded(values)
@@ -80,7 +80,7 @@ class JudgedBridge(Bridge):
 
     @property
     def in_use(self) -> bool:
-        """Whether a call has been surveyed."""
+        """Whether a call has been probed."""
         return self._remote.in_use
 
     def _of_mean(
@@ -123,8 +123,8 @@ def on_a_tape(
     loss: Callable[..., Any],
     values: Sequence[Any],
 ) -> tuple[Any, Any, list[Any]]:
-    """What ``JudgedBridge.loss_and_gradient`` gives, by a tape around the call."""
-    variables = recipes.trainable_variables(model)
+    """What ``LossBridge.loss_and_gradient`` gives, by a tape around the call."""
+    variables = serialization.trainable_variables(model)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(variables)
         outputs = call(method, (values[0],), {})
@@ -134,17 +134,17 @@ def on_a_tape(
 
 
 class Losses:
-    """The losses of one model. ``bridge`` makes a bridge to workers of a ``Judged`` model."""
+    """The losses of one model. ``bridge`` makes a bridge to workers of a ``WithLoss`` model."""
 
-    def __init__(self, model: Any, bridge: Callable[[Judged], JudgedBridge]) -> None:
+    def __init__(self, model: Any, bridge: Callable[[WithLoss], LossBridge]) -> None:
         self._model = model
         self._bridge = bridge
         #: By method and loss: what is kept alive for the key, and the bridge or why there is none.
-        self._known: OrderedDict[Any, tuple[Any, JudgedBridge | str]] = OrderedDict()
+        self._known: OrderedDict[Any, tuple[Any, LossBridge | str]] = OrderedDict()
         #: How many losses have been of one code.
         self._made: Counter[Any] = Counter()
 
-    def find(self, method: str, loss: Callable[..., Any]) -> JudgedBridge | None:
+    def find(self, method: str, loss: Callable[..., Any]) -> LossBridge | None:
         """The bridge for this loss; None where it has to be computed in this process."""
         identity, alive = _identity(loss)
         key = method, identity
@@ -156,7 +156,7 @@ class Losses:
                 return None
             try:
                 with tf.init_scope():  # variables have values there, also where a step is traced
-                    found: JudgedBridge | str = self._bridge(Judged(self._model, method, loss))
+                    found: LossBridge | str = self._bridge(WithLoss(self._model, method, loss))
             except _NOT_THERE as error:
                 found = self._refused(error)
             self._known[key] = alive, found
@@ -184,9 +184,9 @@ class Losses:
         return found
 
     @property
-    def bridges(self) -> list[JudgedBridge]:
+    def bridges(self) -> list[LossBridge]:
         """Those of the losses that workers compute."""
-        return [found for _, found in self._known.values() if isinstance(found, JudgedBridge)]
+        return [found for _, found in self._known.values() if isinstance(found, LossBridge)]
 
     def close(self) -> None:
         for entry in self._known.values():
@@ -202,8 +202,8 @@ class Losses:
             )
 
     @staticmethod
-    def _close(entry: tuple[Any, JudgedBridge | str] | None) -> None:
-        if entry is not None and isinstance(entry[1], JudgedBridge):
+    def _close(entry: tuple[Any, LossBridge | str] | None) -> None:
+        if entry is not None and isinstance(entry[1], LossBridge):
             entry[1].close()
 
     @staticmethod

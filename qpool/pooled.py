@@ -41,9 +41,9 @@ class ParallelGenerator:
         import numpy as np
         import tensorflow as tf
 
-        from workers.replica import recipes
+        from workers.replica import serialization
 
-        variables = recipes.trainable_variables(self._qpool.model)
+        variables = serialization.trainable_variables(self._qpool.model)
         if isinstance(batch, int) and not isinstance(batch, bool):
             width = getattr(self._qpool.model, "latent_dim", None)
             if not isinstance(width, int):
@@ -141,8 +141,8 @@ def _unpooled(model: Any) -> Any:
 
 
 def _within_xla(pooled: Any) -> bool:
-    room = getattr(pooled, "_qpool", None)
-    return room is not None and not room.closed and room.executor().within_xla
+    handle = getattr(pooled, "_qpool", None)
+    return handle is not None and not handle.closed and handle.executor().within_xla
 
 
 @functools.cache

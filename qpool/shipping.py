@@ -1,8 +1,9 @@
 """A model, made ready to travel.
 
-Owns the pickler: cloudpickle, with a recipe for each kind of object that does not pickle but can
-be made again (``workers.replica.recipes``). While it walks the object it notes every tf.Variable
-and every source of random numbers, so that nothing a replica holds is missed, wherever it hangs.
+Owns the pickler: cloudpickle, with a function for each kind of object that does not pickle but can
+be made again (``workers.replica.serialization``). While it walks the object it notes every
+tf.Variable and every source of random numbers, so that nothing a replica holds is missed, wherever
+it hangs.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import cloudpickle
 import numpy as np
 
 from workers.errors import ConfigurationError, ModelError, ShippingError
-from workers.replica import recipes
-from workers.replica.recipes import Shipped
+from workers.replica import serialization
+from workers.replica.serialization import Shipped
 
 #: What ``compile`` and ``fit`` hang on a Keras model. A replica is called, never fitted.
 _TRAINING_STATE = (
@@ -55,10 +56,10 @@ class Shipment:
 
 def pack(model: Any, factory: Callable[[], Any] | None = None) -> Shipment:
     """Make a shipment of ``model``, or of the ``factory`` that made it."""
-    settings = recipes.settings()
+    settings = serialization.settings()
     if factory is not None:
-        shipped = recipes.inspect(model, settings)
-        sizes = {_engine_batch_size(part) for part in recipes.walk(model)} - {0}
+        shipped = serialization.inspect(model, settings)
+        sizes = {_engine_batch_size(part) for part in serialization.walk(model)} - {0}
         payload = _dump(_FromFactory(factory, settings), factory, "the factory")
     else:
         found = _Pickler(io.BytesIO())
@@ -77,7 +78,7 @@ def pack(model: Any, factory: Callable[[], Any] | None = None) -> Shipment:
             "before qpool.parallelize"
         )
     known = {id(variable) for variable in shipped.variables}
-    wanted = recipes.trainable_variables(model)
+    wanted = serialization.trainable_variables(model)
     missing = [variable.name for variable in wanted if id(variable) not in known]
     if missing:
         raise ShippingError(
@@ -117,7 +118,7 @@ def _engine_batch_size(value: Any) -> int:
 
 def engines_batch_size(model: Any) -> int:
     """The one batch size that a model's engines were built with; 0 for any."""
-    return _batch_size({_engine_batch_size(part) for part in recipes.walk(model)} - {0})
+    return _batch_size({_engine_batch_size(part) for part in serialization.walk(model)} - {0})
 
 
 class _FromFactory:
@@ -128,11 +129,11 @@ class _FromFactory:
         self._settings = settings
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return recipes.from_factory, (self._factory, self._settings)
+        return serialization.from_factory, (self._factory, self._settings)
 
 
 class _Pickler(cloudpickle.Pickler):
-    """cloudpickle, with recipes; notes variables, random sources and batch sizes on its way."""
+    """cloudpickle, and more; notes variables, random sources and batch sizes on its way."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=5)
@@ -162,7 +163,7 @@ def _reduce_tensorflow(pickler: _Pickler, value: Any) -> Any:
     if isinstance(value, tf.random.Generator):
         pickler.draws[id(value)] = value
         pickler.variables[id(value.state)] = value.state
-        return recipes.tf_generator, (value.state, value.algorithm)
+        return serialization.tf_generator, (value.state, value.algorithm)
     if type(value) is _tf_function_type():
         options = {
             name: getattr(value, f"_{name}", None)
@@ -172,18 +173,18 @@ def _reduce_tensorflow(pickler: _Pickler, value: Any) -> Any:
         signature = getattr(value, "input_signature", None)
         if signature is not None:
             given["input_signature"] = signature
-        return recipes.tf_function, (value.python_function, given)
+        return serialization.tf_function, (value.python_function, given)
     if type(value).__module__.startswith(("keras.", "tensorflow.")):
         if hasattr(type(value), "__wrapped__") and isinstance(value, dict | tuple):
-            return recipes.itself, (value.__wrapped__,)  # type: ignore[union-attr]
+            return serialization.itself, (value.__wrapped__,)  # type: ignore[union-attr]
         for base in (list, dict, set):
             if issubclass(type(value), base) and type(value) is not base:
                 attributes = dict(getattr(value, "__dict__", {}))
                 attributes.pop("_self_unconditional_checkpoint_dependencies", None)
                 attributes.pop("_self_unconditional_dependency_names", None)
                 state = (attributes, base(value))
-                restore = recipes.set_collection
-                return recipes.new_collection, (type(value),), state, None, None, restore
+                restore = serialization.set_collection
+                return serialization.new_collection, (type(value),), state, None, None, restore
     return NotImplemented
 
 
@@ -195,7 +196,7 @@ def _reduce_keras(pickler: _Pickler, value: Any) -> Any:
     if isinstance(value, keras.random.SeedGenerator):
         pickler.draws[id(value)] = value
     if isinstance(value, keras.Optimizer):
-        return recipes.itself, (None,)  # a replica is never fitted
+        return serialization.itself, (None,)  # a replica is never fitted
     if isinstance(value, keras.Layer | keras.Metric | keras.Loss):
         # Keras itself would save and load a model by its configuration, which user classes
         # seldom have. Its objects are plain Python: their attributes are all they are.
@@ -205,7 +206,7 @@ def _reduce_keras(pickler: _Pickler, value: Any) -> Any:
         if isinstance(value, keras.Model):
             state["compiled"] = False
             state["_compile_metrics"] = state["_loss_tracker"] = state["optimizer"] = None
-        return recipes.new, (type(value),), state, None, None, recipes.set_state
+        return serialization.new, (type(value),), state, None, None, serialization.set_state
     return NotImplemented
 
 
@@ -220,7 +221,7 @@ def _reduce_strawberryfields(pickler: _Pickler, value: Any) -> Any:
     if isinstance(value, LocalEngine):
         options = dict(value.backend_options)
         pickler.batch_sizes |= {_engine_batch_size(value)} - {0}
-        return recipes.sf_engine, (type(value), value.backend_name, options)
+        return serialization.sf_engine, (type(value), value.backend_name, options)
     if isinstance(value, MeasuredParameter):
         return MeasuredParameter, (value.regref,)
     return NotImplemented

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 #: Strategies that call the model in this process, and what they share.
-IN_PLACE = ("sequential.py", "cpu_batch.py", "ways.py", "unpooled.py")
+IN_PLACE = ("sequential.py", "cpu_batch.py", "compiled_calls.py", "unpooled.py")
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted([*ROOT.glob("qpool/**/*.py"), *ROOT.glob("workers/**/*.py")])
@@ -34,8 +34,8 @@ def test_workers_never_import_qpool() -> None:
         assert not {name for name in imports(path) if name.split(".")[0] == "qpool"}, path
 
 
-#: Which rooms of ``workers`` each one may know, beside itself and what lies in none.
-ROOMS = {
+#: Which packages of ``workers`` each one may know, beside itself and what lies in none.
+PACKAGES = {
     "engine": (),
     "compiling": ("engine",),
     "exchange": (),
@@ -43,9 +43,9 @@ ROOMS = {
     "process": ("engine", "compiling", "exchange", "replica"),
 }
 
-#: What of ``workers`` lies in no room: every room may know it, and it knows none. The last one is
+#: What of ``workers`` lies in no package: every one may know it, and it knows none. The last one is
 #: a name that programs outside rely on.
-NO_ROOM = {
+NO_PACKAGE = {
     "__init__",
     "collector",
     "errors",
@@ -58,17 +58,19 @@ NO_ROOM = {
 }
 
 
-def test_rooms_know_only_those_below_them() -> None:
-    assert {path.stem for path in ROOT.glob("workers/*.py")} == NO_ROOM
-    assert {path.parent.name for path in ROOT.glob("workers/*/*.py")} == set(ROOMS)
-    for room, others in ROOMS.items():
-        for path in ROOT.glob(f"workers/{room}/*.py"):
+def test_packages_know_only_those_below_them() -> None:
+    assert {path.stem for path in ROOT.glob("workers/*.py")} == NO_PACKAGE
+    assert {path.parent.name for path in ROOT.glob("workers/*/*.py")} == set(PACKAGES)
+    for package, others in PACKAGES.items():
+        for path in ROOT.glob(f"workers/{package}/*.py"):
             parts = [name.split(".") for name in imports(path)]
             known = {name[1] for name in parts if name[0] == "workers" and len(name) > 1}
-            assert known <= {*others, room, *NO_ROOM} - {"backend"}, path
-    for name in NO_ROOM - {"backend"}:
+            assert known <= {*others, package, *NO_PACKAGE} - {"backend"}, path
+    for name in NO_PACKAGE - {"backend"}:
         found = imports(ROOT / "workers" / f"{name}.py")
-        assert not any(module.startswith(f"workers.{room}") for module in found for room in ROOMS)
+        assert not any(
+            module.startswith(f"workers.{package}") for module in found for package in PACKAGES
+        )
 
 
 #: Which folders of ``qpool`` each one may not know, but for types: nothing runs back up.

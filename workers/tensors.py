@@ -31,10 +31,10 @@ def tensor_of(array: np.ndarray) -> tf.Tensor:
     if not array.dtype.isnative or array.dtype.kind not in "fciu":
         return tf.constant(array)  # NumPy's or TensorFlow's DLPack may not have it
     # Aligned: TensorFlow takes the memory as it is, and its products abort where it is not.
-    room = np.empty(array.size + ALIGNMENT // array.itemsize, array.dtype)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    padded = np.empty(array.size + ALIGNMENT // array.itemsize, array.dtype)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(padded))
     start = -address % ALIGNMENT // array.itemsize
-    own = room[start : start + array.size].reshape(array.shape)
+    own = padded[start : start + array.size].reshape(array.shape)
     own[...] = array
     return tf.experimental.dlpack.from_dlpack(own.__dlpack__())
 

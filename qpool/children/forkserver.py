@@ -1,9 +1,9 @@
 """The fork server as the coordinator sees it: one process, which all pools alike share.
 
 It loads TensorFlow once, which takes seconds, and then forks a worker in milliseconds (what it
-runs: ``workers.process.nursery``). Who is the last to let go of it leaves it for a while, so that
-a pool made after another starts at once; then it ends by itself. It ends with the coordinator in
-any case.
+runs: ``workers.process.forkserver_main``). Who is the last to let go of it leaves it for a while,
+so that a pool made after another starts at once; then it ends by itself. It ends with the
+coordinator in any case.
 
 Owns the process, what is asked of it, and who shares it. Workers live on when it dies: they watch
 the coordinator.
@@ -26,7 +26,7 @@ from typing import Any
 from qpool.children import interpreter
 from qpool.children.condition import STOPPED_TIMEOUT, is_stopped
 from workers.errors import StartupError
-from workers.process import affinity, nursery
+from workers.process import affinity, forkserver_main
 
 #: It answers in milliseconds; one that does not is stopped or gone, and replaced. A step that has
 #: lost a worker waits for the exit code (which is told, and not relied on).
@@ -61,7 +61,7 @@ class ForkServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = interpreter.start(
-                "workers.process.nursery:main",
+                "workers.process.forkserver_main:main",
                 [theirs.fileno(), entry, list(preload), list(without)],
                 [theirs.fileno()],
                 environment,
@@ -101,7 +101,7 @@ class ForkServer:
                     return False
                 try:
                     self._await_imports()
-                    self._answer(lambda answer: isinstance(answer, nursery.Ready))
+                    self._answer(lambda answer: isinstance(answer, forkserver_main.Ready))
                 except (OSError, EOFError) as error:
                     self.drop()
                     raise StartupError(
@@ -120,12 +120,14 @@ class ForkServer:
             self.ready(wait=True)
             # Numbered: the answer to a request that Ctrl-C interrupted names another process.
             self._requests += 1
-            request = nursery.Fork(self._requests, self.changes(environment), os.getcwd())
+            request = forkserver_main.Fork(self._requests, self.changes(environment), os.getcwd())
             channel, log, *segment = handles
             try:
                 forked = self._ask(
                     request,
-                    lambda a: isinstance(a, nursery.Forked) and a.request == request.request,
+                    lambda a: (
+                        isinstance(a, forkserver_main.Forked) and a.request == request.request
+                    ),
                     _FORK_TIMEOUT,
                     [channel, log, *output, *segment],
                 )
@@ -143,8 +145,8 @@ class ForkServer:
                 return None
             with contextlib.suppress(OSError, EOFError):
                 code: int | None = self._ask(
-                    nursery.Reap(pid),
-                    lambda a: isinstance(a, nursery.Reaped) and a.pid == pid,
+                    forkserver_main.Reap(pid),
+                    lambda a: isinstance(a, forkserver_main.Reaped) and a.pid == pid,
                     _REAP_TIMEOUT,
                 ).code
                 return code
@@ -160,8 +162,8 @@ class ForkServer:
                 return False
             with contextlib.suppress(OSError, EOFError):
                 self._ask(
-                    nursery.Keep(seconds),
-                    lambda a: isinstance(a, nursery.Keep) and a.seconds == seconds,
+                    forkserver_main.Keep(seconds),
+                    lambda a: isinstance(a, forkserver_main.Keep) and a.seconds == seconds,
                     _FORK_TIMEOUT,
                 )
                 return True
@@ -259,7 +261,7 @@ def take(
         fits = (
             server is not None
             and not server.ended
-            and len(pickle.dumps(server.changes(environment))) < nursery.LIMIT // 2
+            and len(pickle.dumps(server.changes(environment))) < forkserver_main.LIMIT // 2
             and (server.users > 0 or server.keep(None))
         )
         if server is None or not fits:

@@ -41,9 +41,9 @@ Child = TypeVar("Child", bound=ChildProcess)
 
 @dataclass(frozen=True)
 class Program(Generic[Child]):
-    """What a child runs: ``serve(channel, segment, log, nursery)`` of the module ``entry``.
+    """What a child runs: ``serve(channel, segment, log, forkserver)`` of the module ``entry``.
 
-    ``preload`` are modules that a nursery imports before it forks any; ``without`` packages that
+    ``preload`` are modules that a forkserver imports before it forks any; ``without`` packages that
     are left out when TensorFlow and Keras are loaded, which can do without. ``child`` is what a
     running one is to the coordinator.
     """

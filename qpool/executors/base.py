@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from qpool.executors.computer import Computer
+    from qpool.executors.worker_pool import WorkerPool
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Options:
     pin: bool | None = None
     engine: str = "traced"
     sharded: tuple[str, ...] = ()
-    pool: Computer | None = None
+    pool: WorkerPool | None = None
     timeout: float | None = None
     seed: int = 0
     factory: Callable[[], Any] | None = None

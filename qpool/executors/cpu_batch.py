@@ -10,12 +10,12 @@ import tensorflow as tf
 
 from qpool import notices
 from qpool.executors.base import Executor, Options
-from qpool.executors.ways import State, Way, Ways, as_it_is
+from qpool.executors.compiled_calls import CompiledCall, CompiledCalls, State, as_it_is
 from qpool.shipping import engines_batch_size
 from workers.engine import circuit
 from workers.errors import ConfigurationError
 from workers.process import affinity
-from workers.replica import recipes
+from workers.replica import serialization
 from workers.tensors import within_xla
 
 log = logging.getLogger("qpool")
@@ -39,36 +39,36 @@ class CpuBatchExecutor(Executor):
                 "out. Use strategy='sequential' for Strawberry Fields as it is"
             )
         affinity.keep_memory()
-        self._ways = Ways(model, options.sharded)
+        self._compiled_calls = CompiledCalls(model, options.sharded)
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self.model if method == "__call__" else getattr(self.model, method)
         empty = bool(args) and getattr(args[0], "shape", (None,))[:1] == (0,)
         if within_xla() or empty or _is_for_the_model_alone(args, kwargs):
             return as_it_is(function, args, kwargs)
-        way, inputs = self._ways.find(method, function, args, kwargs)
-        if way.choice is None:
+        compiled_call, inputs = self._compiled_calls.find(method, function, args, kwargs)
+        if compiled_call.choice is None:
             if tf.executing_eagerly():
                 before = State(self.model)
                 with circuit.untraced(), circuit.tally() as run, self._counted(args):
                     result = as_it_is(function, args, kwargs)
-                self._choose(way, inputs, result, before, run)
+                self._choose(compiled_call, inputs, result, before, run)
                 return result
-            self._choose_by_draws(way, inputs)
+            self._choose_by_draws(compiled_call, inputs)
         with self._counted(args) if tf.executing_eagerly() else contextlib.nullcontext():
-            if way.choice is None or way.choice.level == "eager":
+            if compiled_call.choice is None or compiled_call.choice.level == "eager":
                 return as_it_is(function, args, kwargs)
-            return self._ways.run(way, inputs)
+            return self._compiled_calls.run(compiled_call, inputs)
 
     @property
     def within_xla(self) -> bool:
         """Whether XLA has compiled every way in which the model has been called."""
-        choices = [way.choice for way in self._ways.known]
+        choices = [compiled_call.choice for compiled_call in self._compiled_calls.known]
         return bool(choices) and all(choice and choice.level == "xla" for choice in choices)
 
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         method = "__call__" if callable(self.model) else "generate"
-        variables = recipes.trainable_variables(self.model)
+        variables = serialization.trainable_variables(self.model)
         z = tf.convert_to_tensor(z)
         rows = []
         for n in range(len(z)):
@@ -89,21 +89,28 @@ class CpuBatchExecutor(Executor):
         return {
             "strategy": "cpu_batch",
             **self._rate(),
-            "compiled": [way.as_dict() for way in self._ways.decided],
+            "compiled": [compiled_call.as_dict() for compiled_call in self._compiled_calls.decided],
         }
 
     def _choose(
-        self, way: Way, inputs: list[tf.Tensor], result: Any, before: State, run: circuit.Tally
+        self,
+        compiled_call: CompiledCall,
+        inputs: list[tf.Tensor],
+        result: Any,
+        before: State,
+        run: circuit.Tally,
     ) -> None:
         sets, reason = before.set_to_tensors(), before.what_changed()
-        way.choice = self._ways.choose(way, inputs, result, reason, run.runs, sets=sets)
-        method = way.method.plan.method
-        notices.not_compiled(self.model, method, way.choice, run.runs, self.options)
+        compiled_call.choice = self._compiled_calls.choose(
+            compiled_call, inputs, result, reason, run.runs, sets=sets
+        )
+        method = compiled_call.method.plan.method
+        notices.not_compiled(self.model, method, compiled_call.choice, run.runs, self.options)
         notices.caught(self.model, method, next(iter(run.failures), ""), self.options)
-        if way.choice.level != "eager" and not way.sets:
+        if compiled_call.choice.level != "eager" and not compiled_call.sets:
             notices.not_set(self.model, method, sets, self.options)
 
-    def _choose_by_draws(self, way: Way, inputs: list[tf.Tensor]) -> None:
+    def _choose_by_draws(self, compiled_call: CompiledCall, inputs: list[tf.Tensor]) -> None:
         """By what draws in the place of a graph's inputs show, where they can be had."""
         if not all(
             x.dtype.is_floating and x.shape.rank is not None and x.shape[1:].is_fully_defined()
@@ -119,13 +126,13 @@ class CpuBatchExecutor(Executor):
                     (n, 0),
                     dtype=x.dtype,
                 )
-                for n, (x, sharded) in enumerate(zip(inputs, way.sharded, strict=True))
+                for n, (x, sharded) in enumerate(zip(inputs, compiled_call.sharded, strict=True))
             ]
             before = State(self.model)
             try:
                 with circuit.untraced(), circuit.tally() as run:
-                    found = way.method(*draws)
-                self._choose(way, draws, found, before, run)
+                    found = compiled_call.method(*draws)
+                self._choose(compiled_call, draws, found, before, run)
             except Exception as error:  # the model's own, of draws that it does not take
                 log.info("it is traced as it is, not compiled: on normal draws %r", error)
             finally:

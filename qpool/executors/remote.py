@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from qpool import notices, tiles
-from qpool.executors.computer import Computer, Operands, Results, Task
+from qpool.executors.worker_pool import Operands, Results, Task, WorkerPool
 from qpool.shipping import Shipment
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.exchange.protocol import Kind, Purpose
@@ -29,7 +29,7 @@ log = logging.getLogger("qpool")
 
 @dataclasses.dataclass
 class Plan:
-    """One way of calling one method, as a survey found it.
+    """One way of calling one method, as a probe found it.
 
     ``outputs`` are specs of one row; ``tensors`` says which outputs are tensors (else ndarrays);
     ``connected`` says for each source, inputs first and then differentiable variables, whether any
@@ -57,7 +57,7 @@ class RemoteModel:
 
     def __init__(
         self,
-        pool: Computer,
+        pool: WorkerPool,
         shipment: Shipment,
         tile: int | None,
         engine: str,
@@ -79,7 +79,7 @@ class RemoteModel:
         self._samples = 0
         self._non_finite = 0
         self._seconds = 0.0
-        self._survey_seconds = 0.0
+        self._probe_seconds = 0.0
         values = [np.asarray(variable) for variable in self.variables]
         self._number = pool.add(shipment.payload, values, engine)
         weakref.finalize(self, pool.abandon, self._number).atexit = False
@@ -113,7 +113,7 @@ class RemoteModel:
         )
         largest = self._tile or tiles.largest_tile(len(inputs[0]))
         purpose = Purpose(gradient, largest, wanted)
-        found = self.pool.survey(number, inputs, weights(), purpose)
+        found = self.pool.probe(number, inputs, weights(), purpose)
         plan = Plan(
             number,
             pickle.loads(found.structure),
@@ -136,7 +136,7 @@ class RemoteModel:
         self._say(plan, found.circuits)
         notices.caught(self._model, method, found.caught, self._options)
         notices.not_set(self._model, method, found.attributes, self._options)
-        self._survey_seconds += time.perf_counter() - began
+        self._probe_seconds += time.perf_counter() - began
         return plan
 
     @property
@@ -170,17 +170,17 @@ class RemoteModel:
         operands: Operands,
         *,
         call: int | None = None,
-        homes: Any = None,
+        assignment: Any = None,
         wanted: Sequence[int] = (),
         per_sample: bool = False,
         copy: Any = np.array,
     ) -> Results:
-        """Compute a batch; see ``Computer.compute``. Gradients are those for ``wanted``."""
+        """Compute a batch; see ``WorkerPool.compute``. Gradients are those for ``wanted``."""
         self._check_open()
         began = time.perf_counter()
         batch = operands.batch
         task = self._task(plan, kind, operands, tuple(wanted), per_sample)
-        results = self.pool.compute(task, operands, call=call, homes=homes, copy=copy)
+        results = self.pool.compute(task, operands, call=call, assignment=assignment, copy=copy)
         if kind.makes_outputs:
             self._samples += batch
             self._non_finite += _non_finite_rows(operands.inputs)
@@ -222,7 +222,7 @@ class RemoteModel:
         return ArraySpec(tuple(variable.shape), np.dtype(variable.dtype.as_numpy_dtype).str)
 
     def stats(self, others: Sequence[RemoteModel] = ()) -> dict[str, Any]:
-        """Samples, seconds inside calls, and what the surveys found; of ``others`` too, which are
+        """Samples, seconds inside calls, and what the probes found; of ``others`` too, which are
         the same model with a loss each."""
         every = (self, *others)
         plans = [plan for remote in every for plan in remote._plans.values()]
@@ -237,7 +237,7 @@ class RemoteModel:
             "samples": samples,
             "non_finite_samples": sum(remote._non_finite for remote in every),
             "call_seconds": seconds,
-            "survey_seconds": sum(remote._survey_seconds for remote in every),
+            "probe_seconds": sum(remote._probe_seconds for remote in every),
             "samples_per_second": samples / seconds if seconds else 0.0,
             "random_draws": randomness,
             "compiled": [

@@ -27,10 +27,10 @@ class SequentialExecutor(Executor):
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         import tensorflow as tf
 
-        from workers.replica import recipes
+        from workers.replica import serialization
 
         method = "__call__" if callable(self.model) else "generate"
-        variables = recipes.trainable_variables(self.model)
+        variables = serialization.trainable_variables(self.model)
         rows: list[list[Any]] = []
         for index in range(len(z)):
             with tf.GradientTape() as tape:

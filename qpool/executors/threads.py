@@ -19,9 +19,9 @@ import numpy as np
 
 from qpool import tiles
 from qpool.executors import topology
+from qpool.executors.arena_pool import ArenaPool, Assignment
 from qpool.executors.base import Options
-from qpool.executors.batches import BatchComputer, Homes
-from qpool.executors.store import Store
+from qpool.executors.shared_arrays import SharedArrays
 from qpool.executors.tiled import TiledExecutor
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.exchange import protocol
@@ -30,7 +30,7 @@ from workers.process import affinity
 from workers.replica.replica import Replica
 
 
-class ThreadTeam(BatchComputer):
+class ThreadPool(ArenaPool):
     """Computes batches with ``threads`` threads (default: the cores of the CPU budget).
 
     From now on this process keeps the memory that it frees (``affinity.keep_memory``).
@@ -43,7 +43,7 @@ class ThreadTeam(BatchComputer):
             raise ConfigurationError(f"workers must be a whole number of at least 1, not {count!r}")
         affinity.keep_memory()
         self._count = count
-        self._store = Store(0)
+        self._shared = SharedArrays(0)
         self._replicas: dict[int, Replica] = {}
         #: Where each replica was last told that its weights lie.
         self._told: dict[int, Any] = {}
@@ -52,7 +52,7 @@ class ThreadTeam(BatchComputer):
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="qpool")
         self._owner = os.getpid()
         self._closed = False
-        self._finalizer = weakref.finalize(self, _let_go, self._threads, self._store)
+        self._finalizer = weakref.finalize(self, _let_go, self._threads, self._shared)
 
     @property
     def workers(self) -> int:
@@ -60,22 +60,22 @@ class ThreadTeam(BatchComputer):
 
     def add(self, shipment: bytes, weights: Sequence[np.ndarray], engine: str) -> int:
         with self._lock:
-            store = self._ready()
+            shared = self._ready()
             number = next(self._numbers)
-            store.add(number, shipment, weights, engine)
-            places = store.models[number].places
+            shared.add(number, shipment, weights, engine)
+            places = shared.models[number].places
             build = protocol.Build(number, shipment, places, self.seed, engine)
             try:
                 self._replicas[number] = self._alone(Replica, build, None, alone=False)
             except BaseException:
                 self.discard(number)
                 raise
-            self._told[number] = places, store.segment
+            self._told[number] = places, shared.segment
             return number
 
     def discard(self, number: int) -> None:
         with self._lock:
-            self._store.remove(number)
+            self._shared.remove(number)
             self._replicas.pop(number, None)
             self._told.pop(number, None)
             self._drop_plans(number)
@@ -93,7 +93,7 @@ class ThreadTeam(BatchComputer):
                 self._finalizer()
                 self._replicas.clear()
 
-    def _ready(self) -> Store:
+    def _ready(self) -> SharedArrays:
         if self._closed:
             raise PoolClosedError("the strategy's threads were ended; parallelize the model again")
         if os.getpid() != self._owner:
@@ -104,18 +104,18 @@ class ThreadTeam(BatchComputer):
         if forgotten := self._let_go_of_models_and_calls():
             for replica in self._replicas.values():
                 replica.forget(forgotten)
-        return self._store
+        return self._shared
 
-    def _survey(
+    def _probe(
         self,
         plan: protocol.Plan,
         frame: protocol.Frame,
         version: int,
         purpose: protocol.Purpose,
-    ) -> protocol.Surveyed:
+    ) -> protocol.Probed:
         replica = self._replica(plan)
-        request = protocol.Survey(0, plan.plan, frame.frame, version, purpose)
-        return self._alone(replica.survey, request, frame, 0, self._store.arena.views)
+        request = protocol.Probe(0, plan.plan, frame.frame, version, purpose)
+        return self._alone(replica.probe, request, frame, 0, self._shared.arena.views)
 
     def _compute(
         self,
@@ -124,9 +124,9 @@ class ThreadTeam(BatchComputer):
         call: int,
         kind: Kind,
         version: int,
-        homes: Homes | None,
-    ) -> Homes:
-        replica, buffer = self._replica(plan), self._store.arena.views
+        assignment: Assignment | None,
+    ) -> Assignment:
+        replica, buffer = self._replica(plan), self._shared.arena.views
 
         def compute(first: int, stop: int) -> None:
             for index in range(first, stop):
@@ -152,8 +152,8 @@ class ThreadTeam(BatchComputer):
 
     def _replica(self, plan: protocol.Plan) -> Replica:
         """The plan's replica, told what has changed."""
-        replica, model = self._replicas[plan.model], self._store.models[plan.model]
-        told = model.places, self._store.segment
+        replica, model = self._replicas[plan.model], self._shared.models[plan.model]
+        told = model.places, self._shared.segment
         if self._told[plan.model] != told:  # also where growing has mapped the arena anew
             replica.weights.place(model.places)
             self._told[plan.model] = told
@@ -181,17 +181,17 @@ class ThreadTeam(BatchComputer):
         return [future.result() for future in futures]
 
 
-def _let_go(threads: ThreadPoolExecutor, store: Store) -> None:
+def _let_go(threads: ThreadPoolExecutor, shared: SharedArrays) -> None:
     threads.shutdown(cancel_futures=True)
-    store.arena.close()
+    shared.arena.close()
 
 
 class ThreadExecutor(TiledExecutor):
     """Computes a model's tiles in threads of this process."""
 
-    def _make(self, options: Options) -> ThreadTeam:
+    def _make(self, options: Options) -> ThreadPool:
         self._owns = True  # a pool that was given is for ``processes``
-        return ThreadTeam(options.workers, seed=options.seed)
+        return ThreadPool(options.workers, seed=options.seed)
 
     def stats(self) -> dict[str, Any]:
         return {"strategy": "threads", **super().stats()}

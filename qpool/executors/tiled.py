@@ -11,44 +11,44 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qpool.executors.base import Executor, Options
-from qpool.executors.computer import Computer
 from qpool.executors.remote import RemoteModel
+from qpool.executors.worker_pool import WorkerPool
 from qpool.gradient import Bridge
-from qpool.losses import JudgedBridge, Losses
+from qpool.losses import LossBridge, Losses
 from qpool.shipping import pack
-from workers.replica.judged import Judged
+from workers.replica.with_loss import WithLoss
 
 
 class TiledExecutor(Executor):
-    """Computes a model's tiles. A subclass makes the ``computer`` in ``_make``."""
+    """Computes a model's tiles. A subclass makes the ``pool`` in ``_make``."""
 
     def __init__(self, model: Any, options: Options) -> None:
         super().__init__(model, options)
         shipment = pack(model, options.factory)
         self._owns = options.pool is None
-        self.computer: Computer = self._make(options)
+        self.pool: WorkerPool = self._make(options)
         try:
             self._remote = RemoteModel(
-                self.computer, shipment, options.tile, options.engine, model, options
+                self.pool, shipment, options.tile, options.engine, model, options
             )
         except BaseException:
             if self._owns:
-                self.computer.close()
+                self.pool.close()
             raise
         self._bridge = Bridge(model, self._remote, options.sharded)
         self._losses = Losses(model, self._bridge_of)
 
     @abc.abstractmethod
-    def _make(self, options: Options) -> Computer:
+    def _make(self, options: Options) -> WorkerPool:
         """What computes the tiles; closed with the executor unless it was given."""
 
     @property
     def calls(self) -> int:
-        return self.computer.calls
+        return self.pool.calls
 
     @calls.setter
     def calls(self, number: int) -> None:
-        self.computer.calls = number
+        self.pool.calls = number
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._bridge.call(method, args, kwargs)
@@ -68,17 +68,17 @@ class TiledExecutor(Executor):
                     raise
         return super().loss_and_gradient(method, loss, values)
 
-    def _bridge_of(self, judged: Judged) -> JudgedBridge:
+    def _bridge_of(self, judged: WithLoss) -> LossBridge:
         """Workers' replicas of a model with a loss."""
         remote = RemoteModel(
-            self.computer,
+            self.pool,
             pack(judged),
             self.options.tile,
             self.options.engine,
             self.model,
             self.options,
         )
-        return JudgedBridge(judged, remote, ())
+        return LossBridge(judged, remote, ())
 
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         return self._bridge.per_sample_gradients(z, cotangent)
@@ -88,11 +88,11 @@ class TiledExecutor(Executor):
         return {
             **self._remote.stats(judged),
             "losses": self._losses.stats(),
-            "pool": self.computer.stats(),
+            "pool": self.pool.stats(),
         }
 
     def close(self) -> None:
         self._losses.close()
         self._remote.close()
         if self._owns:
-            self.computer.close()
+            self.pool.close()

@@ -20,7 +20,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from qpool.executors.ways import State, Way, Ways, as_it_is
+from qpool.executors.compiled_calls import CompiledCall, CompiledCalls, State, as_it_is
 from workers.compiling import compiled
 from workers.engine import circuit
 from workers.errors import ShippingError
@@ -41,7 +41,7 @@ class Unpooled:
     def __init__(self, model: Any, pooled_calls: Callable[[], int]) -> None:
         self._model = model
         self._pooled_calls = pooled_calls
-        self._ways = Ways(model, ())
+        self._compiled_calls = CompiledCalls(model, ())
 
     def call(
         self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -51,43 +51,51 @@ class Unpooled:
             return as_it_is(function, args, kwargs)
         try:
             in_place = getattr(self._model, name)
-            way, inputs = self._ways.find(name, in_place, args, kwargs, batched=False)
+            compiled_call, inputs = self._compiled_calls.find(
+                name, in_place, args, kwargs, batched=False
+            )
         except (ShippingError, ValueError, TypeError):  # arguments that cannot be told apart
             return as_it_is(function, args, kwargs)
-        compiled_for = way.attributes if way.choice and way.choice.level != "eager" else None
-        if compiled_for is not None and compiled_for != _attributes(self._model, way.sets):
-            self._see_again(way)
+        compiled_for = (
+            compiled_call.attributes
+            if compiled_call.choice and compiled_call.choice.level != "eager"
+            else None
+        )
+        if compiled_for is not None and compiled_for != _attributes(
+            self._model, compiled_call.sets
+        ):
+            self._see_again(compiled_call)
         token = _within.set(True)
         try:
-            if way.choice is None:
-                return self._observed(way, inputs, function, args, kwargs)
-            if way.choice.level == "eager":
+            if compiled_call.choice is None:
+                return self._observed(compiled_call, inputs, function, args, kwargs)
+            if compiled_call.choice.level == "eager":
                 return as_it_is(function, args, kwargs)
-            if way.choice.level == "graph" and not way.choice.reason:
-                return self._timed(way, inputs)
-            return self._ways.run(way, inputs)
+            if compiled_call.choice.level == "graph" and not compiled_call.choice.reason:
+                return self._timed(compiled_call, inputs)
+            return self._compiled_calls.run(compiled_call, inputs)
         finally:
             _within.reset(token)
 
     def stats(self) -> list[dict[str, Any]]:
         """The methods for which a choice was made."""
-        return [way.as_dict() for way in self._ways.decided]
+        return [compiled_call.as_dict() for compiled_call in self._compiled_calls.decided]
 
-    def _see_again(self, way: Way) -> None:
+    def _see_again(self, compiled_call: CompiledCall) -> None:
         """Attributes of the model are others than when the way was compiled: it is seen anew, or,
         where that happens again and again, called as it is."""
-        way.changes += 1
-        way.attributes = _attributes(self._model, way.sets)
-        if way.changes > _CHANGES:
+        compiled_call.changes += 1
+        compiled_call.attributes = _attributes(self._model, compiled_call.sets)
+        if compiled_call.changes > _CHANGES:
             reason = "attributes of the model are changed again and again between its calls"
-            way.choice = compiled.Choice("eager", reason, 0.0)
+            compiled_call.choice = compiled.Choice("eager", reason, 0.0)
         else:
-            way.choice, way.calls = None, 1
-            way.method = way.method.anew()
+            compiled_call.choice, compiled_call.calls = None, 1
+            compiled_call.method = compiled_call.method.anew()
 
     def _observed(
         self,
-        way: Way,
+        compiled_call: CompiledCall,
         inputs: list[tf.Tensor],
         function: Callable[..., Any],
         args: tuple[Any, ...],
@@ -101,10 +109,10 @@ class Unpooled:
         began = time.perf_counter()
         with circuit.untraced(), circuit.tally() as run, _printing() as printed:
             result = as_it_is(function, args, kwargs)
-        way.seconds += time.perf_counter() - began
-        way.calls += 1
+        compiled_call.seconds += time.perf_counter() - began
+        compiled_call.calls += 1
         sets = state.set_to_tensors()
-        way.attributes = {n: value for n, value in attributes.items() if n not in sets}
+        compiled_call.attributes = {n: value for n, value in attributes.items() if n not in sets}
         reason = ""
         if not run.runs:
             reason = "it runs no circuit"
@@ -112,30 +120,36 @@ class Unpooled:
             reason = "it calls what is pooled"
         elif printed():
             reason = "it prints"
-        elif _attributes(self._model, sets) != way.attributes:
+        elif _attributes(self._model, sets) != compiled_call.attributes:
             reason = "it changes attributes of the model"
         else:
             reason = state.what_changed()
         if reason:
-            way.choice = compiled.Choice("eager", reason, 0.0)
-        elif way.calls > 1:
+            compiled_call.choice = compiled.Choice("eager", reason, 0.0)
+        elif compiled_call.calls > 1:
             with circuit.uncompiled():
-                way.choice = self._ways.choose(way, inputs, result, "", run.runs, ("graph",), sets)
-            way.seconds = 0.0
+                compiled_call.choice = self._compiled_calls.choose(
+                    compiled_call, inputs, result, "", run.runs, ("graph",), sets
+                )
+            compiled_call.seconds = 0.0
         return result
 
-    def _timed(self, way: Way, inputs: list[tf.Tensor]) -> Any:
+    def _timed(self, compiled_call: CompiledCall, inputs: list[tf.Tensor]) -> Any:
         """Call the graph; have XLA compile it when that has been worth it."""
-        assert way.choice is not None
+        assert compiled_call.choice is not None
         began = time.perf_counter()
-        result = self._ways.run(way, inputs)
-        way.seconds += time.perf_counter() - began
-        if way.seconds > _COMPILING * way.choice.seconds:
-            better = self._ways.choose(way, inputs, result, "", 0, ("xla",), way.sets)
+        result = self._compiled_calls.run(compiled_call, inputs)
+        compiled_call.seconds += time.perf_counter() - began
+        if compiled_call.seconds > _COMPILING * compiled_call.choice.seconds:
+            better = self._compiled_calls.choose(
+                compiled_call, inputs, result, "", 0, ("xla",), compiled_call.sets
+            )
             if better.level == "eager":
-                way.choice = dataclasses.replace(way.choice, reason=better.reason or "not by XLA")
+                compiled_call.choice = dataclasses.replace(
+                    compiled_call.choice, reason=better.reason or "not by XLA"
+                )
             else:
-                way.choice = better
+                compiled_call.choice = better
         return result
 
 

@@ -18,7 +18,7 @@ import psutil
 import tensorflow as tf
 
 from workers.errors import ConfigurationError, InputError
-from workers.replica import recipes
+from workers.replica import serialization
 
 log = logging.getLogger("qpool")
 
@@ -113,13 +113,13 @@ def suggest_batch(
 
 def _call_of(generator: Any, row: np.ndarray) -> tuple[Callable[[Any], Any], Any]:
     """How the generator is called, by one strategy for all sizes; and its executor, if pooled."""
-    room = getattr(generator, "_qpool", None)
-    if room is None:
+    handle = getattr(generator, "_qpool", None)
+    if handle is None:
         return generator, None
-    executor = room.executor()
+    executor = handle.executor()
     if hasattr(executor, "executor_for"):  # auto: what it takes for a middling batch
         executor = executor.executor_for(tf.constant(np.repeat(row, _MIDDLING, axis=0)))
-    method = "__call__" if "__call__" in room.methods else room.methods[0]
+    method = "__call__" if "__call__" in handle.methods else handle.methods[0]
     return lambda z: executor.call(method, (z,), {}), executor
 
 
@@ -160,7 +160,7 @@ def _row(generator: Any, sample: Any) -> np.ndarray:
     width = getattr(generator, "latent_dim", None)
     if not isinstance(width, int):
         raise InputError("the generator has no latent_dim; pass a sample of its input")
-    dtype = recipes.trainable_variables(generator)[0].dtype
+    dtype = serialization.trainable_variables(generator)[0].dtype
     draws = np.random.default_rng(0).standard_normal((1, width))
     return draws.astype(tf.as_dtype(dtype).real_dtype.as_numpy_dtype)
 
@@ -168,7 +168,7 @@ def _row(generator: Any, sample: Any) -> np.ndarray:
 def _step(generator: Any, call: Callable[[Any], Any], z: tf.Tensor) -> None:
     with tf.GradientTape() as tape:
         outputs = tf.nest.flatten(call(z))
-    tape.gradient(outputs, recipes.trainable_variables(generator))
+    tape.gradient(outputs, serialization.trainable_variables(generator))
 
 
 def _seconds(step: Callable[[], Any]) -> float:

@@ -48,7 +48,7 @@ _STEPS = {"traced": 600, "stock": 60}
 #: from outside at a random instant, at the process that forks workers, or in a worker that is just
 #: being started.
 _FAULTS = 20
-_WAYS = {"point": 0.55, "signal": 0.25, "nursery": 0.08, "start": 0.12}
+_WAYS = {"point": 0.55, "signal": 0.25, "forkserver": 0.08, "start": 0.12}
 _STEP_POINTS = ("load", "forward", "backward", "written", "answer", "loop")
 _START_POINTS = ("start", "hello", "build", "load")
 _ACTIONS = {"kill": 4, "segv": 2, "abort": 1, "exit": 2, "raise": 2, "memory": 2, "stop": 1}
@@ -194,29 +194,29 @@ class Saboteur:
 
     def prepare(self, step_seconds: float) -> threading.Timer | None:
         """Perhaps have something go wrong in the next step; a timer for what comes from outside."""
-        rng, crew = self._rng, self._pool._crew
-        pids = {worker.pid: number for number, worker in crew.ready.items()}
+        rng, supervisor = self._rng, self._pool._supervisor
+        pids = {worker.pid: number for number, worker in supervisor.ready.items()}
         self._marked &= set(pids)
         if (
             not pids
             or rng.random() > self._chance
-            or len(self._marked) + len(crew.faults_at_start) >= _MOST
+            or len(self._marked) + len(supervisor.faults_at_start) >= _MOST
         ):
             return None
         way = rng.choices(list(_WAYS), list(_WAYS.values()))[0]
         action = rng.choices(list(_ACTIONS), list(_ACTIONS.values()))[0]
         if way == "start":
             self._count(way, action := "kill" if action == "stop" else action)
-            crew.faults_at_start.append((Fault(rng.choice(_START_POINTS), action),))
+            supervisor.faults_at_start.append((Fault(rng.choice(_START_POINTS), action),))
             return None
         pid = rng.choice(sorted(pids))
-        if way == "nursery":
-            nursery = getattr(crew.launcher, "server", None)
-            if nursery is None:
+        if way == "forkserver":
+            forkserver = getattr(supervisor.launcher, "server", None)
+            if forkserver is None:
                 return None
             number = rng.choice((signal.SIGKILL, signal.SIGSTOP))
             self._count(way, number.name)
-            os.kill(nursery.pid, number)
+            os.kill(forkserver.pid, number)
             return None
         self._marked.add(pid)
         if way == "signal":
@@ -291,37 +291,37 @@ class _Watch:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
-        self._crew = pool._crew
+        self._supervisor = pool._supervisor
         self._seconds: list[float] = []
         self._outside: list[float] = []
         self._disturbed: list[tuple[float, bool, bool]] = []
         self._weak_since: float | None = None
         self._strong: list[float] = []
-        self._lost = self._crew.replaced
+        self._lost = self._supervisor.replaced
 
     def usual_seconds(self) -> float:
         return statistics.median(self._seconds) if self._seconds else 0.05
 
     def begin(self) -> None:
-        self._computed = {n: m.compute for n, m in self._crew.measured.items()}
-        self._before = self._crew.replaced
-        self._there = len(self._crew.ready)
-        self._silenced = self._crew.silenced
+        self._computed = {n: m.compute for n, m in self._supervisor.measured.items()}
+        self._before = self._supervisor.replaced
+        self._there = len(self._supervisor.ready)
+        self._silenced = self._supervisor.silenced
         self._began = time.monotonic()
 
     def end(self) -> None:
         """Take a step's end."""
         now = time.monotonic()
-        busiest = max(m.compute - self._computed[n] for n, m in self._crew.measured.items())
+        busiest = max(m.compute - self._computed[n] for n, m in self._supervisor.measured.items())
         outside = now - self._began - busiest
-        lost = self._crew.replaced - self._before
+        lost = self._supervisor.replaced - self._before
         if lost:
-            silent = self._crew.silenced > self._silenced
+            silent = self._supervisor.silenced > self._silenced
             self._disturbed.append((outside, silent, lost >= self._there))
         else:
             self._seconds.append(now - self._began)
             self._outside.append(outside)
-        whole = len(self._crew.ready) == self._pool.workers
+        whole = len(self._supervisor.ready) == self._pool.workers
         if not whole and self._weak_since is None:
             self._weak_since = self._began
         elif whole and self._weak_since is not None:
@@ -330,7 +330,7 @@ class _Watch:
 
     def report(self, found: Found) -> None:
         usual = statistics.median(self._outside) if self._outside else 0.0
-        found.workers_lost += self._crew.replaced - self._lost
+        found.workers_lost += self._supervisor.replaced - self._lost
         found.disturbed += len(self._disturbed)
         found.full_strength += self._strong
         for outside, silent, all_of_them in self._disturbed:

@@ -18,7 +18,7 @@ from qpool.training.config import LOSSES
 from qpool.training.parts import Part
 from workers.compiling import compile_cache
 from workers.errors import ConfigurationError, nearest
-from workers.replica import recipes
+from workers.replica import serialization
 
 
 class QuantumGAN(keras.Model):
@@ -196,7 +196,7 @@ class QuantumGAN(keras.Model):
         if isinstance(self.generator, ParallelGenerator):
             step = self.generator.loss_and_gradient(z, self._loss, method=self._method)
             return step.outputs, step.loss, step.gradient
-        variables = recipes.trainable_variables(self.generator)
+        variables = serialization.trainable_variables(self.generator)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             outputs = getattr(self.generator, self._method)(z)
@@ -241,7 +241,7 @@ class QuantumGAN(keras.Model):
         return loop[1]
 
     def _critic_step(self, real: Any, fake: Any, share: Any) -> Any:
-        variables = recipes.trainable_variables(self.critic)
+        variables = serialization.trainable_variables(self.critic)
         with tf.GradientTape() as tape:
             on_fake, on_real = self.critic(fake), self.critic(real)
             if self.loss_kind == "wasserstein":

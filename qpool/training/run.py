@@ -187,7 +187,7 @@ def _run(
     began = time.monotonic()
     console.print("starting the workers (TensorFlow and Strawberry Fields load) ...")
     if asked is not None and config.strategy == "auto" and config.workers is None:
-        from qpool.executors.auto.contest import BUDGET
+        from qpool.executors.auto.autotuner import BUDGET
 
         console.print(f"measuring which strategy is fastest, for {BUDGET:.0f} s or so at most ...")
         config, asked["chosen"] = building.chosen(config)

@@ -285,7 +285,7 @@ def test_gradients_of_inputs_are_computed_where_a_tape_watches_them(pool) -> Non
                 found = gradients(generator, watch, outer)
                 for a, b in zip(found, gradients(model, watch), strict=True):
                     np.testing.assert_allclose(a, b, rtol=0, atol=1e-10)
-        tasks = [task for task, *_ in pool._performing().store._frames]
+        tasks = [task for task, *_ in pool._performing().shared._frames]
         kinds = {task.sources for task in tasks if task.kind is Kind.BACKWARD}
         assert len(kinds) >= 2  # with z's gradient, and without
 

@@ -69,7 +69,7 @@ def model() -> QuantumSFGenerator:
 def shared(cluster: Any) -> Iterator[qpool.Cluster]:
     """A worker on each node, for all models: to start one takes seconds."""
     with qpool.Cluster(workers=1) as found:
-        _wait_for(lambda: found._crew.look() or found.nodes == 2)
+        _wait_for(lambda: found._membership.look() or found.nodes == 2)
         yield found
 
 
@@ -100,7 +100,7 @@ def same(found: list[np.ndarray], expected: list[np.ndarray]) -> bool:
 
 
 def team(generator: Any) -> Any:
-    return generator._qpool.executor().computer
+    return generator._qpool.executor().pool
 
 
 def test_the_bits_of_the_local_pool(pooled, expected) -> None:
@@ -152,9 +152,9 @@ def test_errors_of_the_model_are_those_of_the_pool(shared) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_actors_and_nodes_that_die_in_mid_step_change_nothing(cluster, pooled, expected) -> None:
     """A node comes and goes, and an actor is killed while its answer is awaited."""
-    members = team(pooled)._crew.members
+    members = team(pooled)._membership.members
     kill = itertools.count()
-    original = team(pooled)._crew.answer
+    original = team(pooled)._membership.answer
 
     def answer(member: Any, reference: Any) -> Any:
         if next(kill) == 0:
@@ -162,9 +162,9 @@ def test_actors_and_nodes_that_die_in_mid_step_change_nothing(cluster, pooled, e
             os.kill(ray.get(victim.actor.hello.remote())["pid"], signal.SIGKILL)
         return original(member, reference)
 
-    team(pooled)._crew.answer = answer
+    team(pooled)._membership.answer = answer
     assert same(step(pooled), expected)
-    team(pooled)._crew.answer = original
+    team(pooled)._membership.answer = original
     # The first step may have had its answers already; the next call finds out.
     assert same(step(pooled), expected)
     assert pooled.stats()["pool"]["lost_nodes"] == 1
@@ -185,7 +185,7 @@ def test_actors_and_nodes_that_die_in_mid_step_change_nothing(cluster, pooled, e
 def test_what_was_interrupted_leaves_no_old_weights(cluster, model, pooled, expected) -> None:
     weights = model.trainable_variables[0]
     weights.assign_add(tf.ones_like(weights))
-    computer, original = team(pooled), team(pooled)._news
+    pool, original = team(pooled), team(pooled)._news
     asked = itertools.count()
 
     def news(member: Any, plan: int) -> Any:
@@ -194,10 +194,10 @@ def test_what_was_interrupted_leaves_no_old_weights(cluster, model, pooled, expe
             raise KeyboardInterrupt
         return found
 
-    computer._news = news
+    pool._news = news
     with pytest.raises(KeyboardInterrupt):
         pooled(Z)
-    computer._news = original
+    pool._news = original
     changed = pooled(Z).numpy()
     with qpool.parallelize(model, strategy="sequential", engine="stock") as stock:
         np.testing.assert_allclose(changed, stock(Z), atol=1e-5)
@@ -206,12 +206,12 @@ def test_what_was_interrupted_leaves_no_old_weights(cluster, model, pooled, expe
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_a_node_that_gives_no_sign_of_life_is_given_up(pooled, expected, monkeypatch) -> None:
-    from qpool.executors.cluster import crew as module
+    from qpool.executors.cluster import membership as module
 
     monkeypatch.setattr(module, "_SILENCE", 1.0)
     lost = pooled.stats()["pool"]["lost_nodes"]
     until(lambda: team(pooled).nodes == 2, pooled, expected)
-    frozen = team(pooled)._crew.members[0]
+    frozen = team(pooled)._membership.members[0]
     os.kill(ray.get(frozen.actor.hello.remote())["pid"], signal.SIGSTOP)
     found = step(pooled)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
@@ -285,7 +285,7 @@ def test_a_run_goes_from_here_to_a_cluster_and_back(cluster, tmp_path, monkeypat
 
 
 def test_a_cluster_without_room(cluster, model, monkeypatch) -> None:
-    from qpool.executors.cluster import crew as module
+    from qpool.executors.cluster import membership as module
 
     monkeypatch.setattr(module, "_ROOM", 1.0)
     monkeypatch.setattr(module, "_AGAIN", 0.0)
@@ -301,7 +301,7 @@ def test_a_cluster_without_room(cluster, model, monkeypatch) -> None:
         found = Cluster(workers=2)
         assert found.nodes == 1
     with found:
-        _wait_for(lambda: found._crew.look() or found.nodes == 2)  # room has become free
+        _wait_for(lambda: found._membership.look() or found.nodes == 2)  # room has become free
 
 
 def _wait_for(true: Callable[[], bool]) -> None:
@@ -327,7 +327,7 @@ class Holding:
 @pytest.mark.parametrize("free", [0.0, 4.0, None])  # of each node; None: Ray does not say
 def test_a_node_is_busy_or_has_no_room(cluster, monkeypatch, free) -> None:
     """One that has the CPUs is waited for as long as workers are: it may be busy."""
-    from qpool.executors.cluster import crew as module
+    from qpool.executors.cluster import membership as module
 
     monkeypatch.setattr(module, "_ROOM", 0.0)
     said = {} if free is None else dict.fromkeys(connect.places(), free)

@@ -29,9 +29,9 @@ from pooling import parallelize
 import qpool
 from qpool import errors
 from qpool.children import forkserver, process
-from qpool.executors.processes import crew, patience
+from qpool.executors.processes import supervisor, timeouts
 from workers.exchange.faults import Fault
-from workers.process import nursery
+from workers.process import forkserver_main
 
 Z = tf.constant(np.random.default_rng(0).normal(size=(8, 2)), tf.float32)
 TESTS = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def bits(generator):
 def at_full_strength(pool, generator) -> None:
     """Work until the successors of lost workers have joined."""
     deadline = time.monotonic() + 60
-    while len(pool._crew.ready) < pool.workers:
+    while len(pool._supervisor.ready) < pool.workers:
         assert time.monotonic() < deadline, "a successor did not come up"
         generator(Z)
 
@@ -106,17 +106,17 @@ def test_both_workers_at_once(pool, generator, expected) -> None:
 @pytest.mark.parametrize("point", ["start", "hello", "build"])
 def test_a_successor_that_dies_while_it_starts(pool, generator, expected, point: str) -> None:
     at_full_strength(pool, generator)
-    pool._crew.faults_at_start.append((Fault(point, "kill"),))
+    pool._supervisor.faults_at_start.append((Fault(point, "kill"),))
     pool.inject(0, Fault("forward", "kill"))
     assert bits(generator) == expected
     at_full_strength(pool, generator)
-    assert not pool._crew.faults_at_start
+    assert not pool._supervisor.faults_at_start
     assert bits(generator) == expected
 
 
 def test_workers_that_die_while_the_pool_starts() -> None:
     pool = qpool.Pool(workers=2)
-    pool._crew.faults_at_start.extend([(Fault("start", "kill"),), (Fault("hello", "raise"),)])
+    pool._supervisor.faults_at_start.extend([(Fault("start", "kill"),), (Fault("hello", "raise"),)])
     with pool, parallelize(models.Scale(), pool=pool, tile=2) as generator:
         np.testing.assert_allclose(generator(Z), 2 * Z)
 
@@ -124,11 +124,11 @@ def test_workers_that_die_while_the_pool_starts() -> None:
 def test_processes_that_are_stopped_while_the_pool_starts(monkeypatch, caplog) -> None:
     """The fork server while it imports, then a worker: nobody waits as long as for loading."""
     monkeypatch.setenv("QPOOL_OF_THIS_TEST", "1")  # a fork server of its own, that has to load
-    for module in (crew, forkserver):
+    for module in (supervisor, forkserver):
         monkeypatch.setattr(module, "STOPPED_TIMEOUT", 0.5)
     with qpool.Pool(workers=1) as pool, caplog.at_level(logging.WARNING, "qpool"):
-        os.kill(pool._crew.launcher.server.pid, signal.SIGSTOP)
-        pool._crew.faults_at_start.append((Fault("start", "stop"),))
+        os.kill(pool._supervisor.launcher.server.pid, signal.SIGSTOP)
+        pool._supervisor.faults_at_start.append((Fault("start", "stop"),))
         pool.start()
     assert "it was stopped" in caplog.text
     assert "was stopped for" in caplog.text
@@ -136,7 +136,7 @@ def test_processes_that_are_stopped_while_the_pool_starts(monkeypatch, caplog) -
 
 def test_a_pool_whose_workers_never_come_up_says_why() -> None:
     pool = qpool.Pool(workers=1)
-    pool._crew.faults_at_start.extend([(Fault("start", "raise"),)] * 3)
+    pool._supervisor.faults_at_start.extend([(Fault("start", "raise"),)] * 3)
     with pytest.raises(errors.StartupError, match=r"(?s)3 workers in a row.*raised on purpose"):
         pool.start()
     assert pool.closed
@@ -156,8 +156,8 @@ def test_a_model_and_its_first_call_wait_for_a_worker_where_none_is_left(pool_of
 
     def none_is_left() -> None:
         os.kill(pool.stats()["workers"][0]["pid"], signal.SIGKILL)
-        while pool._crew.ready:
-            pool._crew.events()
+        while pool._supervisor.ready:
+            pool._supervisor.events()
 
     none_is_left()
     with parallelize(models.Scale(3.0), pool=pool) as generator:
@@ -193,33 +193,33 @@ def test_what_is_given_up_carries_each_attempts_traceback(
     at_full_strength(pool, generator)
     for number in range(2):
         pool.inject(number, Fault("forward", action))
-    pool._crew.faults_at_start.extend([(Fault("forward", action),)] * 2)
+    pool._supervisor.faults_at_start.extend([(Fault("forward", action),)] * 2)
     with pytest.raises(errors.WorkerLostError, match=r"^samples 0 to 1 took 3 workers") as caught:
         generator(Z[:2])
     assert re.search(wanted, str(caught.value))
     assert str(caught.value).count("(pid ") == 3
-    pool._crew.faults_at_start.clear()
+    pool._supervisor.faults_at_start.clear()
     np.testing.assert_allclose(generator(Z), 2 * Z)
     at_full_strength(pool, generator)
     for number in range(2):  # successors that carry a fault which has not struck yet
-        pool._crew.ready[number].kill()
+        pool._supervisor.ready[number].kill()
     assert bits(generator) == expected
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forkserver is Linux's")
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
-def test_a_worker_and_its_nursery_are_lost_together(pool, generator, expected, how) -> None:
+def test_a_worker_and_its_forkserver_are_lost_together(pool, generator, expected, how) -> None:
     at_full_strength(pool, generator)
-    nursery = psutil.Process(pool._crew.launcher.server.pid)
-    nursery.send_signal(how)
+    forkserver = psutil.Process(pool._supervisor.launcher.server.pid)
+    forkserver.send_signal(how)
     pool.inject(1, Fault("forward", "kill"))
     assert bits(generator) == expected
     at_full_strength(pool, generator)
-    assert not nursery.is_running()
+    assert not forkserver.is_running()
 
 
 def test_a_silent_worker_is_found_by_how_long_its_tiles_took(monkeypatch, expected) -> None:
-    monkeypatch.setattr(patience, "LEAST", 0.5)
+    monkeypatch.setattr(timeouts, "LEAST", 0.5)
     with (
         qpool.Pool(workers=2) as pool,
         parallelize(models.Scale(), pool=pool, tile=2) as generator,
@@ -278,7 +278,7 @@ class Leaking(models.Scale):
 
 
 def test_a_worker_that_grows_is_replaced_between_steps(caplog, monkeypatch) -> None:
-    monkeypatch.setattr(crew, "_WARM_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor, "_WARM_SECONDS", 1.0)
     with (
         caplog.at_level(logging.WARNING, "qpool"),
         qpool.Pool(workers=1, max_growth=1.2) as pool,
@@ -312,11 +312,11 @@ def test_a_new_worker_joins_warm(pool, caplog, engine: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["_event", "bury", "_launch"])
-def test_ctrl_c_anywhere_in_the_crew_costs_a_worker_at_most(
+def test_ctrl_c_anywhere_in_the_supervisor_costs_a_worker_at_most(
     pool, generator, expected, monkeypatch, where: str
 ) -> None:
     at_full_strength(pool, generator)
-    original, left = getattr(crew.Crew, where), [None]
+    original, left = getattr(supervisor.Supervisor, where), [None]
 
     def interrupted(self, *args):
         found = original(self, *args)
@@ -325,7 +325,7 @@ def test_ctrl_c_anywhere_in_the_crew_costs_a_worker_at_most(
             raise KeyboardInterrupt
         return found
 
-    monkeypatch.setattr(crew.Crew, where, interrupted)
+    monkeypatch.setattr(supervisor.Supervisor, where, interrupted)
     if where != "_event":
         pool.inject(1, Fault("forward", "kill"))
 
@@ -366,12 +366,12 @@ def test_a_pool_closed_in_the_middle_of_a_call(monkeypatch) -> None:
     pool = qpool.Pool(workers=1)
     generator = parallelize(models.Scale(), pool=pool, tile=2)
     generator(Z)
-    original = crew.Crew._event
-    monkeypatch.setattr(crew.Crew, "_event", lambda *a: (original(*a), pool.close())[0])
+    original = supervisor.Supervisor._event
+    monkeypatch.setattr(supervisor.Supervisor, "_event", lambda *a: (original(*a), pool.close())[0])
     with pytest.raises(errors.PoolClosedError):
         bits(generator)
-    assert not pool._crew.ready
-    assert not pool._crew._joining
+    assert not pool._supervisor.ready
+    assert not pool._supervisor._joining
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forkserver is Linux's")
@@ -379,18 +379,18 @@ def test_a_forks_answer_to_an_interrupted_request_is_not_taken_for_another(
     pool, generator, expected
 ) -> None:
     at_full_strength(pool, generator)
-    launcher = pool._crew.launcher
+    launcher = pool._supervisor.launcher
     ours, theirs = multiprocessing.Pipe()
-    end, segment = theirs.fileno(), pool._performer.store.segment.handle
+    end, segment = theirs.fileno(), pool._performer.shared.segment.handle
     handles = [end, segment, 1, 2, end]
-    request = pickle.dumps(nursery.Fork(-1, {}, os.getcwd()))
+    request = pickle.dumps(forkserver_main.Fork(-1, {}, os.getcwd()))
     socket.send_fds(launcher.server._control, [request], handles)
     ours.close()
     theirs.close()
     pool.inject(1, Fault("forward", "kill"))
     assert bits(generator) == expected
     at_full_strength(pool, generator)
-    for number, worker in pool._crew.ready.items():
+    for number, worker in pool._supervisor.ready.items():
         assert worker.pid == worker.hello.pid, number
 
 
@@ -404,27 +404,27 @@ def script(code: str) -> subprocess.Popen:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forkserver is Linux's")
-def test_a_coordinator_killed_while_its_nursery_imports_leaves_nothing() -> None:
+def test_a_coordinator_killed_while_its_forkserver_imports_leaves_nothing() -> None:
     process = script("""
         import qpool, signal
         pool = qpool.Pool(workers=1)
-        print(pool._crew.launcher.server.pid, flush=True)
+        print(pool._supervisor.launcher.server.pid, flush=True)
         signal.pause()
     """)
-    nursery = psutil.Process(int(process.stdout.readline()))
+    forkserver = psutil.Process(int(process.stdout.readline()))
     process.kill()
     process.communicate(timeout=30)
-    assert not psutil.wait_procs([nursery], 2.0)[1]
+    assert not psutil.wait_procs([forkserver], 2.0)[1]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forkserver is Linux's")
-@pytest.mark.parametrize("stopped", ["nursery", "worker"])
+@pytest.mark.parametrize("stopped", ["forkserver", "worker"])
 def test_what_is_stopped_ends_too_when_the_coordinator_is_killed(stopped: str) -> None:
     process = script("""
         import os, qpool, signal
         pool = qpool.Pool(workers=2).start()
         workers = [worker["pid"] for worker in pool.stats()["workers"]]
-        print(pool._crew.launcher.server.pid, *workers, flush=True)
+        print(pool._supervisor.launcher.server.pid, *workers, flush=True)
         signal.pause()
     """)
     pids = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
@@ -465,7 +465,7 @@ def test_one_core_and_a_second_pool() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_nothing_listens_and_the_segment_has_no_name(pool, generator) -> None:
     at_full_strength(pool, generator)
-    pids = [os.getpid(), pool._crew.launcher.server.pid]
+    pids = [os.getpid(), pool._supervisor.launcher.server.pid]
     pids += [worker["pid"] for worker in pool.stats()["workers"]]
     for pid in pids[1:]:
         found = psutil.Process(pid).net_connections(kind="all")

@@ -11,7 +11,7 @@ from idioms import BATCH, IDIOMS
 
 import qpool
 from qpool.executors.auto import course
-from workers.replica import recipes
+from workers.replica import serialization
 
 ROWS = np.random.default_rng(1).normal(0, 0.5, (BATCH, 2))
 
@@ -28,7 +28,7 @@ def made(idiom):
 
 
 def step(call, z, model):
-    variables = recipes.trainable_variables(model)
+    variables = serialization.trainable_variables(model)
     with tf.GradientTape() as tape:
         found = call(z)
         loss = tf.reduce_sum(tf.sin(found))
@@ -51,7 +51,8 @@ def test_in_place_it_is_compiled_and_the_model_is_left_as_it_was(idiom) -> None:
     model = made(idiom)
     z = rows_of(idiom)
     stock = step(call_of(model), z, model)
-    engines = [part for part in recipes.walk(model) if isinstance(part, sf.engine.LocalEngine)]
+    parts = serialization.walk(model)
+    engines = [part for part in parts if isinstance(part, sf.engine.LocalEngine)]
     with qpool.parallelize(model, strategy="cpu_batch") as generator:
         for _ in range(2):
             assert_like_stock(step(generator.generate, z, model), stock)

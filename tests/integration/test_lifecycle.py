@@ -127,15 +127,15 @@ def test_a_stopped_worker_is_replaced_after_the_timeout(tmp_path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forkserver is Linux's")
-def test_the_nurserys_own_death_is_survived() -> None:
+def test_the_forkservers_own_death_is_survived() -> None:
     with (
         qpool.Pool(workers=1) as pool,
         parallelize(models.Scale(), pool=pool) as model,
     ):
         model(Z)
-        nursery = psutil.Process(psutil.Process(pids(pool)[0]).ppid())
-        assert nursery.ppid() == os.getpid()
-        nursery.kill()
+        forkserver = psutil.Process(psutil.Process(pids(pool)[0]).ppid())
+        assert forkserver.ppid() == os.getpid()
+        forkserver.kill()
         np.testing.assert_allclose(model(Z), 2 * Z)
         os.kill(pids(pool)[0], signal.SIGKILL)
         np.testing.assert_allclose(model(Z), 2 * Z)
@@ -145,15 +145,15 @@ def test_the_nurserys_own_death_is_survived() -> None:
 def test_an_answer_left_by_an_interrupted_request_is_not_taken_for_another() -> None:
     import pickle
 
-    from workers.process import nursery
+    from workers.process import forkserver_main
 
     with (
         qpool.Pool(workers=1) as pool,
         parallelize(models.Scale(), pool=pool) as model,
     ):
         # Ctrl-C between a request and its answer: the answer is still to be read.
-        control = pool._crew.launcher.server._control
-        control.send(pickle.dumps(nursery.Reap(2**22 + 1)))
+        control = pool._supervisor.launcher.server._control
+        control.send(pickle.dumps(forkserver_main.Reap(2**22 + 1)))
         os.kill(pids(pool)[0], signal.SIGKILL)
         np.testing.assert_allclose(model(Z), 2 * Z)
         assert psutil.Process(pids(pool)[0]).is_running()

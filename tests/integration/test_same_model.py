@@ -310,9 +310,9 @@ def test_generators_that_are_dropped_are_discarded(pool) -> None:
     gc.collect()
     with pooled(pool, lambda self, z: z * self.w) as generator:
         generator(Z)
-        before = len(pool._performer.store.models)
+        before = len(pool._performer.shared.models)
         for _ in range(3):
             pooled(pool, lambda self, z: z * self.w)(Z)
         gc.collect()
         generator(Z)
-        assert len(pool._performer.store.models) <= before
+        assert len(pool._performer.shared.models) <= before

@@ -11,7 +11,7 @@ things by number. Arrays never travel in messages; they lie in the arena, and a 
       Plan         a method and its constants       -
       Frame        where a batch's arrays lie       -
       Rehearse     compile what others have         -
-      Survey       learn outputs and cost           Surveyed | Failed
+      Probe       learn outputs and cost           Probed | Failed
       Compute      tiles, forward or backward       Computed | Failed
       Forget       free what is kept for backward   -
       Discard      a model and its plans            -
@@ -98,7 +98,7 @@ class Plan:
     ``as_tensor`` says which inputs the model gets as tensors (the others as ndarrays).
     ``rows`` is the constant number of rows the model must be called with, 0 for any; then
     ``least_rows`` is how many it needs (engines made for one row at a time are of another kind:
-    Strawberry Fields' ``batch_size`` is at least 2). A survey
+    Strawberry Fields' ``batch_size`` is at least 2). A probe
     finds out whether the method ``draws`` random numbers, and whether seeding makes the draws
     ``reproducible``, at which ``level`` it can be compiled (``compiling.compiled``), which of its
     inputs it is vectorised over because it loops over their rows (``by_rows``, empty for none),
@@ -172,7 +172,7 @@ class Purpose(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Survey:
+class Probe:
     """Run the model on the frame's first rows and report what comes out, and what it costs.
 
     ``gradient_first``: that is compiled first, another worker begins with the call.
@@ -287,7 +287,7 @@ class Crashed:
 
 
 @dataclass(frozen=True)
-class Surveyed:
+class Probed:
     """``structure`` is the pickled nest of outputs with a number at each leaf; ``outputs`` are
     specs of one row each, ``tensors`` says which are tensors (the others are ndarrays).
 

@@ -41,13 +41,13 @@ SLOT_BYTES = 64
 
 
 def serve(
-    channel: Connection, segment_handle: int | None, log: int | None, nursery: int | None = None
+    channel: Connection, segment_handle: int | None, log: int | None, forkserver: int | None = None
 ) -> None:
     """Run a worker over ``channel`` until it is told to stop or the coordinator is gone.
 
     ``segment_handle`` is the arena's file descriptor in this process (POSIX); on ``log`` a fatal
-    signal leaves the traceback, which the coordinator reads. ``nursery`` is the process that forked
-    this one.
+    signal leaves the traceback, which the coordinator reads. ``forkserver`` is the process that
+    forked this one.
     """
     # A program that the model starts must not hold on to what tells the coordinator of our end.
     for handle in (channel.fileno(), segment_handle, log):
@@ -60,11 +60,11 @@ def serve(
     watch = None
     try:
         start: protocol.Start = protocol.decode(channel.recv_bytes())
-        watch = die_with(start.coordinator, nursery)
+        watch = die_with(start.coordinator, forkserver)
         _Worker(channel, start, segment_handle).run()
     except (EOFError, ConnectionError):  # the coordinator has let go
-        if watch is not None and nursery is not None:
-            watch.join(1.5)  # if it is dead, the watch ends the nursery and this process
+        if watch is not None and forkserver is not None:
+            watch.join(1.5)  # if it is dead, the watch ends the forkserver and this process
         return
     except BaseException:
         with contextlib.suppress(OSError):
@@ -114,7 +114,7 @@ class _Worker:
             protocol.Plan: self._plan,
             protocol.Frame: self._frame,
             protocol.Rehearse: self._rehearse,
-            protocol.Survey: self._survey,
+            protocol.Probe: self._probe,
             protocol.Compute: self._compute,
             protocol.Forget: self._forget,
             protocol.Discard: self._discard,
@@ -193,11 +193,11 @@ class _Worker:
     def _frame(self, message: protocol.Frame) -> None:
         self._frames[message.frame] = message
 
-    def _survey(self, message: protocol.Survey) -> protocol.Surveyed:
+    def _probe(self, message: protocol.Probe) -> protocol.Probed:
         replica = self._replicas[self._models_of_plans[message.plan]]
         frame = self._frames[message.frame]
         with affinity.anywhere(self._all_cores):  # what one compiles, others wait for
-            return replica.survey(message, frame, self._finished(), self._arena.views)
+            return replica.probe(message, frame, self._finished(), self._arena.views)
 
     def _rehearse(self, message: protocol.Rehearse) -> None:
         replica = self._replicas[self._models_of_plans[message.plan]]

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from workers.compiling.streams import Stream
-from workers.replica import recipes
+from workers.replica import serialization
 
 
 class Draws:
@@ -44,7 +44,7 @@ class Draws:
     def in_variables(self) -> bool:
         """Whether each source of the model's own stands in a variable: a compiled call reads that,
         and draws what it is seeded to."""
-        return all(recipes.state_variables(source) for source in self._sources)
+        return all(serialization.state_variables(source) for source in self._sources)
 
     def seed(self, call: int, index: int, *, everywhere: bool = True) -> None:
         """Set every source to where it stands at the beginning of this tile of this call.
@@ -60,7 +60,7 @@ class Draws:
             np.random.seed(seed)  # noqa: NPY002 - the model may draw from NumPy's global source
             random.seed(seed)
         for source in self._sources:
-            recipes.reseed(source, seed)
+            serialization.reseed(source, seed)
         if self.stream is not None:
             self.stream.seed(seed)
 

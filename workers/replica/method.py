@@ -20,7 +20,7 @@ from workers.compiling import compiled, rows
 from workers.compiling.streams import Stream
 from workers.engine.scope import traced_engines
 from workers.exchange.protocol import Plan, Sharded
-from workers.replica import recipes
+from workers.replica import serialization
 from workers.tensors import tensor_of
 
 
@@ -171,7 +171,7 @@ class Method:
         draws = self.stream.call() if self.stream is not None else contextlib.nullcontext()
         kept: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if not tf.executing_eagerly():
-            kept = recipes.attributes_kept(getattr(self.call, "__self__", self.call))
+            kept = serialization.attributes_kept(getattr(self.call, "__self__", self.call))
         with traced_engines(self.traced), draws, kept:
             return self.call(*args, **kwargs)
 

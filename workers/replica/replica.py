@@ -22,14 +22,14 @@ from workers.compiling import compiled
 from workers.compiling.streams import Stream
 from workers.engine.scope import traced_engines
 from workers.errors import ConfigurationError, GradientError, InputError
-from workers.exchange.protocol import Build, Frame, Kind, Plan, Survey, Surveyed
+from workers.exchange.protocol import Build, Frame, Kind, Plan, Probe, Probed
 from workers.layout import Buffer, tile_rows
-from workers.replica import recipes, tile_arrays
+from workers.replica import serialization, tile_arrays
 from workers.replica.calls import Calls
 from workers.replica.draws import Draws
 from workers.replica.method import Method
+from workers.replica.prober import Prober
 from workers.replica.recorded import Recorded
-from workers.replica.surveyor import Surveyor
 from workers.replica.weights import Weights
 from workers.tensors import tensor_of
 
@@ -49,13 +49,13 @@ class Replica:
         """
         self._traced = build.engine == "traced"
         with traced_engines(self._traced):
-            shipped: recipes.Shipped = pickle.loads(build.shipment)
+            shipped: serialization.Shipped = pickle.loads(build.shipment)
         if in_force not in (None, shipped.settings):
             raise ConfigurationError(
                 f"the models of a pool share their processes' settings: those in force are "
                 f"{in_force}, this model needs {shipped.settings}; give it a pool of its own"
             )
-        recipes.apply_settings(shipped.settings)
+        serialization.apply_settings(shipped.settings)
         self.settings = shipped.settings
         self._model = shipped.model
         self._sources = [shipped.variables[index] for index in shipped.differentiable]
@@ -65,12 +65,12 @@ class Replica:
         self._plans: dict[int, Method] = {}
         self._kept: OrderedDict[int, dict[int, Recorded]] = OrderedDict()
         self.recomputed = 0
-        states = {id(v) for source in shipped.draws for v in recipes.state_variables(source)}
+        states = {id(v) for source in shipped.draws for v in serialization.state_variables(source)}
         #: The model's variables: told and loaded by whoever owns the replica.
         self.weights = Weights(shipped.variables, states)
         self.weights.place(build.weights)
         self._calls = Calls(self.weights, self._sources)
-        self._surveyor = Surveyor(
+        self._prober = Prober(
             self._model,
             self._plans,
             self._calls,
@@ -106,10 +106,10 @@ class Replica:
 
     # -- computing -------------------------------------------------------------------------
 
-    def survey(self, request: Survey, frame: Frame, finished: int, buffer: Buffer) -> Surveyed:
-        """Learn what a plan makes of the first rows, and compile it: see ``Surveyor``."""
+    def probe(self, request: Probe, frame: Frame, finished: int, buffer: Buffer) -> Probed:
+        """Learn what a plan makes of the first rows, and compile it: see ``Prober``."""
         self.weights.load(request.weights_version, buffer)
-        return self._surveyor.survey(request, frame, finished, buffer)
+        return self._prober.probe(request, frame, finished, buffer)
 
     def load(self, plan: int, version: int, buffer: Buffer) -> None:
         """Have the weights be of this version, for calls of this plan."""
@@ -162,7 +162,7 @@ class Replica:
     def _write(
         outputs: Sequence[Any], frame: Frame, span: tuple[int, int, int], buffer: Buffer
     ) -> None:
-        """Write a tile's outputs, which are to be what the survey found."""
+        """Write a tile's outputs, which are to be what the probe found."""
         start, stop, rows = span
         if len(outputs) != len(frame.outputs):
             raise InputError(

@@ -3,8 +3,8 @@
 Owns which candidates are worth a try and when: a guess follows from the circuits that a first call
 runs (``guess``); others are measured between steps, in a share of the time that the model has taken
 so far (``course``), and the fastest goes on. Strategies agree to rounding, not to the bit: in a
-graph, and in a run that is recorded, what was chosen first stays. ``contest`` measures; ``choices``
-remembers, on disk, for the next run of the same model, size of batch and machine.
+graph, and in a run that is recorded, what was chosen first stays. ``autotuner`` measures;
+``choices`` remembers, on disk, for the next run of the same model, size of batch and machine.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from qpool.executors.auto.arguments import (
     rows_of,
     stand_ins,
 )
+from qpool.executors.auto.autotuner import BUDGET, Autotuner, Within
 from qpool.executors.auto.choices import Candidate, Choice, Memory, remembered
-from qpool.executors.auto.contest import BUDGET, Contest, Within
 from qpool.executors.auto.course import Course
 from qpool.executors.base import Executor, Options
 from qpool.executors.processes import pool
 from qpool.shipping import pack
 from workers.errors import QPoolError
-from workers.replica import recipes
+from workers.replica import serialization
 
 __all__ = ["AutoExecutor", "Candidate", "Choice", "choose", "remembered"]
 
@@ -184,7 +184,7 @@ class AutoExecutor(Executor):
         args, kwargs = (stand_ins(part, batch) for part in (args, kwargs))
         with left_as_it_was(self.model):
             work = guess.work_of(self.model, self.options, method, args, kwargs)
-        draws = bool(recipes.inspect(self.model, {}).draws)
+        draws = bool(serialization.inspect(self.model, {}).draws)
         order = guess.in_order(
             work, batch, topology.budget(), self.options, self._rows, draws=draws
         )
@@ -259,22 +259,25 @@ class AutoExecutor(Executor):
     ) -> None:
         """Measure one other candidate beside the present one; the faster one goes on."""
         batch = rows_of([*args, *kwargs.values()])
-        if course.contest is None:
-            course.contest = Contest(
+        if course.autotuner is None:
+            course.autotuner = Autotuner(
                 self.model, self._executor, method, args, kwargs, "nothing", self._stop.is_set
             )
-            course.candidates = self._candidates(batch, course.contest)
-        contest, present = course.contest, course.candidate
+            course.candidates = self._candidates(batch, course.autotuner)
+        autotuner, present = course.autotuner, course.candidate
         calls = {executor: executor.calls for executor in self._executors.values()}
         went = self._executors[present].calls
         with left_as_it_was(self.model):
-            if present not in contest.entered:
-                contest.enter(present)
-            known = {*contest.entered, *(course.choice.milliseconds if not contest.empty else ())}
+            if present not in autotuner.entered:
+                autotuner.enter(present)
+            known = {
+                *autotuner.entered,
+                *(course.choice.milliseconds if not autotuner.empty else ()),
+            }
             trial = next((c for c in course.candidates or () if not {c, str(c)} & known), None)
             if trial is not None:
-                contest.enter(trial)
-            choice = contest.decide(batch, self._executors)
+                autotuner.enter(trial)
+            choice = autotuner.decide(batch, self._executors)
         course.take(choice, complete=trial is None)
         self._keep_only(present)
         for executor in self._executors.values():  # draws follow from a call's number
@@ -303,13 +306,13 @@ class AutoExecutor(Executor):
             return known
         log.info("auto: measuring strategies for batches of %d; up to %.0f s", batch, BUDGET)
         args, kwargs = (stand_ins(part, batch) for part in (args, kwargs))
-        contest = Contest(
+        autotuner = Autotuner(
             self.model, self._executor, method, args, kwargs, within, self._stop.is_set
         )
         with left_as_it_was(self.model):
-            for candidate in self._candidates(batch, contest):
-                contest.enter(candidate)
-            choice = contest.decide(batch, self._executors)
+            for candidate in self._candidates(batch, autotuner):
+                autotuner.enter(candidate)
+            choice = autotuner.decide(batch, self._executors)
         memory.write(choice)
         log.info(
             "auto: %s for batches of %d; milliseconds a training step: %s",
@@ -319,8 +322,8 @@ class AutoExecutor(Executor):
         )
         return choice
 
-    def _candidates(self, batch: int, contest: Contest) -> Iterator[Candidate]:
-        """What is worth a try, in turn; ``contest`` knows how the ones before did."""
+    def _candidates(self, batch: int, autotuner: Autotuner) -> Iterator[Candidate]:
+        """What is worth a try, in turn; ``autotuner`` knows how the ones before did."""
         cores = topology.budget()
         tile = self.options.tile
         if self._rows and batch != self._rows:
@@ -328,36 +331,38 @@ class AutoExecutor(Executor):
         elif self.options.engine == "stock":
             yield Candidate("sequential")
         else:
-            if not recipes.inspect(self.model, {}).draws:  # in place, draws follow another order
+            if not serialization.inspect(
+                self.model, {}
+            ).draws:  # in place, draws follow another order
                 yield Candidate("cpu_batch")
             whole = 1 << (batch - 1).bit_length()
             if not self._rows:
                 yield Candidate("threads", 1, tile=tile or min(whole, _LARGEST_WHOLE))
             if not self._rows and batch > 1 and cores.workers > 1:
                 yield Candidate("threads", cores.workers, tile=tile)
-            if contest.empty:
+            if autotuner.empty:
                 return  # the model's own error: a pool would only repeat it
         workers = max(1, min(cores.workers // self.options.threads, batch))
-        if contest.best < _POOL_SECONDS:
-            contest.skipped["processes"] = "a step takes less than a pool's messages"
+        if autotuner.best < _POOL_SECONDS:
+            autotuner.skipped["processes"] = "a step takes less than a pool's messages"
             return
-        if workers == 1 and self.options.engine == "stock" and not contest.empty:
-            contest.skipped["processes"] = "one core, or one sample: nothing to share"
+        if workers == 1 and self.options.engine == "stock" and not autotuner.empty:
+            autotuner.skipped["processes"] = "one core, or one sample: nothing to share"
             return
         yield Candidate("processes", workers, self.options.threads, tile)
         threads = 2 * self.options.threads
         while self.options.threads == 1 and cores.workers // threads >= 2:
             yield Candidate("processes", cores.workers // threads, threads, tile)
             threads *= 2
-        if tile is None and not self._rows and not contest.empty:
-            yield from self._other_tiles(batch, contest)
+        if tile is None and not self._rows and not autotuner.empty:
+            yield from self._other_tiles(batch, autotuner)
 
-    def _other_tiles(self, batch: int, contest: Contest) -> Iterator[Candidate]:
+    def _other_tiles(self, batch: int, autotuner: Autotuner) -> Iterator[Candidate]:
         """Tiles twice and half as large, and on in that direction, while it pays."""
         for factor in (2.0, 0.5):
             while True:
-                best = contest.leader
-                size = contest.tile_of(best, batch)
+                best = autotuner.leader
+                size = autotuner.tile_of(best, batch)
                 if best.workers is None or size is None:
                     return
                 other = int(size * factor)
@@ -367,7 +372,7 @@ class AutoExecutor(Executor):
                     break
                 trial = dataclasses.replace(best, tile=other)
                 yield trial
-                if contest.leader != trial:
+                if autotuner.leader != trial:
                     break
 
     # -- executors -------------------------------------------------------------------------
@@ -425,7 +430,10 @@ class AutoExecutor(Executor):
         cls = type(self.model)
         parts = [
             f"{cls.__module__}.{cls.__qualname__}",
-            [(tuple(v.shape), v.dtype.name) for v in recipes.inspect(self.model, {}).variables],
+            [
+                (tuple(v.shape), v.dtype.name)
+                for v in serialization.inspect(self.model, {}).variables
+            ],
             sorted(plain_attributes(self.model)),
             method,
             [form_of(value) for value in (*args, *(kwargs[name] for name in sorted(kwargs)))],

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from qpool.arguments import is_eager
 from workers.errors import InputError
-from workers.replica import recipes
+from workers.replica import serialization
 
 
 def in_graph(values: list[Any]) -> bool:
@@ -49,7 +49,7 @@ def form_of(value: Any) -> str:
 def left_as_it_was(model: Any) -> Iterator[None]:
     """Put back what calls of the model change: its variables, and where NumPy's and Python's
     global sources of random numbers stand."""
-    shipped = recipes.inspect(model, {})
+    shipped = serialization.inspect(model, {})
     variables = shipped.variables
     values = [variable.numpy() for variable in variables]
     states = np.random.get_state(), random.getstate()  # noqa: NPY002
@@ -84,7 +84,7 @@ def stand_ins(values: Any, batch: int) -> Any:
 
 def plain_attributes(model: Any) -> Iterator[str]:
     """Numbers and names that the model and its parts hold, engines' options among them."""
-    for part in recipes.walk(model):
+    for part in serialization.walk(model):
         options = getattr(part, "backend_options", None)
         found = dict(options) if isinstance(options, dict) else {}
         if part is model:

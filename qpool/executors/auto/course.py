@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from qpool.executors.auto.choices import Candidate, Choice, Memory
 
 if TYPE_CHECKING:
-    from qpool.executors.auto.contest import Contest
+    from qpool.executors.auto.autotuner import Autotuner
 
 #: The share of the time spent in the model that comparing may take.
 SHARE = 0.05
@@ -33,7 +33,7 @@ class Course:
     open: bool
     calls: int = 0
     seconds: float = 0.0
-    contest: Contest | None = None
+    autotuner: Autotuner | None = None
     candidates: Iterator[Candidate] | None = None
 
     @property
@@ -48,7 +48,7 @@ class Course:
 
     def is_due(self, expected: float) -> bool:
         """Whether a trial of so many seconds is within the share."""
-        measured = self.contest.spent if self.contest else 0.0
+        measured = self.autotuner.spent if self.autotuner else 0.0
         return self.open and measured + expected <= SHARE * self.seconds
 
     def take(self, choice: Choice, *, complete: bool) -> None:

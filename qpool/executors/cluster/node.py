@@ -18,8 +18,8 @@ import numpy as np
 
 from qpool.executors import topology
 from qpool.executors.cluster import connect
-from qpool.executors.computer import Operands, Task
 from qpool.executors.processes.pool import Pool
+from qpool.executors.worker_pool import Operands, Task
 from workers.exchange import protocol
 
 
@@ -53,8 +53,8 @@ class Node:
         something is imported: directories of the coordinator's, where this machine has them too.
         """
         sys.path += [entry for entry in path if entry not in sys.path]
-        room = max(1, cpus // options["threads"])
-        workers = min(room, options.pop("workers") or topology.budget().workers)
+        most = max(1, cpus // options["threads"])
+        workers = min(most, options.pop("workers") or topology.budget().workers)
         if options["devices"] is not None:  # of the cores that Ray gave
             own = ",".join(map(str, topology.budget().cpus[:cpus]))
             options["devices"] = [f"cpu:{own}" if d == "cpu" else d for d in options["devices"]]
@@ -79,17 +79,17 @@ class Node:
     def start(self) -> None:
         self._pool.start()
 
-    def survey(
+    def probe(
         self,
         news: Sequence[News],
         plan: int,
         inputs: Sequence[np.ndarray],
         purpose: protocol.Purpose,
-    ) -> protocol.Surveyed:
+    ) -> protocol.Probed:
         self._take(news)
         number = self._plans[plan]
         weights = self._weights[self._known[plan].model]
-        return self._pool.survey(number, inputs, weights, purpose)
+        return self._pool.probe(number, inputs, weights, purpose)
 
     def compute(
         self,
@@ -97,21 +97,21 @@ class Node:
         task: Task,
         call: int,
         first: int,
-        homes: Any,
+        assignment: Any,
         operands: Operands,
     ) -> tuple[list[np.ndarray], Any, float]:
         """A part of a batch that begins with its tile number ``first``: outputs, then gradients,
-        the homes of tiles within this node, and seconds. Weights are those that it was told."""
+        who computed which tiles of this node, and seconds. Weights are those that it was told."""
         began = time.perf_counter()
         self._take(news)
         found = self._pool.compute(
             dataclasses.replace(task, plan=self._plans[task.plan]),
             dataclasses.replace(operands, weights=self._weights[self._known[task.plan].model]),
             call=call,
-            homes=homes,
+            assignment=assignment,
             first=first,
         )
-        return [*found.outputs, *found.gradients], found.homes, time.perf_counter() - began
+        return [*found.outputs, *found.gradients], found.assignment, time.perf_counter() - began
 
     def tell(self, news: Sequence[News]) -> None:
         self._take(news)

@@ -85,7 +85,7 @@ class Step:
 
     ``tiles`` is how many there are, ``workers`` those that are ready, ``first_ticket`` the number
     of the first message (each message has its own, so that an answer to an older step is known).
-    ``homes`` may name, per worker, the tiles it should get: a backward pass goes where the
+    ``assignment`` may name, per worker, the tiles it should get: a backward pass goes where the
     forward pass was kept. ``speeds`` are the workers' against each other; those that have none
     are equal.
     """
@@ -95,7 +95,7 @@ class Step:
         tiles: int,
         workers: Sequence[int],
         first_ticket: int,
-        homes: dict[int, tuple[int, ...]] | None = None,
+        assignment: dict[int, tuple[int, ...]] | None = None,
         speeds: Mapping[int, float] | None = None,
     ) -> None:
         self._workers = list(workers)
@@ -110,7 +110,7 @@ class Step:
         #: Tiles that had to be given to another worker.
         self.retried = 0
         self._tiles = tiles
-        self._homes = homes or {}
+        self._assignment = assignment or {}
         self._speeds = speeds or {}
 
     @property
@@ -123,16 +123,16 @@ class Step:
         return ticket in self._in_flight
 
     def begin(self) -> list[Instruction]:
-        """Send every tile to its home, and spread the homeless evenly."""
+        """Send every tile where it is assigned to, and spread the unassigned evenly."""
         if not self._tiles:
             return [Complete()]
-        if not self._homes:
+        if not self._assignment:
             return self._spread(range(self._tiles))
-        homes = {w: t for w, t in self._homes.items() if w in self._workers and t}
-        housed = {tile for tiles in homes.values() for tile in tiles}
-        homeless = [tile for tile in range(self._tiles) if tile not in housed]
-        sends: list[Instruction] = [self._send(w, tiles) for w, tiles in homes.items()]
-        return sends + self._spread(homeless)
+        assignment = {w: t for w, t in self._assignment.items() if w in self._workers and t}
+        assigned = {tile for tiles in assignment.values() for tile in tiles}
+        unassigned = [tile for tile in range(self._tiles) if tile not in assigned]
+        sends: list[Instruction] = [self._send(w, tiles) for w, tiles in assignment.items()]
+        return sends + self._spread(unassigned)
 
     def on(self, event: Event) -> list[Instruction]:
         """Take one event. Answers to messages that this step did not send change nothing."""

@@ -1,4 +1,4 @@
-"""A step carried out: what ``dispatch`` instructs, done with the ``crew`` and the ``store``.
+"""A step carried out: what ``dispatch`` instructs, done by the ``supervisor``.
 
 Owns telling a worker what it lacks before it is sent work (segment, model, plan, frame), and the
 loop from instructions to events and back. Decides nothing.
@@ -14,11 +14,11 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from qpool.children.process import WorkerProcess
-from qpool.executors.batches import Homes
-from qpool.executors.processes.crew import Crew
+from qpool.executors.arena_pool import Assignment
 from qpool.executors.processes.dispatch import Complete, Finished, GiveUp, Instruction, Send, Step
+from qpool.executors.processes.supervisor import Supervisor
+from qpool.executors.shared_arrays import SharedArrays
 from qpool.executors.shares import learn
-from qpool.executors.store import Store
 from workers.errors import RemoteError, StartupError, WorkerLostError
 from workers.exchange import protocol
 from workers.exchange.protocol import Kind
@@ -35,8 +35,8 @@ class Performer:
     """Carries out steps. ``sending`` and ``waiting`` are seconds of wall time spent so; ``retried``
     counts tiles that were given to another worker after the first was lost."""
 
-    crew: Crew
-    store: Store
+    supervisor: Supervisor
+    shared: SharedArrays
     seed: int
     sending: float = 0.0
     waiting: float = 0.0
@@ -54,7 +54,7 @@ class Performer:
         model: int,
         number: int,
         message: Message,
-        homes: Homes | None = None,
+        assignment: Assignment | None = None,
         plan: protocol.Plan | None = None,
         frame: protocol.Frame | None = None,
         kind: Kind | None = None,
@@ -69,7 +69,7 @@ class Performer:
             while len(self._recent) > _REHEARSED:
                 del self._recent[next(iter(self._recent))]
         speeds = self.speeds if kind is not None else {}
-        step = Step(number, list(self.crew.ready), self._ticket, homes, speeds)
+        step = Step(number, list(self.supervisor.ready), self._ticket, assignment, speeds)
         seconds: dict[int, float] = {}
         replies: list[Any] = []
         todo: list[Instruction] = step.begin()
@@ -85,14 +85,14 @@ class Performer:
                         return step, replies
                     if isinstance(instruction, GiveUp):
                         if instruction.error is None:
-                            self.crew.launcher.drop_compiled()
+                            self.supervisor.launcher.drop_compiled()
                         raise failure_of(instruction, frame, of_tiles=kind is not None)
                     # A worker may have died since the instruction to send it something was given.
                     if step.expects(instruction.ticket):
                         todo += self._send(step, instruction, model, message, plan, frame, kind)
                 sent = time.perf_counter()
                 self.sending += sent - began
-                for event, reply in self.crew.events():
+                for event, reply in self.supervisor.events():
                     if isinstance(event, Finished):
                         replies.append(reply)
                         if speeds:
@@ -115,16 +115,16 @@ class Performer:
         kind: Kind | None,
     ) -> list[Instruction]:
         """Tell a worker what it lacks, then what to compute."""
-        worker = self.crew.ready[instruction.worker]
+        worker = self.supervisor.ready[instruction.worker]
         kinds: list[Hashable] = []
         if plan is not None and frame is not None and kind is not None:
             kinds = [_kind_of_tile(plan, frame, kind, n) for n in instruction.tiles]
         try:
             messages = self._news(worker, model, plan, frame)
             messages.append(message(instruction.ticket, instruction.tiles))
-            self.crew.send(worker, instruction.ticket, messages, kinds)
+            self.supervisor.send(worker, instruction.ticket, messages, kinds)
         except OSError:
-            return step.on(self.crew.bury(worker))
+            return step.on(self.supervisor.bury(worker))
         except BaseException:
             worker.kill()  # it may lack what is noted as told, or have got half a message
             raise
@@ -134,7 +134,7 @@ class Performer:
         """What a new worker is told so that it takes part without having to compile anything."""
         messages: list[Any] = []
         for (_, kind), (plan, frame) in self._recent.items():
-            version = self.store.models[plan.model].version
+            version = self.shared.models[plan.model].version
             messages += self._news(worker, plan.model, plan, frame)
             messages.append(protocol.Rehearse(kind, plan.plan, frame.frame, version))
             worker.seen.add(_kind_of_tile(plan, frame, kind, 0))
@@ -168,12 +168,12 @@ class Performer:
 
     def model_news(self, worker: WorkerProcess, number: int) -> list[Any]:
         """What a worker has to be told before it can work on a model; often nothing."""
-        store = self.store
+        shared = self.shared
         news: list[Any] = []
-        if worker.told["segment"] != store.segment:
-            worker.told["segment"] = store.segment
-            news.append(protocol.Remap(store.segment))
-        model, key = store.models[number], ("model", number)
+        if worker.told["segment"] != shared.segment:
+            worker.told["segment"] = shared.segment
+            news.append(protocol.Remap(shared.segment))
+        model, key = shared.models[number], ("model", number)
         if worker.told.get(key) is not model.places:
             if key in worker.told:
                 news.append(protocol.Place(number, model.places))

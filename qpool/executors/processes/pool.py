@@ -1,8 +1,8 @@
 """The pool: batches sent through persistent workers, over one pipe each, and shared memory.
 
 Owns what is public of it, and that workers are up and told what they need. A batch's way is
-``batches``', the workers' lives are ``crew``'s, what to do when a worker is lost is ``dispatch``'s,
-and TensorFlow is ``gradient``'s.
+``arena_pool``'s, the workers' lives are ``supervisor``'s, what to do when a worker is lost is
+``dispatch``'s, and TensorFlow is ``gradient``'s.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import numpy as np
 from qpool import tiles
 from qpool.children.launchers import Launcher, make_launcher
 from qpool.executors import topology
-from qpool.executors.batches import BatchComputer, Homes
+from qpool.executors.arena_pool import ArenaPool, Assignment
 from qpool.executors.devices import Seat, parse
 from qpool.executors.processes.claims import Claims
-from qpool.executors.processes.crew import Crew
-from qpool.executors.processes.patience import Patience
 from qpool.executors.processes.perform import Message, Performer
-from qpool.executors.store import Store
+from qpool.executors.processes.supervisor import Supervisor
+from qpool.executors.processes.timeouts import Timeouts
+from qpool.executors.shared_arrays import SharedArrays
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.exchange import protocol
 from workers.exchange.faults import Fault
@@ -37,7 +37,7 @@ from workers.exchange.waiting import SPIN_SECONDS
 log = logging.getLogger("qpool")
 
 
-class Pool(BatchComputer):
+class Pool(ArenaPool):
     """Persistent worker processes, shared by any number of models.
 
     ``workers`` is how many (default: the physical cores of this process's CPU budget),
@@ -110,12 +110,12 @@ class Pool(BatchComputer):
         launcher.prepare()
         # Where workers take every core, the coordinator is woken on one of theirs.
         spin = SPIN_SECONDS if count * threads < len(budget.cpus) else 0.0
-        self._crew = Crew(launcher, seats, threads, Patience(timeout), max_growth, spin)
+        self._supervisor = Supervisor(launcher, seats, threads, Timeouts(timeout), max_growth, spin)
         self._performer: Performer | None = None
         self._started: float | None = None
         self._closed = False
         self._owner = os.getpid()
-        self._finalizer = weakref.finalize(self, _let_go, self._crew, claims)
+        self._finalizer = weakref.finalize(self, _let_go, self._supervisor, claims)
 
     @staticmethod
     def _seats(
@@ -152,7 +152,7 @@ class Pool(BatchComputer):
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "running" if self._started else "not started"
-        return f"<qpool.Pool of {self._count} workers, {self._crew.launcher.name}, {state}>"
+        return f"<qpool.Pool of {self._count} workers, {self._supervisor.launcher.name}, {state}>"
 
     def start(self) -> Pool:
         """Start the workers and wait until each has said who it is. Does nothing twice."""
@@ -160,11 +160,13 @@ class Pool(BatchComputer):
             self._check_open()
             if self._started is None:
                 try:
-                    store = Store(self._count)
-                    performer = self._performer = Performer(self._crew, store, self.seed)
+                    shared = SharedArrays(self._count)
+                    performer = self._performer = Performer(self._supervisor, shared, self.seed)
                     if self._mixed:
                         performer.speeds = dict.fromkeys(range(self._count), 1.0)
-                    self._crew.start(lambda: store.segment, store.progress, performer.rehearsal)
+                    self._supervisor.start(
+                        lambda: shared.segment, shared.progress, performer.rehearsal
+                    )
                 except BaseException:
                     self.close()
                     raise
@@ -178,16 +180,16 @@ class Pool(BatchComputer):
                 self._closed = True
                 self._finalizer()
                 if self._performer is not None:
-                    self._performer.store.arena.close()
+                    self._performer.shared.arena.close()
 
     # -- models ----------------------------------------------------------------------------
 
     def add(self, shipment: bytes, weights: Sequence[np.ndarray], engine: str) -> int:
         """Build a replica of a model in every worker and return the model's number."""
         with self._lock:
-            store = self._ready()
+            shared = self._ready()
             number = next(self._numbers)
-            store.add(number, shipment, weights, engine)
+            shared.add(number, shipment, weights, engine)
             self._performing().forget_rehearsals()
 
             def message(ticket: int, _tiles: tuple[int, ...]) -> protocol.Confirm:
@@ -204,11 +206,11 @@ class Pool(BatchComputer):
         """Forget a model everywhere."""
         with self._lock:
             performer = self._performer
-            if self._closed or performer is None or not performer.store.remove(number):
+            if self._closed or performer is None or not performer.shared.remove(number):
                 return
             self._drop_plans(number)
             performer.forget_rehearsals(number)
-            for worker in self._crew.ready.values():
+            for worker in self._supervisor.ready.values():
                 worker.told.pop(("model", number), None)
                 with contextlib.suppress(OSError):
                     worker.send(protocol.Discard(number))
@@ -216,7 +218,7 @@ class Pool(BatchComputer):
     def inject(self, worker: int, *faults: Fault) -> None:
         """Have a worker fail on purpose, at its next work. For tests and ``scripts/soak``."""
         with self._lock, contextlib.suppress(OSError, KeyError):
-            self._crew.ready[worker].send(protocol.Inject(faults))
+            self._supervisor.ready[worker].send(protocol.Inject(faults))
 
     # -- measuring -------------------------------------------------------------------------
 
@@ -239,16 +241,16 @@ class Pool(BatchComputer):
                 "copy_out": copying["copy_out"],
             }
             return {
-                "start_method": self._crew.launcher.name,
+                "start_method": self._supervisor.launcher.name,
                 "elapsed_seconds": time.monotonic() - self._started if self._started else 0.0,
                 "seconds": seconds,
                 **counters,
-                "replaced_workers": self._crew.replaced,
-                "silent_workers": self._crew.silenced,
-                "outgrown_workers": self._crew.retired,
+                "replaced_workers": self._supervisor.replaced,
+                "silent_workers": self._supervisor.silenced,
+                "outgrown_workers": self._supervisor.retired,
                 "retried_tiles": performer.retried if performer else 0,
-                "segment_bytes": performer.store.arena.size if performer else 0,
-                "workers": self._crew.stats(),
+                "segment_bytes": performer.shared.arena.size if performer else 0,
+                "workers": self._supervisor.stats(),
             }
 
     # -- within ----------------------------------------------------------------------------
@@ -261,15 +263,16 @@ class Pool(BatchComputer):
                 "this pool belongs to the process that made it; make one in this process"
             )
 
-    def _ready(self) -> Store:
-        """The store, when the workers are up and none still writes for an interrupted call."""
+    def _ready(self) -> SharedArrays:
+        """The arena's arrays, when the workers are up and none still writes for an interrupted
+        call."""
         self.start()
-        self._crew.settle()
+        self._supervisor.settle()
         if forgotten := self._let_go_of_models_and_calls():
-            for worker in self._crew.ready.values():
+            for worker in self._supervisor.ready.values():
                 with contextlib.suppress(OSError):
                     worker.send(protocol.Forget(forgotten))
-        return self._performing().store
+        return self._performing().shared
 
     def _on_all(
         self,
@@ -278,28 +281,30 @@ class Pool(BatchComputer):
         plan: protocol.Plan | None = None,
         frame: protocol.Frame | None = None,
     ) -> list[Any]:
-        """The replies of all workers that are ready, each of which is a tile's home. Where none is,
-        a tile without a home waits for the next one."""
-        homes: Homes = {n: (place,) for place, n in enumerate(sorted(self._crew.ready))}
-        number = max(len(homes), 1)
-        return self._performing().perform(model, number, message, homes, plan, frame)[1]
+        """The replies of all workers that are ready, each of which is assigned one tile. Where none
+        is, an unassigned tile waits for the next one."""
+        assignment: Assignment = {
+            n: (place,) for place, n in enumerate(sorted(self._supervisor.ready))
+        }
+        number = max(len(assignment), 1)
+        return self._performing().perform(model, number, message, assignment, plan, frame)[1]
 
     def _performing(self) -> Performer:
         assert self._performer is not None, "the pool has been started"
         return self._performer
 
-    def _survey(
+    def _probe(
         self,
         plan: protocol.Plan,
         frame: protocol.Frame,
         version: int,
         purpose: protocol.Purpose,
-    ) -> protocol.Surveyed:
+    ) -> protocol.Probed:
         """What the first worker reports. All of them do it, since each has to trace what it is to
         compute; one of them compiles it."""
 
-        def message(ticket: int, places: tuple[int, ...]) -> protocol.Survey:
-            return protocol.Survey(
+        def message(ticket: int, places: tuple[int, ...]) -> protocol.Probe:
+            return protocol.Probe(
                 ticket,
                 plan.plan,
                 frame.frame,
@@ -309,8 +314,8 @@ class Pool(BatchComputer):
             )
 
         replies = self._on_all(plan.model, message, plan, frame)
-        surveyed: protocol.Surveyed = min(replies, key=lambda reply: reply.ticket)
-        return surveyed
+        probed: protocol.Probed = min(replies, key=lambda reply: reply.ticket)
+        return probed
 
     def _compute(
         self,
@@ -319,8 +324,8 @@ class Pool(BatchComputer):
         call: int,
         kind: Kind,
         version: int,
-        homes: Homes | None,
-    ) -> Homes:
+        assignment: Assignment | None,
+    ) -> Assignment:
         def message(ticket: int, indices: tuple[int, ...]) -> protocol.Compute:
             return protocol.Compute(ticket, call, plan.plan, frame.frame, version, indices, kind)
 
@@ -328,7 +333,7 @@ class Pool(BatchComputer):
             plan.model,
             tiles.count(frame.batch, frame.tile),
             message,
-            homes,
+            assignment,
             plan,
             frame,
             kind,
@@ -338,7 +343,7 @@ class Pool(BatchComputer):
         shards = [sum(reply.tile_seconds) for reply in replies]
         self._counters.slowest_shard_seconds += max(shards, default=0.0)
         self._counters.mean_shard_seconds += sum(shards) / max(len(shards), 1)
-        done: Homes = {}
+        done: Assignment = {}
         for tile, worker in sorted(step.done_by.items()):
             done[worker] = (*done.get(worker, ()), tile)
         return done
@@ -358,8 +363,8 @@ def check(workers: int, threads: int, start_method: str | None, timeout: float |
     return make_launcher(start_method, threads)
 
 
-def _let_go(crew: Crew, claims: Claims) -> None:
+def _let_go(supervisor: Supervisor, claims: Claims) -> None:
     try:
-        crew.close()
+        supervisor.close()
     finally:
         claims.release()

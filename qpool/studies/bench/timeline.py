@@ -90,12 +90,12 @@ def _watched_training(modes: int, layers: int) -> list[Span]:
 @contextlib.contextmanager
 def watched(pool: Any, spans: list[Span]) -> Iterator[None]:
     """Within, append what a started pool and its workers do to ``spans``."""
-    performer, crew = pool._performing(), pool._crew
+    performer, supervisor = pool._performing(), pool._supervisor
     wrapped = [
         (pool, "both", "both"),
         (pool, "_write", "write"),
         (performer, "_send", "send"),
-        (crew, "events", "wait"),
+        (supervisor, "events", "wait"),
     ]
 
     def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -108,7 +108,7 @@ def watched(pool: Any, spans: list[Span]) -> Iterator[None]:
 
         return call
 
-    measure = crew._measure
+    measure = supervisor._measure
 
     def measured(worker: Any, reply: Any, kinds: Any) -> None:
         received, *moments = reply.moments
@@ -119,13 +119,13 @@ def watched(pool: Any, spans: list[Span]) -> Iterator[None]:
 
     for owner, attribute, name in wrapped:
         setattr(owner, attribute, timed(getattr(owner, attribute), name))
-    crew._measure = measured
+    supervisor._measure = measured
     try:
         yield
     finally:
         for owner, attribute, _ in wrapped:
             delattr(owner, attribute)
-        del crew._measure
+        del supervisor._measure
 
 
 def _steps(spans: list[Span]) -> list[list[Span]]:

@@ -18,7 +18,7 @@ from typing import Any
 from qpool.executors import topology
 from qpool.training import directory
 from qpool.training.campaign import grid as grids
-from qpool.training.campaign import packing, places, records, ways
+from qpool.training.campaign import packing, records, runners, strategy_choice
 from qpool.training.campaign import search as searches
 from qpool.training.campaign.grid import Cell
 from qpool.training.campaign.halving import Halving
@@ -249,15 +249,15 @@ class Campaign:
                 self._halving.hopeless(cell.name, int(row["step"]), row)
 
     @contextlib.contextmanager
-    def _places(self, queue: Sequence[Cell]) -> Iterator[places.Places]:
+    def _places(self, queue: Sequence[Cell]) -> Iterator[runners.Runners]:
         budget = topology.budget()
         cores = budget.cpus[: self._cores or budget.workers]
         together = min(len(queue), self._most or len(queue))
         each = packing.cores_each(together, len(cores))
         for cell in queue:
-            asked = ways.cores_asked(cell.settings) if self._train is None else 1
+            asked = strategy_choice.cores_asked(cell.settings) if self._train is None else 1
             each = max(each, min(len(cores), asked))
-        where = places.make(
+        where = runners.make(
             cores=cores,
             each=each,
             most=self._most,
@@ -268,33 +268,35 @@ class Campaign:
             yield where
 
     def _decide(
-        self, queue: list[Cell], decided: dict[str, Any], where: places.Places, board: Board
+        self, queue: list[Cell], decided: dict[str, Any], where: runners.Runners, board: Board
     ) -> None:
         """How runs compute of which nobody said it, once for all lives of the campaign: their bits
         depend on it. With a core each, compiled in their own process; with more, as measured."""
         known = decided.setdefault("strategies", {})
         if self._train is None:
-            kinds = ways.undecided(queue, known)
+            kinds = strategy_choice.undecided(queue, known)
             if where.cores_each == 1 or self._options["ray"]:
                 known.update({kind: {"strategy": "cpu_batch"} for kind in kinds})
             elif kinds:
                 jobs = {kind: self._job(cell, {}, where) for kind, cell in kinds.items()}
-                known.update(ways.measure(jobs, where, board.say, lambda: bool(self._asked)))
+                known.update(
+                    strategy_choice.measure(jobs, where, board.say, lambda: bool(self._asked))
+                )
         if not self._asked:
             self._records.decide(decided)
 
-    def _job(self, cell: Cell, strategies: Mapping[str, Any], where: places.Places) -> Job:
+    def _job(self, cell: Cell, strategies: Mapping[str, Any], where: runners.Runners) -> Job:
         """The run as it is given to a place."""
         settings, workers = dict(cell.settings), None
         if self._train is None:
-            settings, workers = ways.settle(cell, strategies, where.cores_each)
+            settings, workers = strategy_choice.settle(cell, strategies, where.cores_each)
         return Job(
             cell.name,
             str(self._records.run(cell.name)),
             str(self._records.log(cell.name)),
             settings,
             self._function,
-            ways.program(settings) if self._train is None else "",
+            strategy_choice.program(settings) if self._train is None else "",
             workers,
         )
 
@@ -304,7 +306,7 @@ class Campaign:
         self,
         queue: list[Cell],
         strategies: Mapping[str, Any],
-        where: places.Places,
+        where: runners.Runners,
         board: Board,
     ) -> None:
         board.say(
@@ -333,7 +335,7 @@ class Campaign:
         return bool(self._asked or self._full_disk)
 
     def _next(
-        self, queue: Sequence[Cell], strategies: Mapping[str, Any], where: places.Places
+        self, queue: Sequence[Cell], strategies: Mapping[str, Any], where: runners.Runners
     ) -> Job | None:
         """Of the runs that can begin now, the one that takes longest, as far as is known."""
         seconds = {cell.name: self._expected(cell) or 0.0 for cell in queue}
@@ -348,12 +350,14 @@ class Campaign:
         return None
 
     def _expected(self, cell: Cell) -> float | None:
-        return self._pace.expected(ways.cost(cell), self._steps(cell))
+        return self._pace.expected(strategy_choice.cost(cell), self._steps(cell))
 
     def _steps(self, cell: Cell) -> int:
         return 0 if self._train else int(cell.settings.get("steps", Config.steps))
 
-    def _hear(self, name: str, message: Report | Ended, where: places.Places, board: Board) -> None:
+    def _hear(
+        self, name: str, message: Report | Ended, where: runners.Runners, board: Board
+    ) -> None:
         live = self._under_way.get(name)
         if live is None:
             return  # it was killed, and had said this before
@@ -367,7 +371,7 @@ class Campaign:
             return
         self._ended(live, message, where, board)
 
-    def _ended(self, live: _UnderWay, ended: Ended, where: places.Places, board: Board) -> None:
+    def _ended(self, live: _UnderWay, ended: Ended, where: runners.Runners, board: Board) -> None:
         """Write down how a run ended."""
         name = live.cell.name
         del self._under_way[name]
@@ -394,13 +398,13 @@ class Campaign:
             self._halving.ended(name, pruned=state == records.PRUNED)
         if state == records.FINISHED:
             made = live.step - live.first.step if live.first else 0
-            self._pace.finished(ways.cost(live.cell), took, made, live.per_step)
+            self._pace.finished(strategy_choice.cost(live.cell), took, made, live.per_step)
         if state != records.WAITING:
             figures = self._records.result(name) or live.figures
             said = _figures(figures) if state == records.FINISHED else reason.split("\n")[0]
             board.say(f"{state}: {name} after {duration(done.seconds)}. {said}")
 
-    def _judge(self, where: places.Places, board: Board) -> None:
+    def _judge(self, where: runners.Runners, board: Board) -> None:
         """End runs that say nothing, and all of them if that was asked for."""
         now = time.monotonic()
         for live in list(self._under_way.values()):
@@ -412,19 +416,21 @@ class Campaign:
                 reason = f"it hung: nothing was heard of it for {now - live.heard:.0f} s"
                 self._ended(live, Ended(records.FAILED, reason), where, board)
 
-    def _end(self, live: _UnderWay, why: str, where: places.Places) -> None:
+    def _end(self, live: _UnderWay, why: str, where: runners.Runners) -> None:
         live.ending, live.until = why, time.monotonic() + _GRACE
         where.stop(live.cell.name)
 
     def _told(
-        self, queue: Sequence[Cell], where: places.Places
+        self, queue: Sequence[Cell], where: runners.Runners
     ) -> tuple[str, list[dict[str, Any]]]:
         """For the board: the whole in a sentence, and a row for each run under way."""
         rows, remaining = [], [self._expected(cell) for cell in queue]
         samples = 0.0
         for live in self._under_way.values():
             each = live.per_step
-            left = self._pace.expected(ways.cost(live.cell), live.steps - live.step, each)
+            left = self._pace.expected(
+                strategy_choice.cost(live.cell), live.steps - live.step, each
+            )
             remaining.append(left)
             rate = 1 / each if each else 0.0
             samples += rate * live.cell.settings.get("batch_size", Config.batch_size)

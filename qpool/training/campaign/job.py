@@ -1,7 +1,7 @@
 """One run of a campaign, wherever it is placed: what it is given, what it says, how it ends.
 
-Owns running it in this process. Where the process is, and who listens, is ``lane``'s (this machine)
-or ``on_ray``'s.
+Owns running it in this process. Where the process is, and who listens, is ``runner``'s (this
+machine) or ``on_ray``'s.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from typing import Any
 from qpool.executors.cluster import connect
 from qpool.training.campaign import job as jobs
 from qpool.training.campaign.job import Ended, Job, Report
-from qpool.training.campaign.places import Places
 from qpool.training.campaign.records import FAILED
+from qpool.training.campaign.runners import Runners
 from workers.compiling import compile_cache
 from workers.process import affinity
 
@@ -26,7 +26,7 @@ from workers.process import affinity
 _AGAIN = 3
 
 
-class RayPlaces(Places):
+class RayRunners(Runners):
     """As many runs side by side as the cluster has CPUs."""
 
     def __init__(self, address: str | None, each: int, most: int | None, threads: int) -> None:

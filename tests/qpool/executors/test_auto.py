@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import qpool
 from qpool.executors import Options, auto
-from qpool.executors.auto import Candidate, contest, course, guess
+from qpool.executors.auto import Candidate, autotuner, course, guess
 from qpool.executors.base import Executor
 from qpool.executors.topology import Budget
 from workers.errors import ConfigurationError, InputError
@@ -36,7 +36,7 @@ class Scaled(tf.Module):
 def quick(monkeypatch, tmp_path):
     """No pool is started, turns are short, and nothing is remembered from another test."""
     monkeypatch.setattr(auto, "_POOL_SECONDS", 1e9)
-    monkeypatch.setattr(contest, "_TURN_SECONDS", 0.001)
+    monkeypatch.setattr(autotuner, "_TURN_SECONDS", 0.001)
     monkeypatch.setenv("QPOOL_CACHE", str(tmp_path / "cache"))
 
 
@@ -88,8 +88,10 @@ def test_others_are_tried_between_calls_and_the_fastest_goes_on(eager_to_try) ->
 
 def test_what_was_given_up_pulls_back_what_it_computed(eager_to_try, monkeypatch) -> None:
     """A tape that spans the exchange of executors needs both of them."""
-    monkeypatch.setattr(contest, "_WORTH", 0.0)  # whatever comes later is taken
-    monkeypatch.setattr(contest.Contest, "leader", property(lambda self: list(self._seconds)[-1]))
+    monkeypatch.setattr(autotuner, "_WORTH", 0.0)  # whatever comes later is taken
+    monkeypatch.setattr(
+        autotuner.Autotuner, "leader", property(lambda self: list(self._seconds)[-1])
+    )
     model = Scaled()
     z = tf.random.stateless_normal((8, 2), (1, 2))
     with qpool.parallelize(model) as generator:
@@ -111,7 +113,7 @@ def test_a_comparison_that_fails_is_not_the_callers_business(eager_to_try, monke
     def fails(self, *_):
         raise OSError("no more of them")
 
-    monkeypatch.setattr(contest.Contest, "enter", fails)
+    monkeypatch.setattr(autotuner.Autotuner, "enter", fails)
     with qpool.parallelize(Scaled()) as generator:
         for _ in range(3):
             np.testing.assert_allclose(generator(tf.zeros((4, 2))), 0.0)
@@ -184,7 +186,7 @@ def test_a_remembered_choice_is_made_in_a_graph_too(monkeypatch) -> None:
 
 
 class Watched(Scaled):
-    """Notes whether a tape of the contest's own sees its calls."""
+    """Notes whether a tape of the autotuner's own sees its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -349,10 +351,10 @@ class Slow(Executor):
         raise NotImplementedError
 
 
-def race(monkeypatch, seconds: dict[Candidate, float]) -> contest.Contest:
+def race(monkeypatch, seconds: dict[Candidate, float]) -> autotuner.Autotuner:
     clock = Clock()
-    monkeypatch.setattr(contest.time, "perf_counter", clock)
-    made = contest.Contest(
+    monkeypatch.setattr(autotuner.time, "perf_counter", clock)
+    made = autotuner.Autotuner(
         Scaled(), lambda c: Slow(clock, seconds[c]), "__call__", (tf.ones((4, 2)),), {}, "nothing"
     )
     for candidate in seconds:
@@ -373,7 +375,7 @@ def test_the_fastest_wins_and_the_simpler_of_two_that_are_as_good(monkeypatch) -
 
 def test_a_spent_budget_ends_the_measuring(monkeypatch) -> None:
     first, second = Candidate("sequential"), Candidate("threads", 2)
-    seconds = {first: contest.BUDGET, second: 1.0}
+    seconds = {first: autotuner.BUDGET, second: 1.0}
     choice = race(monkeypatch, seconds).decide(4, seconds)
     assert choice.candidate == first
     assert "was spent" in choice.not_measured[str(second)]

@@ -38,7 +38,7 @@ def test_tiles_are_spread_evenly_and_completion_is_said_once() -> None:
 
 
 def test_backward_goes_home_and_the_homeless_are_spread() -> None:
-    step = Step(4, [0, 1], 1, homes={0: (0, 1), 5: (2, 3)})
+    step = Step(4, [0, 1], 1, assignment={0: (0, 1), 5: (2, 3)})
     assert sorted(t for i in step.begin() for t in i.tiles) == [0, 1, 2, 3]
 
 

@@ -107,7 +107,7 @@ class Noisy(tf.Module):
 
 
 def test_the_users_random_numbers_are_left_alone() -> None:
-    """A survey seeds a worker's global sources; here they belong to somebody."""
+    """A probe seeds a worker's global sources; here they belong to somebody."""
     model = generator_model()
     tf.random.set_seed(5)
     np.random.seed(5)

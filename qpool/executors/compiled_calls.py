@@ -29,7 +29,7 @@ from workers.engine import circuit
 from workers.engine.scope import traced_engines
 from workers.errors import ModelError
 from workers.exchange.protocol import Plan, Sharded
-from workers.replica import recipes, survey
+from workers.replica import probe, serialization
 from workers.replica.draws import global_states
 from workers.replica.method import Method
 
@@ -45,7 +45,7 @@ _DRAWS = re.compile(r"Random(StandardNormal|Uniform|UniformInt)$|TruncatedNormal
 
 
 @dataclasses.dataclass
-class Way:
+class CompiledCall:
     """One way of calling one method.
 
     ``sharded``: which of its inputs have a row a sample. ``choice`` is None until it is made, for
@@ -75,31 +75,37 @@ class Way:
         }
 
 
-class Ways:
+class CompiledCalls:
     """The ways in which the methods of one model have been called."""
 
     def __init__(self, model: Any, sharded: Sequence[str]) -> None:
         self._model = model
         self._sharded = sharded
-        self._known: dict[Any, Way] = {}
+        self._known: dict[Any, CompiledCall] = {}
 
-    def run(self, way: Way, inputs: list[tf.Tensor]) -> Any:
+    def run(self, compiled_call: CompiledCall, inputs: list[tf.Tensor]) -> Any:
         """Call what was compiled."""
-        if way.method.stream is not None:
-            way.method.stream.seed(tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32))
-        found = way.method.compiled(*inputs)
-        if way.sets:
+        if compiled_call.method.stream is not None:
+            compiled_call.method.stream.seed(
+                tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
+            )
+        found = compiled_call.method.compiled(*inputs)
+        if compiled_call.sets:
             found, values = found
-            vars(self._model).update(zip(way.sets, values, strict=True))
+            vars(self._model).update(zip(compiled_call.sets, values, strict=True))
         return found
 
     @property
-    def decided(self) -> list[Way]:
+    def decided(self) -> list[CompiledCall]:
         """Those for which a choice was made."""
-        return [way for way in self._known.values() if way.choice is not None]
+        return [
+            compiled_call
+            for compiled_call in self._known.values()
+            if compiled_call.choice is not None
+        ]
 
     @property
-    def known(self) -> list[Way]:
+    def known(self) -> list[CompiledCall]:
         return list(self._known.values())
 
     def find(
@@ -110,7 +116,7 @@ class Ways:
         kwargs: dict[str, Any],
         *,
         batched: bool = True,
-    ) -> tuple[Way, list[tf.Tensor]]:
+    ) -> tuple[CompiledCall, list[tf.Tensor]]:
         """The way of this call, and the inputs of the compiled function.
 
         ``batched``: the first argument is a batch, and becomes a tensor if it is none.
@@ -157,12 +163,12 @@ class Ways:
             as_tensor = tuple(not arrays or n > 0 for n in range(len(inputs)))
             plan = Plan(0, 0, method, b"", as_tensor, 0)
             found = Method(plan, function, marked, named, True)
-            self._known[key] = Way(found, tuple(sharded))
+            self._known[key] = CompiledCall(found, tuple(sharded))
         return self._known[key], inputs
 
     def choose(
         self,
-        way: Way,
+        compiled_call: CompiledCall,
         inputs: list[tf.Tensor],
         result: Any,
         reason: str,
@@ -176,43 +182,43 @@ class Ways:
         it can be. ``sets``: attributes that it set to tensors, which what is compiled sets too,
         unless it is a loop.
         """
-        rows = int(inputs[0].shape[0]) if any(way.sharded) and inputs[0].shape.rank else 0
-        way.rows = rows
-        looped = rows > 1 and survey.loops((rows, circuits), (rows, circuits))
-        self._have_set(way, () if looped or reason else sets)
-        if way.sets:
-            result = result, [vars(self._model)[name] for name in way.sets]
+        rows = int(inputs[0].shape[0]) if any(compiled_call.sharded) and inputs[0].shape.rank else 0
+        compiled_call.rows = rows
+        looped = rows > 1 and probe.loops((rows, circuits), (rows, circuits))
+        self._have_set(compiled_call, () if looped or reason else sets)
+        if compiled_call.sets:
+            result = result, [vars(self._model)[name] for name in compiled_call.sets]
         outputs = tf.nest.flatten(result)
         if not reason and not (outputs and all(map(tf.is_tensor, outputs))):
             reason = "it returns NumPy arrays"
         if reason:
             return compiled.Choice("eager", reason, 0.0)
         effects: set[str] = set()
-        choice = self._choose(way, inputs, outputs, looped, levels, effects)
+        choice = self._choose(compiled_call, inputs, outputs, looped, levels, effects)
         if choice.level != "eager" or not _only_draws(effects):
             return choice
-        original = way.method
-        way.method = dataclasses.replace(original, stream=Stream())
-        found = self._choose(way, inputs, outputs, looped, levels, effects)
+        original = compiled_call.method
+        compiled_call.method = dataclasses.replace(original, stream=Stream())
+        found = self._choose(compiled_call, inputs, outputs, looped, levels, effects)
         if found.level == "eager":
-            way.method = original
+            compiled_call.method = original
             return choice
         return found
 
-    def _have_set(self, way: Way, names: tuple[str, ...]) -> None:
+    def _have_set(self, compiled_call: CompiledCall, names: tuple[str, ...]) -> None:
         """Have what will be compiled return these attributes with its result."""
-        if way.sets == names:
+        if compiled_call.sets == names:
             return
-        call = way.method.call
+        call = compiled_call.method.call
         plain = call.plain if isinstance(call, _Setting) else call
-        way.sets = names
-        way.method = dataclasses.replace(
-            way.method, call=_Setting(plain, self._model, names) if names else plain
+        compiled_call.sets = names
+        compiled_call.method = dataclasses.replace(
+            compiled_call.method, call=_Setting(plain, self._model, names) if names else plain
         )
 
     @staticmethod
     def _choose(
-        way: Way,
+        compiled_call: CompiledCall,
         inputs: list[tf.Tensor],
         outputs: list[Any],
         looped: bool,
@@ -220,18 +226,18 @@ class Ways:
         effects: set[str],
     ) -> compiled.Choice:
         """``effects`` takes what it was found to do more than compute."""
-        original = way.method
-        stream, rows = original.stream, way.rows or 0
+        original = compiled_call.method
+        stream, rows = original.stream, compiled_call.rows or 0
         choice: compiled.Choice | None = None
-        for form in survey.forms(original.plan, outputs, looped=looped):
-            by_rows = way.sharded if form.by_rows else ()
+        for form in probe.forms(original.plan, outputs, looped=looped):
+            by_rows = compiled_call.sharded if form.by_rows else ()
             form = dataclasses.replace(form, by_rows=by_rows)
             trial = dataclasses.replace(original, plan=form)
 
             def use(function: Any, level: str, trial: Method = trial) -> None:
                 plan = dataclasses.replace(trial.plan, level=level)
-                way.method = dataclasses.replace(trial, plan=plan)
-                way.method.__dict__["compiled"] = function
+                compiled_call.method = dataclasses.replace(trial, plan=plan)
+                compiled_call.method.__dict__["compiled"] = function
 
             alike = streams.constant if stream and form.by_rows else contextlib.nullcontext
             if stream is not None:
@@ -315,7 +321,7 @@ class State:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._shipped = recipes.inspect(model, {})
+        self._shipped = serialization.inspect(model, {})
         self._values = [variable.numpy() for variable in self._shipped.variables]
         self._attributes = dict(getattr(model, "__dict__", {}))
         self._sources = global_states()
@@ -329,13 +335,13 @@ class State:
             return "the model draws random numbers"
         weights = getattr(self._model, "trainable_weights", ())
         regularised = sum(getattr(v, "regularizer", None) is not None for v in weights)
-        if survey.losses(self._model) > regularised:
+        if probe.losses(self._model) > regularised:
             return "the call adds losses"
         return ""
 
     def set_to_tensors(self) -> tuple[str, ...]:
         """Attributes that are other tensors now."""
-        return recipes.set_to_tensors(self._model, self._attributes)
+        return serialization.set_to_tensors(self._model, self._attributes)
 
     def put_back(self) -> None:
         """Give the variables that were changed their values again."""

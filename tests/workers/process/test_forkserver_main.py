@@ -1,4 +1,4 @@
-"""What a nursery loads, and what it leaves out."""
+"""What a forkserver loads, and what it leaves out."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ CODE = """
 import os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 from workers import collector
-from workers.process import nursery
+from workers.process import forkserver_main
 with collector.loading():
-    nursery._preload(["workers.process.main"], ["sklearn", "matplotlib", "pandas"])
+    forkserver_main._preload(["workers.process.main"], ["sklearn", "matplotlib", "pandas"])
 left_out = [name for name in ("sklearn", "matplotlib", "pandas") if name in sys.modules]
 import gc
 frozen = gc.get_freeze_count()

@@ -12,8 +12,8 @@ from typing import Any
 
 from qpool.training.campaign.grid import Cell
 from qpool.training.campaign.job import Ended, Job
-from qpool.training.campaign.places import Places
 from qpool.training.campaign.records import FINISHED
+from qpool.training.campaign.runners import Runners
 from qpool.training.config import Config
 from workers.errors import ConfigurationError
 
@@ -74,7 +74,7 @@ def settle(cell: Cell, known: Mapping[str, Any], cores: int) -> tuple[dict[str, 
 
 
 def measure(
-    jobs: Mapping[str, Job], where: Places, say: Callable[[str], None], over: Callable[[], bool]
+    jobs: Mapping[str, Job], where: Runners, say: Callable[[str], None], over: Callable[[], bool]
 ) -> dict[str, Any]:
     """Which strategy is fastest for each kind, tried at its place; less where it is ``over``.
 

@@ -1,7 +1,7 @@
-"""What computes a model's batches, whatever computes them: the interface that a model's place
-(``remote.RemoteModel``) needs.
+"""A pool of workers, whatever they are (processes, threads, the nodes of a cluster): the interface
+that a model's place in it (``remote.RemoteModel``) needs.
 
-Owns what all computers keep: models' plans, the numbers of calls, and what is let go of before the
+Owns what all of them keep: models' plans, the numbers of calls, and what is let go of before the
 next call.
 """
 
@@ -76,12 +76,12 @@ class Operands:
 
 @dataclasses.dataclass
 class Results:
-    """What came of a task. ``homes`` says who computed, and may still hold, which tiles."""
+    """What came of a task. ``assignment`` says who computed, and may still hold, which tiles."""
 
     call: int
     outputs: list[Any]
     gradients: list[np.ndarray]
-    homes: Any
+    assignment: Any
 
 
 @dataclasses.dataclass
@@ -112,7 +112,7 @@ class Counters:
         return {"seconds": {phase: found.pop(phase) for phase in self.PHASES}, **found}
 
 
-class Computer(abc.ABC):
+class WorkerPool(abc.ABC):
     """Computes batches of any number of models, tile by tile. ``seed`` starts their draws.
 
     One batch at a time: callers from several threads take turns.
@@ -139,8 +139,9 @@ class Computer(abc.ABC):
     def add(self, shipment: bytes, weights: Sequence[np.ndarray], engine: str) -> int:
         """Take a model in and return its number.
 
-        ``shipment`` unpickles to a ``workers.replica.recipes.Shipped``; ``weights`` are the values
-        of all its variables, in its order; ``engine`` is what its Strawberry Fields engines are.
+        ``shipment`` unpickles to a ``workers.replica.serialization.Shipped``; ``weights`` are the
+        values of all its variables, in its order; ``engine`` is what its Strawberry Fields engines
+        are.
         """
 
     @abc.abstractmethod
@@ -148,13 +149,13 @@ class Computer(abc.ABC):
         """Forget a model everywhere."""
 
     @abc.abstractmethod
-    def survey(
+    def probe(
         self,
         plan: int,
         inputs: Sequence[np.ndarray],
         weights: Sequence[np.ndarray],
         purpose: protocol.Purpose,
-    ) -> protocol.Surveyed:
+    ) -> protocol.Probed:
         """Run the plan on the first rows, to learn what comes out, and compile it."""
 
     @abc.abstractmethod
@@ -164,15 +165,15 @@ class Computer(abc.ABC):
         operands: Operands,
         *,
         call: int | None = None,
-        homes: Any = None,
+        assignment: Any = None,
         copy: Callable[[np.ndarray], Any] = np.array,
     ) -> Results:
         """Compute a batch.
 
-        ``call`` is the number of the call that it belongs to, None for a new one. ``homes`` says
-        who holds which tiles since the forward pass of that call: tiles that are no longer kept
-        are computed again from the operands, which are those of the forward pass. ``copy`` takes
-        an output out of what lies where the next batch will.
+        ``call`` is the number of the call that it belongs to, None for a new one. ``assignment``
+        says who holds which tiles since the forward pass of that call: tiles that are no longer
+        kept are computed again from the operands, which are those of the forward pass. ``copy``
+        takes an output out of what lies where the next batch will.
         """
 
     @abc.abstractmethod
@@ -200,7 +201,7 @@ class Computer(abc.ABC):
         return self.adopt(protocol.Plan(0, model, method, arguments, as_tensor, rows, twin=twin))
 
     def adopt(self, plan: protocol.Plan, number: int | None = None) -> int:
-        """Register a plan that may have been surveyed elsewhere; return its number here.
+        """Register a plan that may have been probed elsewhere; return its number here.
 
         With ``number``, it comes in the place of that one.
         """
@@ -232,15 +233,15 @@ class Computer(abc.ABC):
     def _drop_plans(self, model: int) -> None:
         self._plans = {n: plan for n, plan in self._plans.items() if plan.model != model}
 
-    def _learn(self, plan: int, surveyed: protocol.Surveyed) -> None:
-        """From now on the plan is as the survey found it."""
+    def _learn(self, plan: int, probed: protocol.Probed) -> None:
+        """From now on the plan is as the probe found it."""
         self._plans[plan] = dataclasses.replace(
             self._plans[plan],
-            least_rows=surveyed.least_rows,
-            draws=surveyed.draws,
-            reproducible=surveyed.reproducible,
-            level=surveyed.level,
-            by_rows=surveyed.by_rows,
-            narrowed=surveyed.narrowed,
-            outputs=surveyed.outputs,
+            least_rows=probed.least_rows,
+            draws=probed.draws,
+            reproducible=probed.reproducible,
+            level=probed.level,
+            by_rows=probed.by_rows,
+            narrowed=probed.narrowed,
+            outputs=probed.outputs,
         )

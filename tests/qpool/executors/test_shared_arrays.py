@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qpool.executors.store import Store
+from qpool.executors.shared_arrays import SharedArrays
 
 
 class Interrupted:
@@ -24,20 +24,20 @@ class Interrupted:
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_an_interrupted_update_is_never_taken_for_the_old_weights(which: int) -> None:
-    store = Store(1)
+    shared = SharedArrays(1)
     old, new = [[np.full(3, value), np.full(2, value)] for value in (1.0, 2.0)]
-    store.add(1, b"", old, "stock")
-    assert not store.write_weights(1, old)
-    before = store.models[1].version
+    shared.add(1, b"", old, "stock")
+    assert not shared.write_weights(1, old)
+    before = shared.models[1].version
     broken: list = list(new)
     broken[which] = Interrupted(new[which])
     with pytest.raises(KeyboardInterrupt):
-        store.write_weights(1, broken)
-    store.write_weights(1, new)
-    assert store.models[1].version > before
-    views = [placed.view(store.buffer) for placed in store.models[1].places]
+        shared.write_weights(1, broken)
+    shared.write_weights(1, new)
+    assert shared.models[1].version > before
+    views = [placed.view(shared.buffer) for placed in shared.models[1].places]
     for view, weight in zip(views, new, strict=True):
         np.testing.assert_array_equal(view, weight)
     del views
     del view
-    store.arena.close()
+    shared.arena.close()

@@ -1,7 +1,7 @@
 """The nodes of a cluster as one computer: a batch's tiles are shared out, and results put together.
 
 Owns what each node is told and asked, and what to do when one is lost: its tiles run elsewhere. Who
-takes part is ``crew``'s. A tile is computed as in a local pool, and partial
+takes part is ``membership``'s. A tile is computed as in a local pool, and partial
 sums are added in tile order, so the bits are the same.
 """
 
@@ -17,12 +17,12 @@ import numpy as np
 
 from qpool import tiles
 from qpool.executors.cluster import connect
-from qpool.executors.cluster.crew import Crew, Lost, Member, said
+from qpool.executors.cluster.membership import Lost, Member, Membership, said
 from qpool.executors.cluster.node import Build, Weights
-from qpool.executors.computer import Computer, Counters, Operands, Results, Task
 from qpool.executors.devices import parse
 from qpool.executors.processes.dispatch import MAX_ATTEMPTS
 from qpool.executors.shares import Run, apportion, learn
+from qpool.executors.worker_pool import Counters, Operands, Results, Task, WorkerPool
 from workers.errors import ConfigurationError, PoolClosedError, WorkerLostError
 from workers.exchange import protocol
 
@@ -34,10 +34,10 @@ class _Model:
     values: list[bytes]
 
 
-#: A run of tiles, who has it (or had, in the forward pass), and that node's own homes of them.
-Home = tuple[Member, Run, Any]
+#: A run of tiles, who has it (or had, in the forward pass), and that node's own assignment of them.
+Assigned = tuple[Member, Run, Any]
 
-#: Asks a member for a run of tiles: (member, run, its homes) -> Ray's reference to the answer.
+#: Asks a member for a run of tiles: (member, run, its assignment) -> Ray's reference to the answer.
 Ask = Callable[[Member, Run, Any], Any]
 
 
@@ -51,7 +51,7 @@ class ClusterCounters(Counters):
     PHASES = ("weights", "wait", "copy_out")
 
 
-class Cluster(Computer):
+class Cluster(WorkerPool):
     """The nodes of a Ray cluster, each with a pool of its own, for any number of models
     (``parallelize(model, pool=cluster)``).
 
@@ -105,9 +105,9 @@ class Cluster(Computer):
         cpus = None if workers is None else workers * threads
         connect.connect(address, cpus)
         self._ray = connect.ray()
-        self._crew = Crew(options, cpus, gpus, nodes)
+        self._membership = Membership(options, cpus, gpus, nodes)
         try:
-            self._crew.assemble()
+            self._membership.assemble()
         except BaseException:
             self.close()
             raise
@@ -116,7 +116,7 @@ class Cluster(Computer):
 
     @property
     def workers(self) -> int:
-        return sum(member.workers for member in self._crew.members)
+        return sum(member.workers for member in self._membership.members)
 
     @property
     def closed(self) -> bool:
@@ -126,7 +126,7 @@ class Cluster(Computer):
     @property
     def nodes(self) -> int:
         """How many nodes take part now."""
-        return len(self._crew.members)
+        return len(self._membership.members)
 
     def __enter__(self) -> Cluster:
         return self
@@ -139,7 +139,7 @@ class Cluster(Computer):
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._crew.close()
+                self._membership.close()
 
     # -- models ----------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class Cluster(Computer):
             first = Weights(number, 0, reference)
             self._models[number] = _Model(build, first, [w.tobytes() for w in weights])
             try:
-                self._crew.ask_all(
+                self._membership.ask_all(
                     lambda m: m.actor.tell.remote(self._tell(m, ("model", number), build))
                 )
             except BaseException:
@@ -166,7 +166,7 @@ class Cluster(Computer):
             if self._closed or self._models.pop(number, None) is None:
                 return
             self._drop_plans(number)
-            for member in self._crew.members:
+            for member in self._membership.members:
                 gone = [k for k, d in member.told.items() if _model_of(d) == number]
                 for key in gone:
                     del member.told[key]
@@ -174,13 +174,13 @@ class Cluster(Computer):
 
     # -- computing -------------------------------------------------------------------------
 
-    def survey(
+    def probe(
         self,
         plan: int,
         inputs: Sequence[np.ndarray],
         weights: Sequence[np.ndarray],
         purpose: protocol.Purpose,
-    ) -> protocol.Surveyed:
+    ) -> protocol.Probed:
         """What the first node reports; all of them do it, and are warm afterwards."""
         with self._lock:
             self._ready()
@@ -188,15 +188,15 @@ class Cluster(Computer):
             few = [
                 array[: max(8, purpose.largest_tile, self._plans[plan].rows)] for array in inputs
             ]
-            found = self._crew.ask_all(
-                lambda m: m.actor.survey.remote(self._news(m, plan), plan, few, purpose)
+            found = self._membership.ask_all(
+                lambda m: m.actor.probe.remote(self._news(m, plan), plan, few, purpose)
             )
-            surveyed: protocol.Surveyed = next(iter(found.values()))
-            self._learn(plan, surveyed)
+            probed: protocol.Probed = next(iter(found.values()))
+            self._learn(plan, probed)
             for member, other in found.items():
-                if _of_bits(other) == _of_bits(surveyed):  # it learned the same by itself
+                if _of_bits(other) == _of_bits(probed):  # it learned the same by itself
                     member.told["plan", plan] = self._plans[plan]
-            return surveyed
+            return probed
 
     def compute(
         self,
@@ -204,7 +204,7 @@ class Cluster(Computer):
         operands: Operands,
         *,
         call: int | None = None,
-        homes: list[Home] | None = None,
+        assignment: list[Assigned] | None = None,
         copy: Callable[[np.ndarray], Any] = np.array,
     ) -> Results:
         with self._lock:
@@ -218,7 +218,7 @@ class Cluster(Computer):
                 news = self._news(member, task.plan)
                 return member.actor.compute.remote(news, of_tiles, number, run.first, own, part)
 
-            found = self._perform(tiles.count(operands.batch, task.tile), ask, homes)
+            found = self._perform(tiles.count(operands.batch, task.tile), ask, assignment)
             began = time.perf_counter()
             parts = _in_order(found)
             joined = [np.concatenate([part[n] for part in parts]) for n in range(len(parts[0]))]
@@ -237,12 +237,14 @@ class Cluster(Computer):
     def stats(self) -> dict[str, Any]:
         """What was measured: of the cluster, each node, and each node's workers."""
         with self._lock:
-            pools = {} if self._closed else self._crew.ask_all(lambda m: m.actor.stats.remote())
+            pools = (
+                {} if self._closed else self._membership.ask_all(lambda m: m.actor.stats.remote())
+            )
             numbers = itertools.count()
             return {
                 "elapsed_seconds": time.monotonic() - self._began,
                 **self._counters.by_name(),
-                "lost_nodes": self._crew.lost,
+                "lost_nodes": self._membership.lost,
                 "replaced_workers": sum(pool["replaced_workers"] for pool in pools.values()),
                 "nodes": [
                     {
@@ -251,7 +253,7 @@ class Cluster(Computer):
                         "host": member.host,
                         "workers": member.workers,
                         "tiles": member.tiles,
-                        "speed": self._crew.speeds[member],
+                        "speed": self._membership.speeds[member],
                     }
                     for member in pools
                 ],
@@ -265,9 +267,9 @@ class Cluster(Computer):
     def _ready(self) -> None:
         if self._closed:
             raise PoolClosedError("the strategy's nodes were let go; parallelize the model again")
-        self._crew.look_now_and_then()
+        self._membership.look_now_and_then()
         if forgotten := self._let_go_of_models_and_calls():
-            for member in self._crew.members:
+            for member in self._membership.members:
                 member.actor.forget.remote(forgotten)
 
     # -- within ----------------------------------------------------------------------------
@@ -303,50 +305,52 @@ class Cluster(Computer):
         return [definition]
 
     def _perform(
-        self, number: int, ask: Ask, homes: list[Home] | None
+        self, number: int, ask: Ask, assignment: list[Assigned] | None
     ) -> list[tuple[Member, Run, tuple[list[np.ndarray], Any]]]:
         """Have every tile computed; who computed what, and what came of it, in tile order."""
         self._counters.tiles += number
         pending: dict[Any, tuple[Member, Run, int]] = {}
-        homeless: list[tuple[Run, int]] = []
-        if homes is None:
-            homeless.append((Run(0, number), 0))
-        with self._crew.unsure_of(self._crew.members):
-            for member, run, own in homes or ():
-                if member in self._crew.members:
+        unassigned: list[tuple[Run, int]] = []
+        if assignment is None:
+            unassigned.append((Run(0, number), 0))
+        with self._membership.unsure_of(self._membership.members):
+            for member, run, own in assignment or ():
+                if member in self._membership.members:
                     pending[ask(member, run, own)] = member, run, 0
                 else:
-                    homeless.append((run, 0))
-            return self._collect(ask, pending, homeless)
+                    unassigned.append((run, 0))
+            return self._collect(ask, pending, unassigned)
 
     def _collect(
         self,
         ask: Ask,
         pending: dict[Any, tuple[Member, Run, int]],
-        homeless: list[tuple[Run, int]],
+        unassigned: list[tuple[Run, int]],
     ) -> list[tuple[Member, Run, tuple[list[np.ndarray], Any]]]:
         done: list[tuple[Member, Run, Any]] = []
         seconds: dict[Member, float] = {}
-        while pending or homeless:
-            for run, attempts in homeless:
-                self._crew.someone()
-                for member, part in apportion(run, self._crew.speeds).items():
+        while pending or unassigned:
+            for run, attempts in unassigned:
+                self._membership.someone()
+                for member, part in apportion(run, self._membership.speeds).items():
                     pending[ask(member, part, None)] = member, part, attempts
-            homeless = []
+            unassigned = []
             began = time.perf_counter()
-            reference = self._crew.wait_for(list(pending), {r: of[0] for r, of in pending.items()})
+            reference = self._membership.wait_for(
+                list(pending), {r: of[0] for r, of in pending.items()}
+            )
             member, run, attempts = pending.pop(reference)
             try:
-                values, own, spent = self._crew.answer(member, reference)
+                values, own, spent = self._membership.answer(member, reference)
             except Lost as lost:
-                self._crew.lose(member, lost.error)
+                self._membership.lose(member, lost.error)
                 self._counters.retried_tiles += run.tiles
                 if attempts + 1 >= MAX_ATTEMPTS:
                     raise WorkerLostError(
                         f"tiles {run.first} to {run.stop - 1} took {attempts + 1} nodes with them, "
                         f"one after another; the last: {said(lost.error)}"
                     ) from lost.error
-                homeless.append((run, attempts + 1))
+                unassigned.append((run, attempts + 1))
                 continue
             finally:
                 self._counters.wait += time.perf_counter() - began
@@ -358,7 +362,7 @@ class Cluster(Computer):
         computed = dict.fromkeys(seconds, 0)
         for member, run, _ in done:
             computed[member] += run.tiles
-        self._crew.speeds = learn(self._crew.speeds, computed, seconds)
+        self._membership.speeds = learn(self._membership.speeds, computed, seconds)
         return sorted(done, key=lambda item: item[1].first)
 
 
@@ -376,14 +380,14 @@ def _in_order(found: list[tuple[Member, Run, tuple[list[np.ndarray], Any]]]) -> 
     return [values for _, _, (values, _) in found]
 
 
-def _of_bits(surveyed: protocol.Surveyed) -> Any:
-    """What of a survey the plan is made of."""
+def _of_bits(probed: protocol.Probed) -> Any:
+    """What of a probe the plan is made of."""
     return (
-        surveyed.least_rows,
-        surveyed.draws,
-        surveyed.reproducible,
-        surveyed.level,
-        surveyed.by_rows,
-        surveyed.narrowed,
-        surveyed.outputs,
+        probed.least_rows,
+        probed.draws,
+        probed.reproducible,
+        probed.level,
+        probed.by_rows,
+        probed.narrowed,
+        probed.outputs,
     )

@@ -26,7 +26,7 @@ STRETCH = 4.0
 
 
 @dataclasses.dataclass
-class Patience:
+class Timeouts:
     """Deadlines from measured tiles; with ``fixed`` seconds, from those alone."""
 
     fixed: float | None = None

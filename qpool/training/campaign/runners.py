@@ -19,14 +19,14 @@ from qpool.children.launchers import Program, make_launcher
 from qpool.children.process import ChildProcess
 from qpool.training.campaign import packing
 from qpool.training.campaign.job import Ended, Job, Report
-from qpool.training.campaign.lane import Begin, Stop
 from qpool.training.campaign.records import FAILED, FINISHED
+from qpool.training.campaign.runner import Begin, Stop
 
 #: A run's process. What it imports before it is forked makes a run begin in a second, not in six.
-_LANE = Program(
-    "qpool.training.campaign.lane",
+_RUNNER = Program(
+    "qpool.training.campaign.runner",
     (
-        "qpool.training.campaign.lane",
+        "qpool.training.campaign.runner",
         "qpool.training.building",
         "qpool.training.run",
         "qpool.training.trainer",
@@ -47,7 +47,7 @@ _LANE = Program(
 _READ_MEMORY = 2.0
 
 
-class Places(abc.ABC):
+class Runners(abc.ABC):
     """Runs by name, each at a place until it has ended."""
 
     #: How many runs there is room for at all, and how many cores one of them has.
@@ -81,7 +81,7 @@ class Places(abc.ABC):
 
 
 @dataclasses.dataclass
-class _Lane:
+class _Runner:
     """A process on its cores, with the job that it is at, or none while it waits for another."""
 
     child: ChildProcess
@@ -91,7 +91,7 @@ class _Lane:
     stopped: bool = False
 
 
-class LocalPlaces(Places):
+class LocalRunners(Runners):
     """Processes of this machine, pinned apart.
 
     The first job of a program compiles it, on all cores; others of it wait until it has, and find
@@ -111,101 +111,103 @@ class LocalPlaces(Places):
         self._cores = packing.places(cores, each, most)
         self.count = len(self._cores)
         self.cores_each = max(len(place) for place in self._cores)
-        self._launcher = make_launcher(start_method, threads, _LANE)
+        self._launcher = make_launcher(start_method, threads, _RUNNER)
         self._launcher.prepare()
-        self._lanes: dict[int, _Lane] = {}
+        self._runners: dict[int, _Runner] = {}
         self._compiled: set[str] = set()
         self._largest = 0
         self._read = 0.0
 
     def ready(self, job: Job) -> bool:
         if job.program and job.program not in self._compiled:
-            lanes = self._lanes.values()
-            if any(lane.job and lane.program == job.program for lane in lanes):
+            runners = self._runners.values()
+            if any(runner.job and runner.program == job.program for runner in runners):
                 return False
         return self._launcher.ready(wait=False) and self._fits()
 
     def start(self, job: Job) -> None:
         number = self._place(job.program)
-        lane = self._lanes.get(number)
-        if lane is None:
+        runner = self._runners.get(number)
+        if runner is None:
             child = self._launcher.launch(number)
-            lane = self._lanes[number] = _Lane(child, self._cores[number], job, job.program)
-        lane.job = job
+            runner = self._runners[number] = _Runner(child, self._cores[number], job, job.program)
+        runner.job = job
         compiled = not job.program or job.program in self._compiled
-        pinned = lane.cores if hasattr(os, "sched_setaffinity") else ()
+        pinned = runner.cores if hasattr(os, "sched_setaffinity") else ()
         wide = pinned if compiled or not pinned else self._all
         with contextlib.suppress(OSError):  # it has ended, and ``wait`` will say so
-            lane.child.send(Begin(job, pinned, wide, self._threads, os.getpid(), tuple(sys.path)))
+            runner.child.send(Begin(job, pinned, wide, self._threads, os.getpid(), tuple(sys.path)))
 
     def _place(self, program: str) -> int:
         """A free place, one whose process has the program where there is one; of another program
         the process goes."""
-        free = [n for n in range(self.count) if n not in self._lanes or not self._lanes[n].job]
+        free = [n for n in range(self.count) if n not in self._runners or not self._runners[n].job]
         for number in free:
-            if program and number in self._lanes and self._lanes[number].program == program:
+            if program and number in self._runners and self._runners[number].program == program:
                 return number
-        number = min(free, key=lambda n: n in self._lanes)
+        number = min(free, key=lambda n: n in self._runners)
         self._end(number)
         return number
 
     def _end(self, number: int) -> str:
         """End the process at a place, if there is one; how it ended."""
-        lane = self._lanes.pop(number, None)
-        if lane is None:
+        runner = self._runners.pop(number, None)
+        if runner is None:
             return ""
-        lane.child.kill()
-        return lane.child.collect()
+        runner.child.kill()
+        return runner.child.collect()
 
     def wait(self, seconds: float) -> list[tuple[str, Report | Ended]]:
-        channels: dict[Any, int] = {lane.child.channel: n for n, lane in self._lanes.items()}
+        channels: dict[Any, int] = {runner.child.channel: n for n, runner in self._runners.items()}
         said: list[tuple[str, Report | Ended]] = []
-        if not any(lane.job for lane in self._lanes.values()):
+        if not any(runner.job for runner in self._runners.values()):
             time.sleep(seconds)
             return said
         for channel in multiprocessing.connection.wait(list(channels), seconds):
             number = channels[channel]
-            lane = self._lanes[number]
+            runner = self._runners[number]
             message: Report | Ended
             try:
-                message = lane.child.receive()
+                message = runner.child.receive()
             except (EOFError, OSError):
-                message = Ended(FAILED, f"its process {lane.child.collect()}")
-                del self._lanes[number]
-            if lane.job is None:
+                message = Ended(FAILED, f"its process {runner.child.collect()}")
+                del self._runners[number]
+            if runner.job is None:
                 continue  # it ended while it waited
             if isinstance(message, Ended) and message.state != FINISHED:
                 self._end(number)  # nothing is known of the state that it is in
-            said.append((lane.job.name, message))
-            self._compiled.add(lane.program)
+            said.append((runner.job.name, message))
+            self._compiled.add(runner.program)
             if isinstance(message, Ended):
-                lane.job = None
-                if not lane.program or lane.stopped:
+                runner.job = None
+                if not runner.program or runner.stopped:
                     self._end(number)
         self._read_memory()
         return said
 
     def _at(self, name: str) -> int:
-        return next(n for n, lane in self._lanes.items() if lane.job and lane.job.name == name)
+        return next(
+            n for n, runner in self._runners.items() if runner.job and runner.job.name == name
+        )
 
     def stop(self, name: str) -> None:
-        lane = self._lanes[self._at(name)]
-        lane.stopped = True
+        runner = self._runners[self._at(name)]
+        runner.stopped = True
         with contextlib.suppress(OSError):  # it has ended, and ``wait`` will say so
-            lane.child.send(Stop())
+            runner.child.send(Stop())
 
     def kill(self, name: str) -> None:
         self._end(self._at(name))
 
     def close(self) -> None:
-        for number in list(self._lanes):
+        for number in list(self._runners):
             self._end(number)
         self._launcher.close()
 
     def _fits(self) -> bool:
         import psutil
 
-        return packing.fits(psutil.virtual_memory().available, len(self._lanes), self._largest)
+        return packing.fits(psutil.virtual_memory().available, len(self._runners), self._largest)
 
     def _read_memory(self) -> None:
         import psutil
@@ -213,9 +215,9 @@ class LocalPlaces(Places):
         if time.monotonic() - self._read < _READ_MEMORY:
             return
         self._read = time.monotonic()
-        for lane in self._lanes.values():
+        for runner in self._runners.values():
             try:
-                process = psutil.Process(lane.child.pid)
+                process = psutil.Process(runner.child.pid)
                 held = [p.memory_info() for p in (process, *process.children(recursive=True))]
             except psutil.Error:
                 continue
@@ -232,13 +234,13 @@ def make(
     start_method: str | None = None,
     address: str | None = None,
     ray: bool = False,
-) -> Places:
-    """Places on this machine's ``cores``, ``each`` of them a run; with ``ray``, on a cluster's.
+) -> Runners:
+    """Runners on this machine's ``cores``, ``each`` of them a run; with ``ray``, on a cluster's.
 
     ``threads`` bounds what a run's process takes by itself; a pool of its own has more.
     """
     if not ray:
-        return LocalPlaces(cores, each, most, threads, start_method)
-    from qpool.training.campaign.on_ray import RayPlaces
+        return LocalRunners(cores, each, most, threads, start_method)
+    from qpool.training.campaign.on_ray import RayRunners
 
-    return RayPlaces(address, each, most, threads)
+    return RayRunners(address, each, most, threads)

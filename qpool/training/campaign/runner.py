@@ -44,7 +44,7 @@ class Stop:
 
 
 def serve(
-    channel: Connection, segment: int | None, log: int | None, nursery: int | None = None
+    channel: Connection, segment: int | None, log: int | None, forkserver: int | None = None
 ) -> None:
     """Run jobs that come over ``channel``; ``log`` takes the traceback of a fatal signal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator decides
@@ -57,7 +57,7 @@ def serve(
         begin: Begin = protocol.decode(channel.recv_bytes())
     except (EOFError, OSError):
         return
-    die_with(begin.coordinator, nursery)
+    die_with(begin.coordinator, forkserver)
     sys.path[:] = begin.path
     affinity.pin(begin.compiling)
     os.environ |= affinity.environment(begin.threads)

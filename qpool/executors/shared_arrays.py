@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from qpool import tiles
-from qpool.executors.computer import Operands, Task
+from qpool.executors.worker_pool import Operands, Task
 from workers.exchange import protocol
 from workers.exchange.arena import Arena, Segment
 from workers.layout import ArraySpec, Placed, place
@@ -43,7 +43,7 @@ class Model:
     written: bytes | None = None
 
 
-class Store:
+class SharedArrays:
     """The arena of a pool of ``slots`` workers, and what lies in it."""
 
     def __init__(self, slots: int) -> None:

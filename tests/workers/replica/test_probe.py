@@ -1,11 +1,11 @@
-"""What the survey asks of a call, with a profiler of the user's around it."""
+"""What the probe asks of a call, with a profiler of the user's around it."""
 
 from __future__ import annotations
 
 import cProfile
 import sys
 
-from workers.replica import survey
+from workers.replica import probe
 
 
 def some(n: int) -> int:
@@ -13,7 +13,7 @@ def some(n: int) -> int:
 
 
 def test_calls_are_counted_and_the_callers_profiler_goes_on() -> None:
-    plain = survey.interpreter_calls(lambda: some(5))
+    plain = probe.interpreter_calls(lambda: some(5))
     seen = []
 
     def mine(_frame, event, _argument) -> None:
@@ -21,14 +21,14 @@ def test_calls_are_counted_and_the_callers_profiler_goes_on() -> None:
 
     sys.setprofile(mine)
     try:
-        assert survey.interpreter_calls(lambda: some(5)) == plain
+        assert probe.interpreter_calls(lambda: some(5)) == plain
         assert sys.getprofile() is mine
     finally:
         sys.setprofile(None)
     profile = cProfile.Profile()
     profile.enable()
     try:
-        assert survey.interpreter_calls(lambda: some(5)) == plain
+        assert probe.interpreter_calls(lambda: some(5)) == plain
         some(7)
     finally:
         profile.disable()

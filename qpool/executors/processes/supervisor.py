@@ -29,7 +29,7 @@ from qpool.children.launchers import Launcher
 from qpool.children.process import WorkerProcess
 from qpool.executors.devices import Seat
 from qpool.executors.processes.dispatch import Event, Finished, Joined, Lost, Raised
-from qpool.executors.processes.patience import Patience
+from qpool.executors.processes.timeouts import Timeouts
 from workers.errors import PoolClosedError, StartupError
 from workers.exchange import protocol
 from workers.exchange.arena import Segment
@@ -67,7 +67,7 @@ class Measured:
     memory: int = 0
 
 
-class Crew:
+class Supervisor:
     """The workers of one pool, by number.
 
     ``progress`` tells the tiles that the worker in a slot has finished; ``rehearsal`` what a new
@@ -81,7 +81,7 @@ class Crew:
         launcher: Launcher,
         seats: Sequence[Seat],
         threads: int,
-        patience: Patience,
+        timeouts: Timeouts,
         growth: float,
         spin: float,
     ) -> None:
@@ -95,7 +95,7 @@ class Crew:
         self.faults_at_start: deque[tuple[Fault, ...]] = deque()
         self._seats = seats
         self._threads = threads
-        self._patience = patience
+        self._timeouts = timeouts
         self._growth = growth
         self._spin = spin
         self._joining: dict[int, WorkerProcess] = {}
@@ -245,7 +245,7 @@ class Crew:
     ) -> None:
         """Send messages, the last of which is answered under ``ticket``; OSError if it is dead.
 
-        ``kinds`` are those of the tiles asked for, in order (see ``patience``).
+        ``kinds`` are those of the tiles asked for, in order (see ``timeouts``).
         """
         if not worker.owed:
             worker.silent = (0.0, worker.answered)
@@ -330,7 +330,7 @@ class Crew:
         measured.memory = worker.memory = reply.memory
         for kind, seconds in zip(kinds, reply.tile_seconds, strict=True):
             if kind in worker.seen:
-                self._patience.learn(kind, seconds)
+                self._timeouts.learn(kind, seconds)
         now = time.monotonic()
         if not worker.seen.issuperset(kinds):
             worker.seen.update(kinds)
@@ -412,7 +412,7 @@ class Crew:
         """Workers that can be read, after a while if need be; silent ones are killed, then seen."""
         self._fill()
         whole = len(self.ready) + len(self._joining) >= len(self._seats)
-        look = min(_LOOK, (self._patience.fixed or _LOOK) / 4)
+        look = min(_LOOK, (self._timeouts.fixed or _LOOK) / 4)
         began = time.monotonic()
         heard = self._waiter.wait(look if whole else _SHORT_LOOK)
         # A coordinator that was stopped, or a machine that slept, heard nothing for that reason.
@@ -450,7 +450,7 @@ class Crew:
             kinds = [kind for kinds in worker.owed.values() for kind in kinds] or [None]
             now = min(progress - worker.answered, len(kinds) - 1)
             first = kinds[now] not in worker.seen and kinds[now] not in kinds[:now]
-            allowed = self._patience.seconds(kinds[now], first=first)
+            allowed = self._timeouts.seconds(kinds[now], first=first)
         stopped = STOPPED_TIMEOUT < silence <= allowed and is_stopped(worker.pid)
         if stopped or silence > allowed:
             log.warning(
@@ -462,6 +462,6 @@ class Crew:
                 "" if stopped else " (timeout=)",
             )
             if not stopped:
-                self._patience.stretch(kinds[now], allowed)
+                self._timeouts.stretch(kinds[now], allowed)
             self.silenced += 1
             worker.kill()

@@ -1,6 +1,6 @@
 """What is asked of a model's first rows: what comes out, what it costs, what depends on what.
 
-Owns the questions, each a function; the replica asks them in its survey.
+Owns the questions, each a function; the replica asks them in its probe.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def least_rows(run: Callable[[int], Any]) -> int:
     """How few rows the model can be called with: one, or else two."""
     try:
         flatten(run(1), 1)
-    except Exception:  # whatever it is: two rows work, as the survey has seen
+    except Exception:  # whatever it is: two rows work, as the probe has seen
         return 2
     return 1
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from workers.errors import InputError
 
 
-class Judged:
+class WithLoss:
     """Called with a batch (and further ones, of as many rows), it returns what the model's
     ``method`` returns for the first, and the loss of each sample.
 

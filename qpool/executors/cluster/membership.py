@@ -74,7 +74,7 @@ class Lost(Exception):
         self.error = error
 
 
-class Crew:
+class Membership:
     """The nodes that take part, and those on their way.
 
     ``options`` are those of a node's pool; Ray is asked for ``cpus`` of each node (None: all) and
@@ -171,8 +171,8 @@ class Crew:
             max_task_retries=0,
         ).remote(asked, self._options, sys.path)
         awaits = actor.hello.remote()
-        room = free >= asked and not self._gpus
-        return Member(place, actor, time.monotonic(), awaits, asked=asked, free=room)
+        enough = free >= asked and not self._gpus
+        return Member(place, actor, time.monotonic(), awaits, asked=asked, free=enough)
 
     def _greet(self, member: Member) -> None:
         """The handshake: a node of other versions would compute other bits."""

@@ -5,8 +5,8 @@ seconds and its own copy. This process never runs TensorFlow (forking after that
 never starts a thread. It belongs to one coordinator, whose pools share it: the end of file on its
 control socket ends it, and its children with it, and so does a time without work if it is told so.
 
-    coordinator -> nursery   Fork + [channel, log, output, errors, segment]   Reap     Keep
-    nursery -> coordinator   Ready, then Forked                               Reaped   Keep
+    coordinator -> forkserver   Fork + [channel, log, output, errors, segment]   Reap     Keep
+    forkserver -> coordinator   Ready, then Forked                               Reaped   Keep
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Fork:
     """Start a worker with the descriptors that come with this message: its channel, its log, its
     output and error output, and the shared segment, if it is to have one.
 
-    ``environment`` are variables that are other than the nursery's, None for one that is not
+    ``environment`` are variables that are other than the forkserver's, None for one that is not
     there; ``folder`` is the working directory.
     """
 
@@ -179,10 +179,10 @@ def _become_worker(
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        with contextlib.suppress(OSError):  # it is no more: then where the nursery was started
+        with contextlib.suppress(OSError):  # it is no more: then where the forkserver was started
             os.chdir(request.folder)
         program = importlib.import_module(entry)
-        program.serve(Connection(channel), segment, log, nursery=os.getppid())
+        program.serve(Connection(channel), segment, log, forkserver=os.getppid())
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())

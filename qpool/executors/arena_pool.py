@@ -1,4 +1,4 @@
-"""What every way of computing tiles has in common: a batch's way into the arena and out of it.
+"""A worker pool on one machine: a batch's way into the arena and out of it.
 
     caller's arrays --copy--> arena: inputs -----------> whoever computes the tiles
     caller's arrays <--copy-- arena: outputs, gradients <-------'
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from qpool import tiles
-from qpool.executors.computer import Computer, Counters, Operands, Results, Task
-from qpool.executors.store import Store
+from qpool.executors.shared_arrays import SharedArrays
+from qpool.executors.worker_pool import Counters, Operands, Results, Task, WorkerPool
 from workers.exchange import protocol
 from workers.exchange.protocol import Kind
 
 #: Who computed which tiles, and keeps them for the backward pass.
-Homes = dict[int, tuple[int, ...]]
+Assignment = dict[int, tuple[int, ...]]
 
 
 @dataclasses.dataclass
@@ -37,25 +37,25 @@ class ArenaCounters(Counters):
     PHASES = ("copy_in", "weights", "copy_out")
 
 
-class BatchComputer(Computer):
-    """A computer whose tiles lie in an arena of this machine."""
+class ArenaPool(WorkerPool):
+    """A pool whose tiles lie in an arena of this machine."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self._counters = ArenaCounters()
 
     @abc.abstractmethod
-    def _ready(self) -> Store:
-        """The store, when a batch may be written to it; raises where the computer is closed."""
+    def _ready(self) -> SharedArrays:
+        """The arena's arrays, when a batch may be written to them; raises where it is closed."""
 
     @abc.abstractmethod
-    def _survey(
+    def _probe(
         self,
         plan: protocol.Plan,
         frame: protocol.Frame,
         version: int,
         purpose: protocol.Purpose,
-    ) -> protocol.Surveyed:
+    ) -> protocol.Probed:
         """What the plan does with the frame's first rows."""
 
     @abc.abstractmethod
@@ -66,28 +66,28 @@ class BatchComputer(Computer):
         call: int,
         kind: Kind,
         version: int,
-        homes: Homes | None,
-    ) -> Homes:
+        assignment: Assignment | None,
+    ) -> Assignment:
         """Have every tile of the frame computed; return who computed which."""
 
-    def survey(
+    def probe(
         self,
         plan: int,
         inputs: Sequence[np.ndarray],
         weights: Sequence[np.ndarray],
         purpose: protocol.Purpose,
-    ) -> protocol.Surveyed:
+    ) -> protocol.Probed:
         with self._lock:
-            store = self._ready()
+            shared = self._ready()
             few = [
                 array[: max(8, purpose.largest_tile, self._plans[plan].rows)] for array in inputs
             ]
             operands = Operands(few, weights)
-            frame = store.frame(Task(plan, Kind.FORWARD, operands.batch), operands)
-            version = self._write(store, plan, frame, operands)
-            surveyed = self._survey(self._plans[plan], frame, version, purpose)
-            self._learn(plan, surveyed)
-            return surveyed
+            frame = shared.frame(Task(plan, Kind.FORWARD, operands.batch), operands)
+            version = self._write(shared, plan, frame, operands)
+            probed = self._probe(self._plans[plan], frame, version, purpose)
+            self._learn(plan, probed)
+            return probed
 
     def compute(
         self,
@@ -95,36 +95,40 @@ class BatchComputer(Computer):
         operands: Operands,
         *,
         call: int | None = None,
-        homes: Homes | None = None,
+        assignment: Assignment | None = None,
         copy: Callable[[np.ndarray], Any] = np.array,
         first: int = 0,
     ) -> Results:
-        """See ``Computer.compute``. What is computed may be a part of a larger batch: ``first`` is
-        the number of the part's first tile in it."""
+        """See ``WorkerPool.compute``. What is computed may be a part of a larger batch: ``first``
+        is the number of the part's first tile in it."""
         with self._lock:
-            store = self._ready()
-            frame = store.frame(task, operands, first)
-            version = self._write(store, task.plan, frame, operands)
+            shared = self._ready()
+            frame = shared.frame(task, operands, first)
+            version = self._write(shared, task.plan, frame, operands)
             call = self.new_call() if call is None else call
-            homes = self._compute(self._plans[task.plan], frame, call, task.kind, version, homes)
+            assignment = self._compute(
+                self._plans[task.plan], frame, call, task.kind, version, assignment
+            )
             began = time.perf_counter()
-            outputs = [copy(view) for view in store.views(frame.outputs)]
-            gradients = [view.copy() for view in store.views(p for _, p in frame.input_gradients)]
-            for partials in store.views(p for _, p in frame.weight_gradients):
+            outputs = [copy(view) for view in shared.views(frame.outputs)]
+            gradients = [view.copy() for view in shared.views(p for _, p in frame.input_gradients)]
+            for partials in shared.views(p for _, p in frame.weight_gradients):
                 gradients.append(partials.copy() if task.per_tile else tiles.sum_in_order(partials))
-            gradients += [view.copy() for view in store.views(frame.cotangent_gradients)]
+            gradients += [view.copy() for view in shared.views(frame.cotangent_gradients)]
             self._counters.batch(task.kind, time.perf_counter() - began)
-            return Results(call, outputs, gradients, homes)
+            return Results(call, outputs, gradients, assignment)
 
-    def _write(self, store: Store, plan: int, frame: protocol.Frame, operands: Operands) -> int:
+    def _write(
+        self, shared: SharedArrays, plan: int, frame: protocol.Frame, operands: Operands
+    ) -> int:
         """Put a batch's numbers in the arena; return the weights' version."""
         began = time.perf_counter()
-        store.write(frame.inputs, operands.inputs)
-        store.write(frame.cotangents, operands.cotangents)
-        store.write([placed for _, placed in frame.tangents], [x for _, x in operands.tangents])
+        shared.write(frame.inputs, operands.inputs)
+        shared.write(frame.cotangents, operands.cotangents)
+        shared.write([placed for _, placed in frame.tangents], [x for _, x in operands.tangents])
         copied = time.perf_counter()
         model = self._plans[plan].model
-        self._counters.weight_updates += store.write_weights(model, operands.weights)
+        self._counters.weight_updates += shared.write_weights(model, operands.weights)
         self._counters.copy_in += copied - began
         self._counters.weights += time.perf_counter() - copied
-        return store.models[model].version
+        return shared.models[model].version

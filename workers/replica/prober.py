@@ -1,7 +1,7 @@
 """What a plan makes of the first rows, and the form in which it is compiled from then on.
 
-Owns the survey: it calls the model as it is, on two counts of rows, and has what that shows decide
-how tiles are computed. Computing them is the replica's; what is compared, ``survey``'s.
+Owns the probe: it calls the model as it is, on two counts of rows, and has what that shows decide
+how tiles are computed. Computing them is the replica's; what is compared, ``probe``'s.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from workers.compiling.streams import Stream
 from workers.engine import circuit
 from workers.engine.scope import GOES_ON
 from workers.errors import StatefulCallError
-from workers.exchange.protocol import Frame, Plan, Survey, Surveyed
+from workers.exchange.protocol import Frame, Plan, Probe, Probed
 from workers.layout import Buffer, tile_worth
-from workers.replica import recipes, survey, tile_arrays
+from workers.replica import probe, serialization, tile_arrays
 from workers.replica.calls import Calls
 from workers.replica.draws import Draws
 from workers.replica.method import Method, as_tensors, as_the_model_wants, differentiable
 
-#: Two counts of rows for the survey: together they split a call's cost into its parts. Not one
+#: Two counts of rows for the probe: together they split a call's cost into its parts. Not one
 #: row, which Strawberry Fields computes in another way (without a batch axis).
 _ROWS = (2, 6)
 
@@ -60,11 +60,11 @@ class Observed:
     def loops(self) -> bool:
         """Whether it runs a circuit for each row, which may be traced for one of them."""
         counts = (self.few, self.ran_few.runs), (self.many, self.ran_many.runs)
-        return survey.loops(*counts) and not self.beyond and self.by_row
+        return probe.loops(*counts) and not self.beyond and self.by_row
 
 
-class Surveyor:
-    """Surveys plans of one model. ``plans`` are its methods by number, which a survey replaces by
+class Prober:
+    """Probes plans of one model. ``plans`` are its methods by number, which a probe replaces by
     what it has compiled; ``levels`` are those to try."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Surveyor:
         self._traced = traced
 
     @circuit.untraced()
-    def survey(self, request: Survey, frame: Frame, finished: int, buffer: Buffer) -> Surveyed:
+    def probe(self, request: Probe, frame: Frame, finished: int, buffer: Buffer) -> Probed:
         """Run the first rows and learn what comes out, what it costs and what depends on what."""
         known = self._plans[request.plan]
         method = dataclasses.replace(  # what is asked here is asked of the model as it is
@@ -107,13 +107,13 @@ class Surveyor:
             )
         choice, fixed_cost = self._choose(request, known, method, seen, connected, frame, buffer)
         form = self._plans[request.plan].plan
-        return Surveyed(
+        return Probed(
             request.ticket,
             finished,
             cloudpickle.dumps(seen.structure),
-            tuple(survey.row_spec(output) for output in seen.outputs),
+            tuple(probe.row_spec(output) for output in seen.outputs),
             tuple(isinstance(output, tf.Tensor) for output in seen.outputs),
-            seen.few if method.plan.rows else survey.least_rows(run),
+            seen.few if method.plan.rows else probe.least_rows(run),
             seen.drew or not seen.reproducible,
             seen.reproducible,
             fixed_cost,
@@ -131,41 +131,41 @@ class Surveyor:
     def _observe(self, plan: Plan, run: Callable[[int], Any], buffer: Buffer) -> Observed:
         """Run few rows twice, and many; raise for what no tile may do."""
         few, many = (plan.rows,) * 2 if plan.rows else _ROWS
-        losses = survey.losses(self._model)
+        losses = probe.losses(self._model)
         before = dict(getattr(self._model, "__dict__", {}))
-        with survey.no_new_variables(), circuit.tally() as ran_few:
+        with probe.no_new_variables(), circuit.tally() as ran_few:
             self._draws.seed(0, 0)
-            structure, outputs = survey.flatten(run(few), few)
+            structure, outputs = probe.flatten(run(few), few)
             streamed = self._stream.numbers if self._stream is not None else 0
             globally = self._draws.drawn_globally_since(0, 0)
             beyond = bool(self._draws) or globally
             drew = beyond or streamed > 0
-        attributes = recipes.set_to_tensors(self._model, before)
+        attributes = serialization.set_to_tensors(self._model, before)
         self._calls.check_all_unchanged(buffer)
-        if survey.losses(self._model) > losses:
+        if probe.losses(self._model) > losses:
             raise StatefulCallError(
                 "the model adds losses in its call (add_loss, an activity regularizer), which a "
                 "worker cannot hand back. Return what the loss needs, and add it in the caller"
             )
         self._draws.seed(0, 0)
         with circuit.tally() as ran_again:
-            calls_few, second = survey.interpreter_calls(lambda: run(few))
+            calls_few, second = probe.interpreter_calls(lambda: run(few))
         if ran_again.went_on:
             raise StatefulCallError(
                 f"{GOES_ON}. Each worker has an engine of its own, which would go on from the rows "
                 "that it happened to compute before; strategy='sequential' goes on as Strawberry "
                 "Fields does"
             )
-        reproducible = survey.bits(outputs) == survey.bits(tf.nest.flatten(second))
+        reproducible = probe.bits(outputs) == probe.bits(tf.nest.flatten(second))
         self._draws.seed(0, 0)
         with circuit.tally() as ran_many:
-            of_many = survey.flatten(run(many), many)[1]
+            of_many = probe.flatten(run(many), many)[1]
         later = self._stream.numbers if self._stream is not None else 0
         by_row = not streamed or (few != many and later * few == streamed * many)
-        calls_many, _ = survey.interpreter_calls(lambda: run(many))
-        survey.check_rows_are_alike(outputs, of_many, few, many)
+        calls_many, _ = probe.interpreter_calls(lambda: run(many))
+        probe.check_rows_are_alike(outputs, of_many, few, many)
         if not drew and reproducible:
-            survey.check_rows_are_independent(outputs, of_many, few)
+            probe.check_rows_are_independent(outputs, of_many, few)
         per_row = max(calls_many - calls_few, 0) / max(many - few, 1)
         fixed = max(calls_few - per_row * few, 0.0)
         return Observed(
@@ -187,7 +187,7 @@ class Surveyor:
 
     def _choose(
         self,
-        request: Survey,
+        request: Probe,
         known: Method,
         method: Method,
         seen: Observed,
@@ -197,12 +197,12 @@ class Surveyor:
     ) -> tuple[compiled.Choice, float]:
         """The first of the plan's forms that compiles, and what a call of it costs in rows."""
         seedable = not seen.globally and self._draws.in_variables and seen.reproducible
-        reason = survey.why_eager(seen.outputs, traced=self._traced, seedable=seedable)
+        reason = probe.why_eager(seen.outputs, traced=self._traced, seedable=seedable)
         choice = compiled.Choice("eager", reason, 0.0)
         if reason:
             return choice, seen.fixed_cost
         purpose = request.purpose
-        for form in survey.forms(method.plan, seen.outputs, looped=seen.loops):
+        for form in probe.forms(method.plan, seen.outputs, looped=seen.loops):
             cost = float("inf") if form.by_rows else seen.fixed_cost
             rows = method.plan.rows or tile_worth(cost, purpose.largest_tile)
             found = self._compile(
@@ -260,7 +260,7 @@ class Surveyor:
             plan = dataclasses.replace(
                 method.plan,
                 level=level,
-                outputs=tuple(survey.row_spec(output) for output in expected),
+                outputs=tuple(probe.row_spec(output) for output in expected),
             )
             trial = dataclasses.replace(method, plan=plan)
             self._plans[plan.plan] = trial

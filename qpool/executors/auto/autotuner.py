@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from qpool.executors.auto.choices import Candidate, Choice
 from qpool.executors.base import Executor
-from workers.replica import recipes
+from workers.replica import serialization
 
 #: Seconds that measuring one size of batch may take, where a run waits for it; no further candidate
 #: is begun after that.
@@ -32,7 +32,7 @@ _WORTH = 1.05
 Within = Literal["nothing", "graph", "xla"]
 
 
-class Contest:
+class Autotuner:
     """Candidates that compute the same training step, timed in turns."""
 
     def __init__(
@@ -165,7 +165,7 @@ def _step(
 ) -> Callable[[], Any]:
     """A forward call and the gradient of a sum of it, for the model's variables: as a loss of each
     sample within the trainer's step ("xla"), else with a tape around the call."""
-    variables = recipes.trainable_variables(model)
+    variables = serialization.trainable_variables(model)
 
     def step() -> Any:
         with tf.GradientTape() as tape:
