@@ -97,8 +97,7 @@ class RemoteModel:
     ) -> Plan:
         """The plan for this call; the first time, a worker runs the first rows to learn it, and
         ``weights`` are read for that. ``wanted``: see ``protocol.Purpose``."""
-        specs = tuple(ArraySpec(x.shape[1:], x.dtype.str) for x in inputs)
-        key = (method, arguments, as_tensor, specs)
+        key = _call(method, arguments, as_tensor, [(x.shape[1:], x.dtype) for x in inputs])
         known = self._plans.get(key)
         if known is not None and (known.connected is not None or not gradient):
             return known
@@ -152,7 +151,8 @@ class RemoteModel:
         specs: tuple[ArraySpec, ...],
     ) -> Plan | None:
         """A plan that is known already, from the specs of one row of each input."""
-        return self._plans.get((method, arguments, as_tensor, specs))
+        rows = [(spec.shape, np.dtype(spec.dtype)) for spec in specs]
+        return self._plans.get(_call(method, arguments, as_tensor, rows))
 
     def tile(self, plan: Plan, batch: int) -> int:
         """Rows of a tile: chosen once per plan and batch size, and never by the pool's size."""
@@ -273,6 +273,13 @@ class RemoteModel:
     def _check_open(self) -> None:
         if self._closed:
             raise PoolClosedError("this generator was closed; parallelize the model again")
+
+
+def _call(
+    method: str, arguments: bytes, as_tensor: tuple[bool, ...], rows: Sequence[tuple[Any, np.dtype]]
+) -> tuple[Any, ...]:
+    """What calls of one plan have in common; ``rows``: shape and dtype of one row of each input."""
+    return method, arguments, as_tensor, *rows
 
 
 def check_tile(tile: int | None, rows: int) -> int | None:

@@ -339,6 +339,11 @@ class Computed(NamedTuple):
         """What each tile took."""
         return tuple(end - began for began, end in itertools.pairwise(self.moments[1:]))
 
+    @property
+    def seconds(self) -> float:
+        """What all tiles took."""
+        return self.moments[-1] - self.moments[1]
+
 
 @dataclass(frozen=True)
 class Failed:

@@ -13,7 +13,7 @@ A step ends only when no live worker is still writing: until then the arena is n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from qpool.executors.shares import Run, apportion
 from qpool.tiles import shards
@@ -22,21 +22,18 @@ from qpool.tiles import shards
 MAX_ATTEMPTS = 3
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(NamedTuple):
     worker: int
     ticket: int
 
 
-@dataclass(frozen=True)
-class Raised:
+class Raised(NamedTuple):
     worker: int
     ticket: int
     error: BaseException
 
 
-@dataclass(frozen=True)
-class Lost:
+class Lost(NamedTuple):
     """The worker is dead: nothing more will come of what it was given, and it writes no more.
 
     ``finished`` is how many of its unanswered tiles it had finished, in the order sent; those
@@ -48,28 +45,24 @@ class Lost:
     finished: int = 0
 
 
-@dataclass(frozen=True)
-class Joined:
+class Joined(NamedTuple):
     worker: int
 
 
 Event = Finished | Raised | Lost | Joined
 
 
-@dataclass(frozen=True)
-class Send:
+class Send(NamedTuple):
     worker: int
     ticket: int
     tiles: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Complete:
+class Complete(NamedTuple):
     pass
 
 
-@dataclass(frozen=True)
-class GiveUp:
+class GiveUp(NamedTuple):
     """``error`` is what the model raised, or None: then ``tiles`` took workers with them."""
 
     error: BaseException | None

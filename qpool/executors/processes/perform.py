@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import textwrap
 import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from qpool import tiles
 from qpool.children.process import WorkerProcess
 from qpool.executors.arena_pool import Assignment
 from qpool.executors.processes.dispatch import Complete, Finished, GiveUp, Instruction, Send, Step
@@ -30,6 +32,30 @@ Message = Callable[[int, tuple[int, ...]], Any]
 _REHEARSED = 8
 
 
+@dataclasses.dataclass(eq=False)
+class Work:
+    """What workers are asked for: ``kind``, of each tile of the batch that lies in ``frame``, or
+    something else with a model, which no tiles belong to."""
+
+    model: int
+    plan: protocol.Plan | None = None
+    frame: protocol.Frame | None = None
+    kind: Kind | None = None
+
+    @functools.cached_property
+    def kinds(self) -> tuple[Hashable, ...]:
+        """The kind of each tile: tiles of one kind take about as long as each other, once one has
+        been computed."""
+        plan, frame = self.plan, self.frame
+        if plan is None or frame is None or self.kind is None:
+            return ()
+        tangents = tuple(source for source, _ in frame.tangents)  # each set is compiled by itself
+        of_all = plan.plan, plan.level, self.kind, tangents, frame.tile
+        number = tiles.count(frame.batch, frame.tile)
+        last = (*of_all, frame.batch - (number - 1) * frame.tile)
+        return *[(*of_all, frame.tile)] * (number - 1), last
+
+
 @dataclasses.dataclass
 class Performer:
     """Carries out steps. ``sending`` and ``waiting`` are seconds of wall time spent so; ``retried``
@@ -44,31 +70,29 @@ class Performer:
     #: Of workers on different devices, against each other; empty where all are alike.
     speeds: dict[int, float] = dataclasses.field(default_factory=dict)
     _ticket: int = 1
+    #: By frame, of which there is one for each kind of work and size of batch.
+    _works: dict[int, Work] = dataclasses.field(default_factory=dict)
     #: What was computed last, for each plan and kind: what a new worker rehearses.
-    _recent: dict[tuple[int, Kind], tuple[protocol.Plan, protocol.Frame]] = dataclasses.field(
-        default_factory=dict
-    )
+    _recent: dict[tuple[int, Kind], Work] = dataclasses.field(default_factory=dict)
 
-    def perform(
-        self,
-        model: int,
-        number: int,
-        message: Message,
-        assignment: Assignment | None = None,
-        plan: protocol.Plan | None = None,
-        frame: protocol.Frame | None = None,
-        kind: Kind | None = None,
-    ) -> tuple[Step, list[Any]]:
-        """Run a step of ``number`` tiles to its end, and return it with the replies.
-
-        ``kind`` is what is computed for each tile, None for anything else that is asked.
-        """
-        if plan is not None and frame is not None and kind is not None:
+    def work(self, plan: protocol.Plan, frame: protocol.Frame, kind: Kind) -> Work:
+        """The same for what is asked again."""
+        known = self._works.get(frame.frame)
+        if known is None or known.frame is not frame or known.plan is not plan:
+            known = self._works[frame.frame] = Work(plan.model, plan, frame, kind)
+        if next(reversed(self._recent.values()), None) is not known:
             self._recent.pop((plan.plan, kind), None)
-            self._recent[plan.plan, kind] = plan, frame
+            self._recent[plan.plan, kind] = known
             while len(self._recent) > _REHEARSED:
                 del self._recent[next(iter(self._recent))]
-        speeds = self.speeds if kind is not None else {}
+        return known
+
+    def perform(
+        self, work: Work, number: int, message: Message, assignment: Assignment | None = None
+    ) -> tuple[Step, list[Any]]:
+        """Run a step of ``number`` tiles to its end, and return it with the replies."""
+        of_tiles = work.kind is not None
+        speeds = self.speeds if of_tiles else {}
         step = Step(number, list(self.supervisor.ready), self._ticket, assignment, speeds)
         seconds: dict[int, float] = {}
         replies: list[Any] = []
@@ -86,18 +110,18 @@ class Performer:
                     if isinstance(instruction, GiveUp):
                         if instruction.error is None:
                             self.supervisor.launcher.drop_compiled()
-                        raise failure_of(instruction, frame, of_tiles=kind is not None)
+                        raise failure_of(instruction, work.frame, of_tiles=of_tiles)
                     # A worker may have died since the instruction to send it something was given.
                     if step.expects(instruction.ticket):
-                        todo += self._send(step, instruction, model, message, plan, frame, kind)
+                        todo += self._send(step, instruction, work, message)
                 sent = time.perf_counter()
                 self.sending += sent - began
                 for event, reply in self.supervisor.events():
                     if isinstance(event, Finished):
                         replies.append(reply)
                         if speeds:
-                            spent = sum(reply.tile_seconds)
-                            seconds[event.worker] = seconds.get(event.worker, 0.0) + spent
+                            spent = seconds.get(event.worker, 0.0)
+                            seconds[event.worker] = spent + reply.seconds
                     todo += step.on(event)
                 self.waiting += time.perf_counter() - sent
         finally:
@@ -105,22 +129,13 @@ class Performer:
             self.retried += step.retried
 
     def _send(
-        self,
-        step: Step,
-        instruction: Send,
-        model: int,
-        message: Message,
-        plan: protocol.Plan | None,
-        frame: protocol.Frame | None,
-        kind: Kind | None,
+        self, step: Step, instruction: Send, work: Work, message: Message
     ) -> list[Instruction]:
         """Tell a worker what it lacks, then what to compute."""
         worker = self.supervisor.ready[instruction.worker]
-        kinds: list[Hashable] = []
-        if plan is not None and frame is not None and kind is not None:
-            kinds = [_kind_of_tile(plan, frame, kind, n) for n in instruction.tiles]
+        kinds = [work.kinds[n] for n in instruction.tiles] if work.kinds else []
         try:
-            messages = self._news(worker, model, plan, frame)
+            messages = self._news(worker, work)
             messages.append(message(instruction.ticket, instruction.tiles))
             self.supervisor.send(worker, instruction.ticket, messages, kinds)
         except OSError:
@@ -133,37 +148,33 @@ class Performer:
     def rehearsal(self, worker: WorkerProcess) -> list[Any]:
         """What a new worker is told so that it takes part without having to compile anything."""
         messages: list[Any] = []
-        for (_, kind), (plan, frame) in self._recent.items():
-            version = self.shared.models[plan.model].version
-            messages += self._news(worker, plan.model, plan, frame)
-            messages.append(protocol.Rehearse(kind, plan.plan, frame.frame, version))
-            worker.seen.add(_kind_of_tile(plan, frame, kind, 0))
+        for (plan, kind), work in self._recent.items():
+            assert work.frame is not None
+            version = self.shared.models[work.model].version
+            messages += self._news(worker, work)
+            messages.append(protocol.Rehearse(kind, plan, work.frame.frame, version))
+            worker.seen.add(work.kinds[0])
         return messages
 
     def forget_rehearsals(self, model: int | None = None) -> None:
         """Of a model that is no more; of all, when what lies in the arena has moved."""
-        self._recent = {
-            key: (plan, frame)
-            for key, (plan, frame) in self._recent.items()
-            if model not in (None, plan.model)
-        }
 
-    def _news(
-        self,
-        worker: WorkerProcess,
-        model: int,
-        plan: protocol.Plan | None,
-        frame: protocol.Frame | None,
-    ) -> list[Any]:
+        def kept(works: dict[Any, Work]) -> dict[Any, Work]:
+            return {key: w for key, w in works.items() if model not in (None, w.model)}
+
+        self._works, self._recent = kept(self._works), kept(self._recent)
+
+    def _news(self, worker: WorkerProcess, work: Work) -> list[Any]:
         """What a worker has to be told before it can work on this; often nothing."""
-        messages = self.model_news(worker, model)
-        for key, definition in (
-            (("plan", plan and plan.plan), plan),
-            (("frame", frame and frame.frame), frame),
-        ):
-            if definition is not None and worker.told.get(key) is not definition:
-                worker.told[key] = definition
-                messages.append(definition)
+        messages = self.model_news(worker, work.model)
+        if (plan := work.plan) is not None and worker.told.get(("plan", plan.plan)) is not plan:
+            worker.told["plan", plan.plan] = plan
+            messages.append(plan)
+        if (frame := work.frame) is not None and worker.told.get(
+            ("frame", frame.frame)
+        ) is not frame:
+            worker.told["frame", frame.frame] = frame
+            messages.append(frame)
         return messages
 
     def model_news(self, worker: WorkerProcess, number: int) -> list[Any]:
@@ -183,13 +194,6 @@ class Performer:
                 )
             worker.told[key] = model.places
         return news
-
-
-def _kind_of_tile(plan: protocol.Plan, frame: protocol.Frame, kind: Kind, index: int) -> Hashable:
-    """Tiles of one kind take about as long as each other, once one has been computed."""
-    rows = min(frame.tile, frame.batch - index * frame.tile)
-    tangents = tuple(source for source, _ in frame.tangents)  # each set is compiled by itself
-    return plan.plan, plan.level, kind, tangents, frame.tile, rows
 
 
 def failure_of(

@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from qpool import tiles
 from qpool.children.launchers import Launcher, make_launcher
 from qpool.executors import topology
 from qpool.executors.arena_pool import ArenaPool, Assignment
 from qpool.executors.devices import Seat, parse
 from qpool.executors.processes.claims import Claims
-from qpool.executors.processes.perform import Message, Performer
+from qpool.executors.processes.perform import Message, Performer, Work
 from qpool.executors.processes.supervisor import Supervisor
 from qpool.executors.processes.timeouts import Timeouts
 from qpool.executors.shared_arrays import SharedArrays
@@ -196,7 +195,7 @@ class Pool(ArenaPool):
                 return protocol.Confirm(ticket, number)
 
             try:
-                self._on_all(number, message)
+                self._on_all(Work(number), message)
             except BaseException:
                 self.discard(number)
                 raise
@@ -274,20 +273,14 @@ class Pool(ArenaPool):
                     worker.send(protocol.Forget(forgotten))
         return self._performing().shared
 
-    def _on_all(
-        self,
-        model: int,
-        message: Message,
-        plan: protocol.Plan | None = None,
-        frame: protocol.Frame | None = None,
-    ) -> list[Any]:
+    def _on_all(self, work: Work, message: Message) -> list[Any]:
         """The replies of all workers that are ready, each of which is assigned one tile. Where none
         is, an unassigned tile waits for the next one."""
         assignment: Assignment = {
             n: (place,) for place, n in enumerate(sorted(self._supervisor.ready))
         }
         number = max(len(assignment), 1)
-        return self._performing().perform(model, number, message, assignment, plan, frame)[1]
+        return self._performing().perform(work, number, message, assignment)[1]
 
     def _performing(self) -> Performer:
         assert self._performer is not None, "the pool has been started"
@@ -313,7 +306,7 @@ class Pool(ArenaPool):
                 gradient_first=places[0] % 2 == 1,
             )
 
-        replies = self._on_all(plan.model, message, plan, frame)
+        replies = self._on_all(Work(plan.model, plan, frame), message)
         probed: protocol.Probed = min(replies, key=lambda reply: reply.ticket)
         return probed
 
@@ -329,18 +322,12 @@ class Pool(ArenaPool):
         def message(ticket: int, indices: tuple[int, ...]) -> protocol.Compute:
             return protocol.Compute(ticket, call, plan.plan, frame.frame, version, indices, kind)
 
-        step, replies = self._performing().perform(
-            plan.model,
-            tiles.count(frame.batch, frame.tile),
-            message,
-            assignment,
-            plan,
-            frame,
-            kind,
-        )
+        performer = self._performing()
+        work = performer.work(plan, frame, kind)
+        step, replies = performer.perform(work, len(work.kinds), message, assignment)
         self._counters.tiles += len(step.done_by)
         self._counters.recomputed_tiles += sum(reply.recomputed for reply in replies)
-        shards = [sum(reply.tile_seconds) for reply in replies]
+        shards = [reply.seconds for reply in replies]
         self._counters.slowest_shard_seconds += max(shards, default=0.0)
         self._counters.mean_shard_seconds += sum(shards) / max(len(shards), 1)
         done: Assignment = {}

@@ -325,7 +325,7 @@ class Supervisor:
         self, worker: WorkerProcess, reply: protocol.Computed, kinds: Sequence[Hashable]
     ) -> None:
         measured = self.measured[worker.number]
-        measured.compute += sum(reply.tile_seconds)
+        measured.compute += reply.seconds
         measured.cpu = reply.cpu_seconds
         measured.memory = worker.memory = reply.memory
         for kind, seconds in zip(kinds, reply.tile_seconds, strict=True):
