@@ -55,10 +55,11 @@ def traced_engines(wanted: bool = True) -> Iterator[Scope | None]:
     scope = Scope() if wanted else None
     token = _scope.set(scope or False)
     try:
-        with contextlib.ExitStack() as stack:
-            for context in (symbols.answered, projections.drawing) if wanted else ():
-                stack.enter_context(context())
-            yield scope
+        if scope is None:
+            yield None
+        else:
+            with symbols.answered(), projections.drawing():
+                yield scope
     finally:
         _scope.reset(token)
         for engine in scope.traced if scope else ():

@@ -23,6 +23,8 @@ from workers.exchange.protocol import Plan, Sharded
 from workers.replica import serialization
 from workers.tensors import tensor_of
 
+_NOTHING = contextlib.nullcontext()
+
 
 @dataclass(frozen=True, eq=False)
 class Method:
@@ -168,8 +170,8 @@ class Method:
             name: inputs[a.index] if isinstance(a, Sharded) else a
             for name, a in self.kwargs.items()
         }
-        draws = self.stream.call() if self.stream is not None else contextlib.nullcontext()
-        kept: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        draws = _NOTHING if self.stream is None else self.stream.call()
+        kept: contextlib.AbstractContextManager[None] = _NOTHING
         if not tf.executing_eagerly():
             kept = serialization.attributes_kept(getattr(self.call, "__self__", self.call))
         with traced_engines(self.traced), draws, kept:
