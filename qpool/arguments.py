@@ -6,6 +6,7 @@ constant whose gradient would be lost.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +28,6 @@ class Arguments:
         self._model = model
         self._sharded = frozenset(sharded)
         self._signatures: dict[str, tuple[str, ...]] = {}
-        self._plain = dumps(((Sharded(0),), {}), "the arguments")
 
     def split(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -35,7 +35,7 @@ class Arguments:
         """Pickled arguments with markers for the inputs, the inputs, and which are tensors."""
         if len(args) == 1 and not kwargs and not isinstance(args[0], list | tuple | dict):
             only = _as_input(args[0], "the first argument")
-            return self._plain, [only], (not isinstance(only, np.ndarray),)
+            return _marks(1), [only], (not isinstance(only, np.ndarray),)
         names = self._names(method)
         inputs: list[Any] = []
 
@@ -66,9 +66,8 @@ class Arguments:
     def all_sharded(self, values: Sequence[Any]) -> tuple[bytes, list[Any], tuple[bool, ...]]:
         """What ``split`` gives, for positional arguments that are all sharded."""
         inputs = [_as_input(value, f"argument {n}") for n, value in enumerate(values)]
-        marks = tuple(Sharded(n) for n in range(len(inputs)))
         as_tensor = tuple(not isinstance(x, np.ndarray) for x in inputs)
-        return dumps((marks, {}), "the arguments"), inputs, as_tensor
+        return _marks(len(inputs)), inputs, as_tensor
 
     def _names(self, method: str) -> tuple[str, ...]:
         if method not in self._signatures:
@@ -101,6 +100,12 @@ class Arguments:
                         f"expected (batch, {width}), as the model's {name} says; came {shape}"
                     )
                 return
+
+
+@functools.cache
+def _marks(count: int) -> bytes:
+    """Arguments that are all sharded inputs."""
+    return dumps((tuple(map(Sharded, range(count))), {}), "the arguments")
 
 
 def is_eager(x: Any) -> bool:

@@ -91,11 +91,12 @@ class Bridge:
         else:
             plan = self._plan_of_graph(method, arguments, as_tensor, inputs)
         tensors = [tf.convert_to_tensor(x) for x in inputs]
-        variables = (
-            [v.value() for v in self._remote.variables]  # two thirds of what converting costs
-            if weights is None
-            else [tf.convert_to_tensor(w) for w in weights]
-        )
+        if weights is not None:
+            variables = [tf.convert_to_tensor(w) for w in weights]
+        elif tf.executing_eagerly():
+            variables = self._weights.tensors()
+        else:
+            variables = [v.value() for v in self._remote.variables]
         outputs = self._function(plan, len(inputs))(*tensors, *variables)
         return self._pack(plan, outputs)
 
@@ -217,6 +218,8 @@ class Bridge:
             ]
         if plan.structure == 0:  # the only output, by itself
             return outputs[0]
+        if plan.flat:
+            return type(plan.structure)(outputs)
         return tf.nest.map_structure(lambda index: outputs[index], plan.structure)
 
     # -- the custom gradient ---------------------------------------------------------------

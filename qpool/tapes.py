@@ -1,6 +1,6 @@
 """What TensorFlow's tapes are doing, which its public names do not tell.
 
-Owns those two private names. Where a TensorFlow has moved one, the answer is the careful one.
+Owns those private names. Where a TensorFlow has moved one, the answer is the careful one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import Any
 
 try:
     from tensorflow.python.eager import record as _record
-except ImportError:  # pragma: no cover - a TensorFlow that has moved it
-    _record = None
+    from tensorflow.python.eager import tape as _tape
+except ImportError:  # pragma: no cover - a TensorFlow that has moved them
+    _record = _tape = None
 
 
 def recording() -> bool:
@@ -23,3 +24,19 @@ def watched(tensors: Sequence[Any], *, otherwise: bool = True) -> bool:
     """Whether a tape is watching any of these tensors, or what it was made of."""
     ask = getattr(_record, "should_record_backprop", lambda _: otherwise)
     return bool(ask(list(tensors)))
+
+
+def record_reads(variables: Sequence[Any], values: Sequence[Any]) -> bool:
+    """Have tapes know ``values`` as what was read of these variables; False if they cannot be told.
+
+    As an operation each: to a gradient, one that nothing depends on has to stay one without.
+    """
+    tell = getattr(_record, "record_operation", None)
+    accessed = getattr(_tape, "variable_accessed", None)
+    if tell is None or accessed is None:
+        return False
+    for variable, value in zip(variables, values, strict=True):
+        if variable.trainable:
+            accessed(variable)
+        tell("ReadVariableOp", [value], [variable.handle], lambda cotangent: [cotangent])
+    return True

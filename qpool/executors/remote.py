@@ -8,6 +8,7 @@ tapes (``gradient``) nor of how the pool computes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import pickle
 import time
@@ -50,6 +51,13 @@ class Plan:
     method: str
     by_rows: bool
     with_loss: bool = False
+
+    @functools.cached_property
+    def flat(self) -> bool:
+        """Whether the outputs are a list or a tuple, of nothing but outputs."""
+        return type(self.structure) in (list, tuple) and not any(
+            isinstance(part, list | tuple | dict) for part in self.structure
+        )
 
 
 class RemoteModel:

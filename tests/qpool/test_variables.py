@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from qpool import tapes, variables
 from qpool.variables import Reader
 
 
@@ -32,6 +33,50 @@ def test_reading_leaves_a_tape_alone() -> None:
         values = read()
     assert values == list(range(8))
     assert tape.gradient(total, variables[3]).numpy() == 6.0
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+def test_tapes_see_what_was_read(monkeypatch, count: int, moved: bool) -> None:
+    """As of ``Variable.value``: watched if it trains, or by hand; None where nothing depends."""
+    if moved:
+        monkeypatch.setattr(tapes, "_record", None)
+    variables = [tf.Variable(float(n + 2)) for n in range(count)]
+    still = tf.Variable(5.0, trainable=False)
+    read = Reader([*variables, still])
+    with tf.GradientTape(persistent=True) as tape:
+        *values, fixed = read.tensors()
+        total = values[0] ** 3 * fixed
+    assert tape.gradient(total, variables[0]).numpy() == 3 * 2.0**2 * 5
+    assert [tape.gradient(total, v) for v in (*variables[1:], still)] == [None] * count
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(still)
+        total = tf.add_n(read.tensors())
+    assert [x is None for x in tape.gradient(total, [*variables, still])] == [
+        *[True] * count,
+        False,
+    ]
+
+
+def test_a_second_derivative_goes_through_what_was_read() -> None:
+    x = tf.Variable(2.0)
+    read = Reader([x, tf.Variable(1.0)])
+    with tf.GradientTape() as outer:
+        with tf.GradientTape() as tape:
+            value, _ = read.tensors()
+            cube = value**3
+        slope = tape.gradient(cube, x)
+    assert outer.gradient(slope, x).numpy() == 12.0
+
+
+def test_where_tensorflow_cannot_read_them_at_once_they_are_read_one_by_one(monkeypatch) -> None:
+    def fails(*_: object) -> None:
+        raise tf.errors.InvalidArgumentError(None, None, "on several devices")
+
+    monkeypatch.setattr(variables._execute, "quick_execute", fails)
+    read = Reader([tf.Variable(1.0), tf.Variable(2.0)])
+    assert read() == [1.0, 2.0]
+    assert read() == [1.0, 2.0]
 
 
 def test_no_variables() -> None:

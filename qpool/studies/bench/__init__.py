@@ -34,6 +34,7 @@ CASES = {
     "first": "usage:first",
     "compiling": "compiling:compiling",
     "scaling": "scaling:scaling_model",
+    "coordinator": "coordinator:coordinator",
     "campaign": "campaign:campaign",
     "natural": "natural:natural",
     "ray": "cluster:ray_overhead",
