@@ -110,7 +110,7 @@ class SpawnLauncher(Launcher[Child]):
 
     def launch(self, number: int, segment_handle: int | str | None = None) -> Child:
         ours, theirs = Pipe()
-        log = _log_file()
+        log = log_file()
         segment = segment_handle if isinstance(segment_handle, int) else None
         said = [theirs.fileno(), segment, None if _WINDOWS else log.fileno()]
         handles = [handle for handle in said if handle is not None]
@@ -181,7 +181,7 @@ class ForkLauncher(Launcher[Child]):
 
     def launch(self, number: int, segment_handle: int | str | None = None) -> Child:
         ours, theirs = Pipe()
-        log = _log_file()
+        log = log_file()
         try:
             handles = [theirs.fileno(), log.fileno()]
             if segment_handle is not None:
@@ -238,7 +238,7 @@ def _can_fork() -> bool:
     return sys.platform.startswith("linux") and hasattr(socket, "send_fds")
 
 
-def _log_file() -> IO[bytes]:
+def log_file() -> IO[bytes]:
     """A file without a name, for a worker's last traceback."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("qpool-log", os.MFD_CLOEXEC), "r+b", buffering=0)

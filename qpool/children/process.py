@@ -66,9 +66,10 @@ class ChildProcess:
         """Send one message; OSError if it is gone."""
         self.channel.send_bytes(protocol.encode(message))
 
-    def receive(self) -> Any:
-        """The next reply; EOFError or OSError if it is gone."""
-        if self._ended(0) and not self.channel.poll(0):
+    def receive(self, *, ended: bool | None = None) -> Any:
+        """The next reply; EOFError or OSError if it is gone. ``ended``: whether its process has
+        ended, where that is known."""
+        if (self._ended(0) if ended is None else ended) and not self.channel.poll(0):
             raise EOFError("its process ended")  # and a child of it holds its end of the channel
         return protocol.decode(self.channel.recv_bytes())
 

@@ -41,6 +41,8 @@ from workers.layout import ArraySpec, Placed
 class Kind(enum.Enum):
     """What to compute for each tile."""
 
+    __hash__ = object.__hash__  # Enum's own is Python, and this is in keys of each tile
+
     FORWARD = "forward"
     FORWARD_KEEPING = "forward, keeping what the backward pass needs"
     BACKWARD = "backward"

@@ -36,6 +36,9 @@ class Waiter(Generic[Who]):
         self._poll = select.poll() if hasattr(select, "poll") else None
         #: By descriptor, or by channel where there is no poll.
         self._known: dict[Any, Who] = {}
+        #: Descriptors of processes; and of the last ``wait``, those whose process has ended.
+        self._processes: set[int] = set()
+        self.ended: set[Who] = set()
 
     def add(self, who: Who, channel: Connection, process: int | None = None) -> None:
         """Wait on a channel, and for the end of the process that ``process`` is a descriptor of."""
@@ -46,11 +49,14 @@ class Waiter(Generic[Who]):
             if handle is not None:
                 self._known[handle] = who
                 self._poll.register(handle, select.POLLIN)
+        if process is not None:
+            self._processes.add(process)
 
     def remove(self, who: Who) -> None:
         """Stop waiting on someone, if it is one of those waited on."""
         for key in [key for key, known in self._known.items() if known is who]:
             del self._known[key]
+            self._processes.discard(key)
             if self._poll is not None:
                 self._poll.unregister(key)
 
@@ -70,4 +76,5 @@ class Waiter(Generic[Who]):
                 ready = poll(0)
         if not ready:
             ready = poll(None if seconds is None else max(0, int(seconds * 1000)))
+        self.ended = {self._known[handle] for handle, _ in ready if handle in self._processes}
         return list(dict.fromkeys(self._known[handle] for handle, _ in ready))

@@ -174,6 +174,8 @@ class Supervisor:
 
     def _fill(self) -> None:
         """Launch a worker for each vacant place, where nobody has to wait for that."""
+        if len(self.ready) == len(self._seats):
+            return
         vacant = [
             number
             for number in range(len(self._seats))
@@ -288,8 +290,8 @@ class Supervisor:
         for worker in self._wait():
             takes_part = self.ready.get(worker.number) is worker
             try:
-                reply = worker.receive()
-                worker.silent = (0.0, self._progress(worker.number))
+                reply = worker.receive(ended=worker in self._waiter.ended)
+                worker.silent = (0.0, getattr(reply, "finished", worker.silent[1]))
                 event = self._event(worker, reply) if takes_part else self._joins(worker, reply)
             except (EOFError, OSError):
                 if takes_part:

@@ -1,34 +1,22 @@
 """What a step costs the coordinator, by how many workers there are: with more than any machine has.
 
-Workers are simulated: one program answers for all of them, at once and without computing, over a
-channel each. So the coordinator's messages, waiting and arrays are real, and its seconds of CPU are
-its own part of a step; a step's time is not measured so. From them, and from what a sample costs
-one core, follows the batch at which so many workers pay.
+Workers are simulated (``simulated``), so that the coordinator's seconds of CPU are its own part of
+a step; a step's time is not measured so. From them, and from what a sample costs one core, follows
+the batch at which so many workers pay.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pickle
-import selectors
-import socket
 import statistics
-import subprocess
-import sys
 import time
-import warnings
-from collections.abc import Iterator
-from multiprocessing.connection import Connection, Pipe
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qpool.children.launchers import WORKER, Launcher, _log_file
-from qpool.children.process import WorkerProcess
-from workers.exchange import protocol
-from workers.layout import ArraySpec
+from qpool.studies.bench.alone import alone_on_a_core, answer
+from qpool.studies.bench.simulated import simulated_pool
 
 #: Counts of workers, and rows and tiles that each of them gets.
 WORKERS = (2, 4, 8, 16, 32, 64, 128, 256)
@@ -36,6 +24,9 @@ _TILE, _TILES = 8, 2
 
 #: Calls that are timed at a time, and how often.
 _CALLS, _TURNS = 20, 5
+
+#: Rows by which a sample's cost to a core is measured.
+_SAMPLES = 16
 
 #: Modes, layers, cutoff of the circuits whose batches are told.
 CIRCUITS = {
@@ -58,7 +49,7 @@ def coordinator() -> dict[str, Any]:
     )[0]
     circuits = {}
     for name, shape in CIRCUITS.items():
-        sample = _sample_seconds(*shape)
+        sample = float(alone_on_a_core(__name__, *shape))
         circuits[name] = {
             "sample_us": 1e6 * sample,
             "batches": {
@@ -129,7 +120,7 @@ def _loss(samples: Any) -> Any:
     return samples[:, 0]
 
 
-def _cpu_microseconds(call: Any) -> float:
+def _cpu_microseconds(call: Callable[[], Any]) -> float:
     call()
     found = []
     for _ in range(_TURNS):
@@ -141,117 +132,32 @@ def _cpu_microseconds(call: Any) -> float:
 
 
 def _sample_seconds(modes: int, layers: int, cutoff: int) -> float:
-    """What a sample's values and gradient cost one core, as workers compute them."""
+    """What a sample's values and gradient cost one core, as a worker computes them."""
     import tensorflow as tf
 
     import qpool
-    from qpool.studies.bench.alone import alone_on_a_core
 
-    del tf, qpool
-    return float(alone_on_a_core(__name__, modes, layers, cutoff))
+    model = qpool.models.QuantumSFGenerator(
+        n_modes=modes, latent_dim=2 * modes, layers=layers, cutoff_dim=cutoff
+    )
+    z = tf.random.stateless_normal((_SAMPLES, 2 * modes), (1, 2))
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
 
+        @tf.function(jit_compile=True)
+        def step() -> Any:
+            with tf.GradientTape() as tape:
+                mean = tf.reduce_mean(_loss(generator(z)))
+            return tape.gradient(mean, model.trainable_variables)
 
-# -- simulated workers --------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def simulated_pool(workers: int) -> Iterator[Any]:
-    """A pool whose workers say that they have computed what they are asked for, and do nothing."""
-    import qpool
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*share cores.*")
-        pool = qpool.Pool(workers=workers, start_method="spawn", pin=False)
-    pool._supervisor.launcher = _Simulated()
-    with pool:
-        yield pool
-
-
-class _Simulated(Launcher[WorkerProcess]):
-    """Starts simulated workers, all in one program."""
-
-    name = "simulated"
-
-    def __init__(self) -> None:
-        super().__init__(1, WORKER)
-        ours, theirs = socket.socketpair()
-        self._control = ours
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, "answer", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-        )
-        theirs.close()
-
-    def launch(self, number: int, segment_handle: int | str | None = None) -> WorkerProcess:
-        ours, theirs = Pipe()
-        socket.send_fds(self._control, [b"."], [theirs.fileno()])
-        theirs.close()
-        return WorkerProcess(number, self._process.pid, ours, _log_file(), self.reap)
-
-    def reap(self, pid: int) -> int | None:
-        return self._process.wait()
-
-    def close(self) -> None:
-        self._control.close()
-        self._process.kill()
-        self._process.wait()
-
-
-def _answer(control: int) -> None:
-    """Answer for every worker whose channel comes by ``control``."""
-    channels: dict[int, Connection] = {}
-    with socket.socket(fileno=control) as incoming, selectors.DefaultSelector() as selector:
-        selector.register(incoming, selectors.EVENT_READ)
-        while True:
-            for key, _ in selector.select():
-                if key.fileobj is incoming:
-                    said, handles, *_ = socket.recv_fds(incoming, 1, 1)
-                    if not said:
-                        return
-                    channels[handles[0]] = Connection(handles[0])
-                    selector.register(handles[0], selectors.EVENT_READ)
-                    continue
-                channel = channels[key.fd]
-                try:
-                    reply = _reply(protocol.decode(channel.recv_bytes()))
-                except EOFError:
-                    selector.unregister(key.fd)
-                    channels.pop(key.fd).close()
-                    continue
-                if reply is not None:
-                    channel.send_bytes(protocol.encode(reply))
-
-
-def _reply(message: Any) -> Any:
-    if isinstance(message, protocol.Start):
-        return protocol.Hello(os.getpid(), (), False, {}, {}, 0.0)
-    if isinstance(message, protocol.Confirm):
-        return protocol.Confirmed(message.ticket, 0)
-    if isinstance(message, protocol.Compute):
-        moments = tuple(1e-3 * n for n in range(len(message.tiles) + 2))
-        return protocol.Computed(message.ticket, 0, moments, 1.0, 1 << 28, 0)
-    if isinstance(message, protocol.Probe):
-        # Of the generator above: two samples a row, alone or with a row's loss; 28 variables.
-        with_loss = bool(message.purpose.wanted)
-        samples, loss = ArraySpec((2,), "<f4"), ArraySpec((), "<f4")
-        return protocol.Probed(
-            message.ticket,
-            0,
-            pickle.dumps((0, 1) if with_loss else 0),
-            (samples, loss) if with_loss else (samples,),
-            (True, True) if with_loss else (True,),
-            1,
-            False,
-            True,
-            float("inf"),
-            (True,) * 64,
-            "xla",
-            "",
-            0.0,
-        )
-    return None
+        step()
+        found = []
+        for _ in range(_TURNS):
+            began = time.perf_counter()
+            for _ in range(_CALLS):
+                step()
+            found.append((time.perf_counter() - began) / _CALLS)
+    return statistics.median(found) / _SAMPLES
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "answer":
-        _answer(int(sys.argv[2]))
+    answer(_sample_seconds)

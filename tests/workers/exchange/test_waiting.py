@@ -62,8 +62,11 @@ def test_the_end_of_a_process_is_heard_where_its_channel_stays_open() -> None:
     handle = os.pidfd_open(process.pid)
     waiter.add("a", here, handle)
     assert waiter.wait(0.0) == []
+    there.send_bytes(b"x")
+    assert (waiter.wait(None), waiter.ended) == (["a"], set())
+    here.recv_bytes()
     process.communicate(b"\n")
-    assert waiter.wait(None) == ["a"]
+    assert (waiter.wait(None), waiter.ended) == (["a"], {"a"})
     os.close(handle)
     here.close()
     there.close()
