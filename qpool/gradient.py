@@ -31,7 +31,7 @@ from workers.errors import InputError, SecondOrderGradientError
 from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec
 from workers.replica import serialization
-from workers.tensors import tensor_of, tensors_of
+from workers.tensors import leaves, mapped, tensor_of, tensors_of
 
 if TYPE_CHECKING:
     from qpool.executors.remote import Plan, RemoteModel
@@ -115,7 +115,7 @@ class Bridge:
         batch = len(arrays[0])
         seeds = [
             self._cotangent(spec, batch, seed)
-            for spec, seed in zip(plan.outputs, tf.nest.flatten(cotangent), strict=True)
+            for spec, seed in zip(plan.outputs, leaves(cotangent), strict=True)
         ]
         call = self._remote.pool.new_call()
         connected = _where(plan.connected)
@@ -143,7 +143,7 @@ class Bridge:
         def once(*_: Any) -> tuple[list[Any], Callable[..., Any]]:
             return gradients, _refuse("the gradients of single samples have no derivative here")
 
-        depends_on = [z, *self._remote.variables, *tf.nest.flatten(cotangent)]
+        depends_on = [z, *self._remote.variables, *leaves(cotangent)]
         return list(once(*(tf.convert_to_tensor(x) for x in depends_on)))
 
     @property
@@ -220,7 +220,7 @@ class Bridge:
             return outputs[0]
         if plan.flat:
             return type(plan.structure)(outputs)
-        return tf.nest.map_structure(lambda index: outputs[index], plan.structure)
+        return mapped(lambda index: outputs[index], plan.structure)
 
     # -- the custom gradient ---------------------------------------------------------------
 

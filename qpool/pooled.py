@@ -42,6 +42,7 @@ class ParallelGenerator:
         import tensorflow as tf
 
         from workers.replica import serialization
+        from workers.tensors import leaves
 
         variables = serialization.trainable_variables(self._qpool.model)
         if isinstance(batch, int) and not isinstance(batch, bool):
@@ -56,7 +57,7 @@ class ParallelGenerator:
             dtype = variables[0].dtype if variables else tf.float32
             batch = tf.constant(draws, tf.as_dtype(dtype).real_dtype)
         with tf.GradientTape() as tape:
-            outputs = tf.nest.flatten(self.generate(batch))
+            outputs = leaves(self.generate(batch))
         if variables:
             tape.gradient(outputs, variables)
 

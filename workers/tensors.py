@@ -66,6 +66,16 @@ def shared(array: np.ndarray) -> tf.Tensor | None:
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
+def leaves(nest: Any) -> list[Any]:
+    """What a nest holds, flattened. None, by which a model returns nothing there, is not of it."""
+    return [leaf for leaf in tf.nest.flatten(nest) if leaf is not None]
+
+
+def mapped(function: Callable[[Any], Any], nest: Any) -> Any:
+    """The nest with ``function`` of each of its ``leaves`` in the leaf's place."""
+    return tf.nest.map_structure(lambda leaf: None if leaf is None else function(leaf), nest)
+
+
 def in_graph(function: Callable[..., Any], *args: Any) -> Any:
     """Call a ``tf.function`` of ours as the graph that it is.
 

@@ -32,6 +32,7 @@ from workers.exchange.protocol import Plan, Sharded
 from workers.replica import probe, serialization
 from workers.replica.draws import global_states
 from workers.replica.method import Method
+from workers.tensors import leaves
 
 #: Operations that do more than compute, or whose checks XLA drops. Reads of variables, and draws
 #: from a seed that is an argument, are none of them.
@@ -188,7 +189,7 @@ class CompiledCalls:
         self._have_set(compiled_call, () if looped or reason else sets)
         if compiled_call.sets:
             result = result, [vars(self._model)[name] for name in compiled_call.sets]
-        outputs = tf.nest.flatten(result)
+        outputs = leaves(result)
         if not reason and not (outputs and all(map(tf.is_tensor, outputs))):
             reason = "it returns NumPy arrays"
         if reason:
@@ -243,7 +244,7 @@ class CompiledCalls:
             if stream is not None:
                 stream.seed(0)
                 with circuit.untraced(), alike():
-                    outputs = tf.nest.flatten(trial(*inputs))
+                    outputs = leaves(trial(*inputs))
                     if form.by_rows and not _draws_row_by_row(trial, inputs, rows):
                         continue
             found = compiled.choose(

@@ -55,8 +55,8 @@ class Plan:
     @functools.cached_property
     def flat(self) -> bool:
         """Whether the outputs are a list or a tuple, of nothing but outputs."""
-        return type(self.structure) in (list, tuple) and not any(
-            isinstance(part, list | tuple | dict) for part in self.structure
+        return type(self.structure) in (list, tuple) and all(
+            isinstance(part, int) for part in self.structure
         )
 
 

@@ -28,6 +28,7 @@ class SequentialExecutor(Executor):
         import tensorflow as tf
 
         from workers.replica import serialization
+        from workers.tensors import leaves
 
         method = "__call__" if callable(self.model) else "generate"
         variables = serialization.trainable_variables(self.model)
@@ -35,12 +36,12 @@ class SequentialExecutor(Executor):
         for index in range(len(z)):
             with tf.GradientTape() as tape:
                 outputs = self.call(method, (z[index : index + 1],), {})
-            seeds = tf.nest.map_structure(lambda c, n=index: c[n : n + 1], cotangent)
+            seeds = [seed[index : index + 1] for seed in leaves(cotangent)]
             rows.append(
                 tape.gradient(
-                    tf.nest.flatten(outputs),
+                    leaves(outputs),
                     variables,
-                    output_gradients=tf.nest.flatten(seeds),
+                    output_gradients=seeds,
                     unconnected_gradients=tf.UnconnectedGradients.ZERO,
                 )
             )

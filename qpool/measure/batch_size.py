@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from workers.errors import ConfigurationError, InputError
 from workers.replica import serialization
+from workers.tensors import leaves
 
 log = logging.getLogger("qpool")
 
@@ -167,7 +168,7 @@ def _row(generator: Any, sample: Any) -> np.ndarray:
 
 def _step(generator: Any, call: Callable[[Any], Any], z: tf.Tensor) -> None:
     with tf.GradientTape() as tape:
-        outputs = tf.nest.flatten(call(z))
+        outputs = leaves(call(z))
     tape.gradient(outputs, serialization.trainable_variables(generator))
 
 

@@ -67,6 +67,18 @@ def test_a_variable_or_a_graph_tensor_as_a_constant(pool) -> None:
             tf.function(lambda z, y: generator.conditional(z, y))(Z, labels)
 
 
+def test_one_latent_vector_instead_of_a_batch(pool) -> None:
+    class One(models.Scale):
+        def __call__(self, z):
+            return tf.stack([z[n] * self.w for n in range(4)])
+
+    with (
+        parallelize(One(), pool=pool) as generator,
+        pytest.raises(errors.InputError, match=r"expected \(batch, width\)"),
+    ):
+        generator(tf.ones(4))
+
+
 def test_scalars_instead_of_samples(pool) -> None:
     class Reducing(models.Scale):
         def __call__(self, z):

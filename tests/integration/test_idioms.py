@@ -103,6 +103,27 @@ def test_every_strategy_compiles_it(pool, monkeypatch, strategy: str, idiom) -> 
     assert (way["level"], way["by_rows"]) == ("xla", idiom in LOOPS)
 
 
+class Tracking(idioms.LoopByIndex):
+    """Beside its samples it returns what it was asked to track: here nothing."""
+
+    def __call__(self, z, track_states=False):
+        return super().__call__(z), [] if track_states else None
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes", "threads"])
+def test_what_is_none_beside_the_samples_stays_none(pool, strategy: str) -> None:
+    model = Tracking()
+    z = rows_of(Tracking)
+    stock = step(lambda z: model(z)[0], z, model)
+    options = {"processes": {"pool": pool}, "threads": {"workers": 2}}.get(strategy, {})
+    with qpool.parallelize(model, strategy=strategy, **options) as generator:
+        for call in (generator, tf.function(generator)):
+            assert_like_stock(step(lambda z, call=call: call(z)[0], z, model), stock)
+            assert call(z)[1] is None
+        generator.warm_up(z)
+        assert {way["level"] for way in generator.stats()["compiled"]} == {"xla"}
+
+
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes", "threads", "auto"])
 def test_noise_from_the_global_generator_is_drawn_in_compiled_code(
     pool, monkeypatch, strategy: str

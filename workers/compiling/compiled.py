@@ -23,7 +23,7 @@ import tensorflow as tf
 from workers import collector
 from workers.compiling import compile_cache, gradients
 from workers.engine import circuit
-from workers.tensors import in_graph
+from workers.tensors import in_graph, leaves
 
 gradients.register()
 
@@ -138,11 +138,11 @@ def choose(
                 use(compiled, level)
             before()
             with circuit.tally() as traced:
-                outputs = tf.nest.flatten(compiled(*inputs))[: len(expected)]
+                outputs = leaves(compiled(*inputs))[: len(expected)]
             if draws:
                 before()
                 with alike():
-                    graph = tf.nest.flatten(at_level(function, "graph")(*inputs))[: len(expected)]
+                    graph = leaves(at_level(function, "graph")(*inputs))[: len(expected)]
                 apart = _other_kind(outputs, graph) or _first_difference(graph, expected)
             else:
                 apart = _first_difference(outputs, expected)

@@ -25,6 +25,7 @@ from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
 from workers.compiling import dependence, streams
 from workers.engine import circuit, plan
 from workers.errors import UntraceableError
+from workers.tensors import leaves, mapped
 
 #: Rows for which the call's own graph is looked at: as many as it has, up to this.
 _LOOKED_AT = 16
@@ -53,7 +54,7 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., A
             circuit.computed_by(functools.partial(_placeholder, token)),
             streams.of_rows(functools.partial(_draw, token)),
         ):
-            found = tf.nest.map_structure(lambda x: x[0], call(*row))
+            found = mapped(lambda x: x[0], call(*row))
         made = graph.get_operations()[known:]
         if any("_gradient_op_type" in op.node_def.attr for op in made):
             raise UntraceableError(  # vectorised, it would have the gradient of its operations
@@ -62,7 +63,7 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., A
         # Not tf.vectorized_map: for XLA that makes a function of the whole, whose backward pass
         # takes shapes from its forward pass, so that XLA compiles anew for each value.
         converter = PFor(index, rows, set(made), fallback_to_while_loop=False)
-        return tf.nest.map_structure(converter.convert, found)
+        return mapped(converter.convert, found)
 
     return all_rows
 
@@ -84,7 +85,7 @@ def _check_alone(
             circuit.computed_by(functools.partial(_placeholder, tf.zeros([1]))),
             streams.of_rows(lambda shape, dtype, _: tf.zeros(shape, dtype)),
         ):
-            found = tf.nest.flatten(call(*given))
+            found = leaves(call(*given))
         sharded = [x for x, flag in zip(given, over, strict=True) if flag]
         outputs = [tf.convert_to_tensor(x) for x in found]
         if not dependence.rows_are_alone(sharded, outputs, few):

@@ -21,7 +21,7 @@ from workers.compiling.streams import Stream
 from workers.engine.scope import traced_engines
 from workers.exchange.protocol import Plan, Sharded
 from workers.replica import serialization
-from workers.tensors import tensor_of
+from workers.tensors import leaves, tensor_of
 
 _NOTHING = contextlib.nullcontext()
 
@@ -112,7 +112,7 @@ class Method:
             sources = [self.variables[n] for n in wanted]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)
-                outputs = tf.nest.flatten(self(*inputs))
+                outputs = leaves(self(*inputs))
             gradients = tape.gradient(
                 [outputs[n] for n in given],
                 sources,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import itertools
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ import tensorflow as tf
 from workers.errors import InputError, StatefulCallError
 from workers.exchange.protocol import Plan
 from workers.layout import ArraySpec
+from workers.tensors import leaves, mapped
 
 #: How far, relative to the largest output, a row may move when other rows join it: far above
 #: rounding in single precision, far below what a batch mean does.
@@ -84,9 +86,10 @@ def check_rows_are_independent(few: Sequence[Any], many: Sequence[Any], rows: in
 
 
 def flatten(outputs: Any, rows: int) -> tuple[Any, list[Any]]:
-    """The nest with a number in each leaf's place, and the leaves, each with ``rows`` rows."""
-    leaves = tf.nest.flatten(outputs)
-    for leaf in leaves:
+    """The nest with a number in each leaf's place, and the leaves, each with ``rows`` rows. What is
+    None stays None."""
+    found = leaves(outputs)
+    for leaf in found or [outputs]:
         shape = np.shape(leaf)
         if not isinstance(leaf, tf.Tensor | np.ndarray) or shape[:1] != (rows,):
             raise InputError(
@@ -94,7 +97,8 @@ def flatten(outputs: Any, rows: int) -> tuple[Any, list[Any]]:
                 f"{rows} rows, came {type(leaf).__name__} of shape {shape}. Keep per-sample "
                 "values in the pooled method and reduce them in the caller"
             )
-    return tf.nest.pack_sequence_as(outputs, list(range(len(leaves)))), leaves
+    numbers = itertools.count()
+    return mapped(lambda _: next(numbers), outputs), found
 
 
 def row_spec(output: Any) -> ArraySpec:

@@ -19,13 +19,14 @@ from workers.compiling import compiled, streams
 from workers.compiling.streams import Stream
 from workers.engine import circuit
 from workers.engine.scope import GOES_ON
-from workers.errors import StatefulCallError
+from workers.errors import InputError, StatefulCallError
 from workers.exchange.protocol import Frame, Plan, Probe, Probed
 from workers.layout import Buffer, tile_worth
 from workers.replica import probe, serialization, tile_arrays
 from workers.replica.calls import Calls
 from workers.replica.draws import Draws
 from workers.replica.method import Method, as_tensors, as_the_model_wants, differentiable
+from workers.tensors import leaves
 
 #: Two counts of rows for the probe: together they split a call's cost into its parts. Not one
 #: row, which Strawberry Fields computes in another way (without a batch axis).
@@ -97,7 +98,17 @@ class Prober:
         def run(rows: int) -> Any:
             return self._calls.run(method, tile_arrays.first(frame, rows, buffer), buffer)
 
-        seen = self._observe(method.plan, run, buffer)
+        try:
+            seen = self._observe(method.plan, run, buffer)
+        except (IndexError, ValueError, tf.errors.InvalidArgumentError) as error:
+            if [len(placed.spec.shape) for placed in frame.inputs] != [1]:
+                raise
+            raise InputError(
+                f"{type(error).__name__}: {error} The method's first argument has one axis, which "
+                "is taken for the batch: expected (batch, width), of which workers get some rows. "
+                "Of one latent vector at a time there is nothing to share out: call the method "
+                "unpooled, or pool one that takes a batch"
+            ) from error
         connected: tuple[bool, ...] = ()
         if request.purpose.gradient:
             rows = tile_arrays.first(frame, seen.few, buffer)
@@ -156,7 +167,7 @@ class Prober:
                 "that it happened to compute before; strategy='sequential' goes on as Strawberry "
                 "Fields does"
             )
-        reproducible = probe.bits(outputs) == probe.bits(tf.nest.flatten(second))
+        reproducible = probe.bits(outputs) == probe.bits(leaves(second))
         self._draws.seed(0, 0)
         with circuit.tally() as ran_many:
             of_many = probe.flatten(run(many), many)[1]
@@ -249,7 +260,7 @@ class Prober:
             expected = seen.of_many
         else:
             with alike():
-                expected = tf.nest.flatten(self._calls.run(method, arrays, buffer))
+                expected = leaves(self._calls.run(method, arrays, buffer))
         seeds = [
             tf.ones([rows, *output.shape[1:]], output.dtype)
             for output in expected

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from workers.replica import tile_arrays
 from workers.replica.method import Method, differentiable
-from workers.tensors import tensor_of
+from workers.tensors import leaves, tensor_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Recorded:
         with tf.GradientTape() as tape:
             tape.watch([x for x in inputs if differentiable(x)])
             tape.watch(sources)
-            outputs = tf.nest.flatten(method.compiled(*inputs))
+            outputs = leaves(method.compiled(*inputs))
         return cls(tape, inputs, outputs, sources)
 
     def gradients(

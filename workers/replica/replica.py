@@ -31,7 +31,7 @@ from workers.replica.method import Method
 from workers.replica.prober import Prober
 from workers.replica.recorded import Recorded
 from workers.replica.weights import Weights
-from workers.tensors import tensor_of
+from workers.tensors import leaves, tensor_of
 
 #: Forward calls whose tapes are kept for a backward pass that may come. A GAN step keeps at most
 #: three at once (generator, critic on real, critic on generated); older ones are recomputed.
@@ -142,7 +142,7 @@ class Replica:
                 self._kept.popitem(last=False)
         else:
             found = self._calls.run(method, arrays, buffer)
-            outputs = [found] if isinstance(found, tf.Tensor) else tf.nest.flatten(found)
+            outputs = [found] if isinstance(found, tf.Tensor) else leaves(found)
         self._write(outputs, frame, span, buffer)
 
     def both(self, plan: int, frame: Frame, call: int, index: int, buffer: Buffer) -> None:

@@ -16,6 +16,7 @@ import tensorflow as tf
 from qpool.executors.auto.choices import Candidate, Choice
 from qpool.executors.base import Executor
 from workers.replica import serialization
+from workers.tensors import leaves
 
 #: Seconds that measuring one size of batch may take, where a run waits for it; no further candidate
 #: is begun after that.
@@ -171,13 +172,13 @@ def _step(
         with tf.GradientTape() as tape:
             outputs = [
                 x
-                for x in tf.nest.flatten(executor.call(method, args, kwargs))
+                for x in leaves(executor.call(method, args, kwargs))
                 if tf.is_tensor(x) and (x.dtype.is_floating or x.dtype.is_complex)
             ]
         return tape.gradient(outputs, variables) if outputs else outputs
 
     def sums(outputs: Any) -> Any:
-        real = [tf.cast(tf.math.real(x), tf.float32) for x in tf.nest.flatten(outputs)]
+        real = [tf.cast(tf.math.real(x), tf.float32) for x in leaves(outputs)]
         return sum(tf.reduce_sum(tf.reshape(x, [tf.shape(x)[0], -1]), -1) for x in real)
 
     def judged() -> Any:
