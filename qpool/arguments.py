@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,18 @@ class Arguments:
         inputs = [_as_input(value, f"argument {n}") for n, value in enumerate(values)]
         as_tensor = tuple(not isinstance(x, np.ndarray) for x in inputs)
         return _marks(len(inputs)), inputs, as_tensor
+
+    def joined(
+        self, arguments: bytes, as_tensor: Sequence[bool], inputs: Sequence[Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What ``split`` was given, with these inputs."""
+        args, kwargs = pickle.loads(arguments)
+        given = [x if tensor else x.numpy() for x, tensor in zip(inputs, as_tensor, strict=True)]
+
+        def of(value: Any) -> Any:
+            return given[value.index] if isinstance(value, Sharded) else value
+
+        return tuple(map(of, args)), {name: of(value) for name, value in kwargs.items()}
 
     def _names(self, method: str) -> tuple[str, ...]:
         if method not in self._signatures:

@@ -3,12 +3,13 @@
     FORWARD   inputs, weights         --> workers --> outputs        (they keep their tapes)
     BACKWARD  cotangents              --> workers --> vjp, reassembled in tile order
     SECOND    cotangents of that vjp  --> workers --> its own vjp
+    THIRD     cotangents of that one  --> this process (``third_order``)
 
 Only this and ``losses`` know both tapes and the pool. Weights enter as explicit inputs, so whatever
 watches the model's variables sees them used; gradients leave in the same order. In a graph both
 directions are a ``tf.numpy_function``.
 
-What workers cannot differentiate again (a model that runs eagerly there; anything a third time) is
+What cannot be differentiated again (a model that runs eagerly in workers; anything a fourth time) is
 refused: a pulled-back cotangent is a number by the time it is here, and treating it as a constant
 would be wrong without a word.
 """
@@ -18,13 +19,13 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import tensorflow as tf
 
-from qpool import tapes
-from qpool.arguments import Arguments, check_array, is_eager
+from qpool import symbolic, tapes, third_order
+from qpool.arguments import Arguments, is_eager
 from qpool.executors.worker_pool import Operands
 from qpool.variables import Reader
 from workers.errors import InputError, SecondOrderGradientError
@@ -39,15 +40,20 @@ if TYPE_CHECKING:
 #: Graph calls whose workers are remembered for their backward pass; older ones are recomputed.
 _REMEMBERED_CALLS = 64
 
-#: Rows of the standard normal draws that stand in for a batch of unknown size when a graph is
-#: traced; where the size is known they are as many, and what is compiled for them is used.
-_TRACE_ROWS = 4
-
 
 class Bridge:
     """Differentiable calls of one remote model."""
 
-    def __init__(self, model: Any, remote: RemoteModel, sharded: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        remote: RemoteModel,
+        sharded: Sequence[str],
+        in_place: Callable[..., Any] | None = None,
+    ) -> None:
+        """``in_place(method, args, kwargs)`` computes a call in this process, for third
+        derivatives."""
+        self._in_place = in_place
         self._model = model
         self._remote = remote
         self._arguments = Arguments(model, sharded)
@@ -170,32 +176,14 @@ class Bridge:
         wanted: tuple[int, ...] = (),
     ) -> Plan:
         """The plan for symbolic inputs: known from an earlier call, or probed with stand-ins."""
-        specs = []
-        for x in inputs:
-            shape, dtype = x.shape, np.dtype(getattr(x.dtype, "as_numpy_dtype", x.dtype))
-            if shape.rank is None if isinstance(x, tf.Tensor) else False:
-                raise InputError(
-                    "an input of unknown rank in a graph: expected (batch, ...); set its shape"
-                )
-            check_array(tuple(shape), dtype)
-            tail = tuple(shape)[1:]
-            if None in tail:
-                raise InputError(
-                    f"an input of shape {tuple(shape)} in a graph: only the batch may be unknown"
-                )
-            specs.append(ArraySpec(tail, dtype.str))
+        specs = symbolic.specs(inputs)
         self._arguments.check_width(method, (None, *specs[0].shape))
-        rows = {x.shape[0] for x in inputs}
-        batch = rows.pop() if len(rows) == 1 else None
         plan = self._remote.find(method, arguments, as_tensor, tuple(specs))
         if plan is not None and plan.connected is not None:
             return plan
         with tf.init_scope():  # out of the graph: variables have values there
             for positive in (False, True):
-                stand_ins = [
-                    _stand_in(spec.with_rows(batch or _TRACE_ROWS), positive=positive)
-                    for spec in specs
-                ]
+                stand_ins = symbolic.stand_ins(inputs, specs, positive=positive)
                 try:
                     return self._remote.plan(
                         method,
@@ -386,12 +374,47 @@ class Bridge:
                 found = tf.numpy_function(run, [tf.cast(call, tf.int64), *tensors], types)
                 for gradient, n in zip(found, shaped_as, strict=True):
                     gradient.set_shape(tensors[n].shape)
-            return found, _refuse("workers hand back first and second derivatives, no third ones")
+            return found, lambda *given: self._third(plan, inputs, wanted, tensors, given)
 
         found = pooled_second(*arguments, *tangents)
         of_source = dict(zip(wanted, found, strict=False))
         of_arguments = [None if n is None else of_source.get(n) for n in places]
         return [*of_arguments, *found[len(found) - cotangents :]]
+
+    def _third(
+        self,
+        plan: Plan,
+        inputs: int,
+        wanted: list[int],
+        tensors: Sequence[Any],
+        given: Sequence[Any],
+    ) -> list[Any]:
+        """Gradients for all that the second derivative is of, from its results'."""
+        in_place = self._in_place
+        if in_place is None or plan.draws:
+            _refuse("there is no third one of a loss, or of a model that draws")()
+        end = inputs + len(self._remote.variables)
+        args, kwargs = self._arguments.joined(plan.arguments, plan.as_tensor, tensors[:inputs])
+        third_order.check_weights(tensors[inputs:end], self._remote.variables)
+        variables = [self._remote.variables[n] for n in self._remote.differentiable]
+        every = [*tensors[:inputs], *variables]
+
+        computed = third_order.pulled_back(
+            lambda: in_place(plan.method, args, kwargs),
+            [every[n] for n in wanted],
+            tensors[end : len(tensors) - len(wanted)],
+            tensors[len(tensors) - len(wanted) :],
+            given,
+        )
+
+        @tf.custom_gradient
+        def third(*_: Any) -> tuple[list[Any], Callable[..., Any]]:
+            return computed, _refuse("there are a first, a second and a third one, and no fourth")
+
+        found = third(*tensors, *given)
+        of_source = dict(zip(wanted, found, strict=False))
+        places = self._sources(inputs)
+        return [*(None if n is None else of_source.get(n) for n in places), *found[len(wanted) :]]
 
     def _pull_back(
         self,
@@ -446,8 +469,8 @@ _EAGER_ONLY = (
 )
 
 
-def _refuse(why: str) -> Callable[..., None]:
-    def refuse(*_: Any) -> None:
+def _refuse(why: str) -> Callable[..., NoReturn]:
+    def refuse(*_: Any) -> NoReturn:
         raise SecondOrderGradientError(
             "a derivative of a derivative was asked of the pool (a gradient penalty, a Hessian, "
             f"or an outer tape around tape.gradient), and cannot be had: {why}. Use "
@@ -465,13 +488,3 @@ def _is_float(spec: ArraySpec) -> bool:
 
 def _where(flags: Sequence[bool] | None) -> list[int]:
     return [n for n, flag in enumerate(flags or ()) if flag]
-
-
-def _stand_in(spec: ArraySpec, *, positive: bool) -> np.ndarray:
-    """A batch to learn shapes from: standard normal draws, or their moduli for a model that takes
-    only those; zeros for whole numbers."""
-    dtype, shape = np.dtype(spec.dtype), spec.shape
-    if dtype.kind not in "fc":
-        return np.zeros(shape, dtype)
-    draws = np.random.default_rng(0).standard_normal(shape)
-    return (np.abs(draws) if positive else draws).astype(dtype)

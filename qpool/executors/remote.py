@@ -33,6 +33,7 @@ class Plan:
     """One way of calling one method, as a probe found it.
 
     ``outputs`` are specs of one row; ``tensors`` says which outputs are tensors (else ndarrays);
+    ``arguments`` and ``as_tensor`` are its call's, see ``protocol.Plan``.
     ``connected`` says for each source, inputs first and then differentiable variables, whether any
     output depends on it, and is None until a gradient was asked for.
     """
@@ -51,6 +52,8 @@ class Plan:
     method: str
     by_rows: bool
     with_loss: bool = False
+    arguments: bytes = b""
+    as_tensor: tuple[bool, ...] = ()
 
     @functools.cached_property
     def flat(self) -> bool:
@@ -136,6 +139,8 @@ class RemoteModel:
             method,
             any(found.by_rows),
             bool(wanted),
+            arguments,
+            as_tensor,
         )
         if known is not None:
             plan.fixed_cost = known.fixed_cost

@@ -35,7 +35,8 @@ class TiledExecutor(Executor):
             if self._owns:
                 self.pool.close()
             raise
-        self._bridge = Bridge(model, self._remote, options.sharded)
+        self._bridge = Bridge(model, self._remote, options.sharded, self._in_place)
+        self._whole: Executor | None = None
         self._losses = Losses(model, self._bridge_of)
 
     @abc.abstractmethod
@@ -80,6 +81,14 @@ class TiledExecutor(Executor):
         )
         return LossBridge(judged, remote, ())
 
+    def _in_place(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call computed here, differentiable any number of times."""
+        if self._whole is None:
+            from qpool.executors.cpu_batch import CpuBatchExecutor
+
+            self._whole = CpuBatchExecutor(self.model, self.options)
+        return self._whole.call(method, args, kwargs)
+
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
         return self._bridge.per_sample_gradients(z, cotangent)
 
@@ -92,6 +101,8 @@ class TiledExecutor(Executor):
         }
 
     def close(self) -> None:
+        if self._whole is not None:
+            self._whole.close()
         self._losses.close()
         self._remote.close()
         if self._owns:

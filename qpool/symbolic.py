@@ -1,0 +1,57 @@
+"""Inputs of a pooled call in a graph, which have a shape and no value yet.
+
+Owns what is known of them, and the batches that stand in for them when a plan is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from qpool.arguments import check_array
+from workers.errors import InputError
+from workers.layout import ArraySpec
+
+#: Rows of the standard normal draws that stand in for a batch of unknown size when a graph is
+#: traced; where the size is known they are as many, and what is compiled for them is used.
+_TRACE_ROWS = 4
+
+
+def specs(inputs: Sequence[Any]) -> list[ArraySpec]:
+    """One row of each; InputError where that is not known."""
+    found = []
+    for x in inputs:
+        shape, dtype = x.shape, np.dtype(getattr(x.dtype, "as_numpy_dtype", x.dtype))
+        if shape.rank is None if isinstance(x, tf.Tensor) else False:
+            raise InputError(
+                "an input of unknown rank in a graph: expected (batch, ...); set its shape"
+            )
+        check_array(tuple(shape), dtype)
+        tail = tuple(shape)[1:]
+        if None in tail:
+            raise InputError(
+                f"an input of shape {tuple(shape)} in a graph: only the batch may be unknown"
+            )
+        found.append(ArraySpec(tail, dtype.str))
+    return found
+
+
+def stand_ins(
+    inputs: Sequence[Any], specs: Sequence[ArraySpec], *, positive: bool
+) -> list[np.ndarray]:
+    """A batch of each to learn shapes from: standard normal draws, or their moduli for a model that
+    takes only those; zeros for whole numbers."""
+    sizes = {x.shape[0] for x in inputs}
+    rows = (sizes.pop() if len(sizes) == 1 else None) or _TRACE_ROWS
+    return [_stand_in(spec.with_rows(rows), positive=positive) for spec in specs]
+
+
+def _stand_in(spec: ArraySpec, *, positive: bool) -> np.ndarray:
+    dtype, shape = np.dtype(spec.dtype), spec.shape
+    if dtype.kind not in "fc":
+        return np.zeros(shape, dtype)
+    draws = np.random.default_rng(0).standard_normal(shape)
+    return (np.abs(draws) if positive else draws).astype(dtype)
