@@ -9,7 +9,7 @@ Only this and ``losses`` know both tapes and the pool. Weights enter as explicit
 watches the model's variables sees them used; gradients leave in the same order. In a graph both
 directions are a ``tf.numpy_function``.
 
-What cannot be differentiated again (a model that runs eagerly in workers; anything a fourth time) is
+What cannot be differentiated again (a model that workers run eagerly; anything a fourth time) is
 refused: a pulled-back cotangent is a number by the time it is here, and treating it as a constant
 would be wrong without a word.
 """
