@@ -20,6 +20,7 @@ from typing import Any
 
 from qpool.children.launchers import WORKER, Launcher, log_file
 from qpool.children.process import WorkerProcess
+from workers.errors import ConfigurationError
 from workers.exchange import protocol
 from workers.layout import ArraySpec
 
@@ -29,6 +30,10 @@ def simulated_pool(workers: int) -> Iterator[Any]:
     """A pool whose workers say that they have computed what they are asked for, and do nothing."""
     import qpool
 
+    if not hasattr(socket, "send_fds"):
+        raise ConfigurationError(
+            "workers are simulated where channels can be handed over: not here"
+        )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*share cores.*")
         pool = qpool.Pool(workers=workers, start_method="spawn", pin=False)

@@ -1,6 +1,9 @@
 """Simulated workers take part as others do; and how many samples they are worth."""
 
+import socket
+
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import qpool
@@ -8,6 +11,7 @@ from qpool.studies.bench import coordinator
 from qpool.studies.bench.simulated import simulated_pool
 
 
+@pytest.mark.skipif(not hasattr(socket, "send_fds"), reason="channels cannot be handed over here")
 def test_simulated_workers_are_asked_as_others_are() -> None:
     model = qpool.models.QuantumSFGenerator(n_modes=2, latent_dim=4, layers=1, cutoff_dim=3)
     with (
