@@ -75,7 +75,10 @@ class Arguments:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What ``split`` was given, with these inputs."""
         args, kwargs = pickle.loads(arguments)
-        given = [x if tensor else x.numpy() for x, tensor in zip(inputs, as_tensor, strict=True)]
+        given = [
+            x if tensor else tf.get_static_value(x)
+            for x, tensor in zip(inputs, as_tensor, strict=True)
+        ]
 
         def of(value: Any) -> Any:
             return given[value.index] if isinstance(value, Sharded) else value

@@ -153,10 +153,8 @@ class Engine(TracedEngine):
 
     def _bridge(self, prog: Any, batched: tuple[str, ...], single: tuple[str, ...]) -> Bridge:
         options = {k: v for k, v in self.backend_options.items() if k != "batch_size"}
-        settings = {
-            **serialization.settings(),
-            **options,
-        }  # what changes a state beside the program
+        # What changes a state beside the program.
+        settings = {**serialization.settings(), **options}
         key = (programs.fingerprint(prog), batched, single, str(sorted(settings.items())))
         if key not in self._bridges:
             with tf.init_scope():  # variables have values there

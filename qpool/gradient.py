@@ -32,7 +32,7 @@ from workers.errors import InputError, SecondOrderGradientError
 from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec
 from workers.replica import serialization
-from workers.tensors import leaves, mapped, tensor_of, tensors_of
+from workers.tensors import beside, mapped, tensor_of, tensors_of
 
 if TYPE_CHECKING:
     from qpool.executors.remote import Plan, RemoteModel
@@ -74,7 +74,7 @@ class Bridge:
         kwargs: dict[str, Any],
         weights: Sequence[Any] | None = None,
     ) -> Any:
-        """Call a pooled method; what it returns is differentiable, twice where it is compiled.
+        """Call a pooled method; what it returns is differentiable, thrice where it is compiled.
 
         ``weights`` are tensors to take in the place of the model's variables.
         """
@@ -121,7 +121,7 @@ class Bridge:
         batch = len(arrays[0])
         seeds = [
             self._cotangent(spec, batch, seed)
-            for spec, seed in zip(plan.outputs, leaves(cotangent), strict=True)
+            for spec, seed in zip(plan.outputs, beside(plan.structure, cotangent), strict=True)
         ]
         call = self._remote.pool.new_call()
         connected = _where(plan.connected)
@@ -149,7 +149,7 @@ class Bridge:
         def once(*_: Any) -> tuple[list[Any], Callable[..., Any]]:
             return gradients, _refuse("the gradients of single samples have no derivative here")
 
-        depends_on = [z, *self._remote.variables, *leaves(cotangent)]
+        depends_on = [z, *self._remote.variables, *beside(plan.structure, cotangent)]
         return list(once(*(tf.convert_to_tensor(x) for x in depends_on)))
 
     @property
@@ -374,7 +374,7 @@ class Bridge:
                 found = tf.numpy_function(run, [tf.cast(call, tf.int64), *tensors], types)
                 for gradient, n in zip(found, shaped_as, strict=True):
                     gradient.set_shape(tensors[n].shape)
-            return found, lambda *given: self._third(plan, inputs, wanted, tensors, given)
+            return found, lambda *given: self._third(plan, inputs, wanted, tensors, found, given)
 
         found = pooled_second(*arguments, *tangents)
         of_source = dict(zip(wanted, found, strict=False))
@@ -387,12 +387,19 @@ class Bridge:
         inputs: int,
         wanted: list[int],
         tensors: Sequence[Any],
+        second: Sequence[Any],
         given: Sequence[Any],
     ) -> list[Any]:
-        """Gradients for all that the second derivative is of, from its results'."""
+        """Gradients for all that the ``second`` derivative is of, from its results'."""
         in_place = self._in_place
-        if in_place is None or plan.draws:
-            _refuse("there is no third one of a loss, or of a model that draws")()
+        if in_place is None or plan.draws or not all(plan.as_tensor[1:inputs]):
+            _refuse(
+                "there is no third one of a qpool.Engine (workers.engine.TracedEngine has it), of "
+                "a model that draws, or of one that is given further batches as ndarrays"
+            )()
+        # One object may be an input and a cotangent; of each there is a derivative of its own.
+        tensors = [tf.identity(x) for x in tensors]
+        given = [tf.convert_to_tensor(x) for x in given]
         end = inputs + len(self._remote.variables)
         args, kwargs = self._arguments.joined(plan.arguments, plan.as_tensor, tensors[:inputs])
         third_order.check_weights(tensors[inputs:end], self._remote.variables)
@@ -405,6 +412,7 @@ class Bridge:
             tensors[end : len(tensors) - len(wanted)],
             tensors[len(tensors) - len(wanted) :],
             given,
+            second,
         )
 
         @tf.custom_gradient

@@ -36,7 +36,7 @@ class Reader:
         self._at_once = _execute is not None and len(variables) > 1
 
     def __call__(self) -> list[np.ndarray]:
-        """The values as arrays. No tape sees it."""
+        """The values as arrays, which no tape has to see."""
         return [np.asarray(x) for x in self._read()]
 
     def tensors(self) -> list[tf.Tensor]:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
+from workers.errors import InputError
 from workers.layout import ALIGNMENT
 
 #: Tensors that are alike are cut from one where there are more.
@@ -69,6 +70,22 @@ def shared(array: np.ndarray) -> tf.Tensor | None:
 def leaves(nest: Any) -> list[Any]:
     """What a nest holds, flattened. None, by which a model returns nothing there, is not of it."""
     return [leaf for leaf in tf.nest.flatten(nest) if leaf is not None]
+
+
+def beside(nest: Any, other: Any) -> list[Any]:
+    """What of ``other``, a nest alike, lies where ``nest`` has ``leaves``.
+
+    Raises:
+        InputError: it is another nest, or has None there.
+    """
+    ours, theirs = tf.nest.flatten(nest), tf.nest.flatten(other)
+    found = [part for leaf, part in zip(ours, theirs, strict=False) if leaf is not None]
+    if len(ours) != len(theirs) or any(part is None for part in found):
+        raise InputError(
+            f"cotangents have the structure of the outputs: expected {len(ours)} parts, with an "
+            f"array for each output; came {other!r}"
+        )
+    return found
 
 
 def mapped(function: Callable[[Any], Any], nest: Any) -> Any:

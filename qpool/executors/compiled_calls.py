@@ -118,7 +118,7 @@ class CompiledCalls:
         *,
         batched: bool = True,
     ) -> tuple[CompiledCall, list[tf.Tensor]]:
-        """The way of this call, and the inputs of the compiled function.
+        """What is known of this way of calling, and the inputs of the compiled function.
 
         ``batched``: the first argument is a batch, and becomes a tensor if it is none.
 

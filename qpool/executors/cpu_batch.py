@@ -16,7 +16,7 @@ from workers.engine import circuit
 from workers.errors import ConfigurationError
 from workers.process import affinity
 from workers.replica import serialization
-from workers.tensors import leaves, within_xla
+from workers.tensors import beside, leaves, within_xla
 
 log = logging.getLogger("qpool")
 
@@ -73,11 +73,11 @@ class CpuBatchExecutor(Executor):
         rows = []
         for n in range(len(z)):
             with tf.GradientTape() as tape:
-                outputs = leaves(self.call(method, (z[n : n + 1],), {}))
-            seeds = [seed[n : n + 1] for seed in leaves(cotangent)]
+                outputs = self.call(method, (z[n : n + 1],), {})
+            seeds = [seed[n : n + 1] for seed in beside(outputs, cotangent)]
             rows.append(
                 tape.gradient(
-                    outputs,
+                    leaves(outputs),
                     variables,
                     output_gradients=seeds,
                     unconnected_gradients=tf.UnconnectedGradients.ZERO,

@@ -28,7 +28,7 @@ class SequentialExecutor(Executor):
         import tensorflow as tf
 
         from workers.replica import serialization
-        from workers.tensors import leaves
+        from workers.tensors import beside, leaves
 
         method = "__call__" if callable(self.model) else "generate"
         variables = serialization.trainable_variables(self.model)
@@ -36,7 +36,7 @@ class SequentialExecutor(Executor):
         for index in range(len(z)):
             with tf.GradientTape() as tape:
                 outputs = self.call(method, (z[index : index + 1],), {})
-            seeds = [seed[index : index + 1] for seed in leaves(cotangent)]
+            seeds = [seed[index : index + 1] for seed in beside(outputs, cotangent)]
             rows.append(
                 tape.gradient(
                     leaves(outputs),

@@ -82,7 +82,7 @@ class Unpooled:
         return [compiled_call.as_dict() for compiled_call in self._compiled_calls.decided]
 
     def _see_again(self, compiled_call: CompiledCall) -> None:
-        """Attributes of the model are others than when the way was compiled: it is seen anew, or,
+        """Attributes of the model are others than when the call was compiled: it is seen anew, or,
         where that happens again and again, called as it is."""
         compiled_call.changes += 1
         compiled_call.attributes = _attributes(self._model, compiled_call.sets)

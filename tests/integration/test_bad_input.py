@@ -74,7 +74,7 @@ def test_one_latent_vector_instead_of_a_batch(pool) -> None:
 
     with (
         parallelize(One(), pool=pool) as generator,
-        pytest.raises(errors.InputError, match=r"expected \(batch, width\)"),
+        pytest.raises(errors.RemoteError, match=r"latent vectors: \(batch, width\)"),
     ):
         generator(tf.ones(4))
 

@@ -183,7 +183,7 @@ def test_ctrl_c_ends_all_of_them_and_the_same_call_goes_on(tmp_path) -> None:
     thread.join()
     assert summary["stopped"] == "SIGINT"
     assert (summary["finished"], summary["waiting"]) == (0, 2)
-    servers = [p for p in psutil.Process().children() if "runner" in " ".join(p.cmdline())]
+    servers = [p for p in psutil.Process().children() if "campaign.runner" in " ".join(p.cmdline())]
     assert not any(server.children() for server in servers)
     go.write_text("")
     assert Campaign(wait_for_a_signal, **options).run()["finished"] == 2

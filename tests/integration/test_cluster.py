@@ -99,7 +99,7 @@ def same(found: list[np.ndarray], expected: list[np.ndarray]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def team(generator: Any) -> Any:
+def cluster_of(generator: Any) -> Any:
     return generator._qpool.executor().pool
 
 
@@ -152,9 +152,9 @@ def test_errors_of_the_model_are_those_of_the_pool(shared) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_actors_and_nodes_that_die_in_mid_step_change_nothing(cluster, pooled, expected) -> None:
     """A node comes and goes, and an actor is killed while its answer is awaited."""
-    members = team(pooled)._membership.members
+    members = cluster_of(pooled)._membership.members
     kill = itertools.count()
-    original = team(pooled)._membership.answer
+    original = cluster_of(pooled)._membership.answer
 
     def answer(member: Any, reference: Any) -> Any:
         if next(kill) == 0:
@@ -162,16 +162,16 @@ def test_actors_and_nodes_that_die_in_mid_step_change_nothing(cluster, pooled, e
             os.kill(ray.get(victim.actor.hello.remote())["pid"], signal.SIGKILL)
         return original(member, reference)
 
-    team(pooled)._membership.answer = answer
+    cluster_of(pooled)._membership.answer = answer
     assert same(step(pooled), expected)
-    team(pooled)._membership.answer = original
+    cluster_of(pooled)._membership.answer = original
     # The first step may have had its answers already; the next call finds out.
     assert same(step(pooled), expected)
     assert pooled.stats()["pool"]["lost_nodes"] == 1
 
     third = cluster.add_node(num_cpus=4)
     until(
-        lambda: team(pooled).nodes == 3, pooled, expected
+        lambda: cluster_of(pooled).nodes == 3, pooled, expected
     )  # and the killed one's node has another
     cluster.remove_node(third, allow_graceful=False)
     until(lambda: pooled.stats()["pool"]["lost_nodes"] == 2, pooled, expected)
@@ -185,7 +185,7 @@ def test_actors_and_nodes_that_die_in_mid_step_change_nothing(cluster, pooled, e
 def test_what_was_interrupted_leaves_no_old_weights(cluster, model, pooled, expected) -> None:
     weights = model.trainable_variables[0]
     weights.assign_add(tf.ones_like(weights))
-    pool, original = team(pooled), team(pooled)._news
+    pool, original = cluster_of(pooled), cluster_of(pooled)._news
     asked = itertools.count()
 
     def news(member: Any, plan: int) -> Any:
@@ -210,8 +210,8 @@ def test_a_node_that_gives_no_sign_of_life_is_given_up(pooled, expected, monkeyp
 
     monkeypatch.setattr(module, "_SILENCE", 1.0)
     lost = pooled.stats()["pool"]["lost_nodes"]
-    until(lambda: team(pooled).nodes == 2, pooled, expected)
-    frozen = team(pooled)._membership.members[0]
+    until(lambda: cluster_of(pooled).nodes == 2, pooled, expected)
+    frozen = cluster_of(pooled)._membership.members[0]
     os.kill(ray.get(frozen.actor.hello.remote())["pid"], signal.SIGSTOP)
     found = step(pooled)
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)

@@ -153,6 +153,58 @@ def test_a_residual_is_trained_through(critic, in_graph: bool) -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-9 * max(1.0, np.abs(theirs).max()))
 
 
+def test_a_cotangent_that_is_the_input_itself(pool) -> None:
+    class Wave(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = tf.Variable(0.7, dtype=tf.float64)
+
+        def __call__(self, x):
+            return tf.sin(self.w * x) * x
+
+    def third(network, model, x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            with tf.GradientTape() as outer:
+                outer.watch(x)
+                with tf.GradientTape() as inner:
+                    inner.watch(x)
+                    u = network(x)
+                slope = inner.gradient(u, x, output_gradients=x)
+            value = tf.reduce_sum(outer.gradient(slope, x, output_gradients=x) ** 2)
+        return [value, *tape.gradient(value, [model.w, x])]
+
+    model, x = Wave(), rows(3)
+    with qpool.parallelize(model, pool=pool) as pooled:
+        for ours, theirs in zip(third(pooled, model, x), third(model, model, x), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+
+
+def test_a_third_derivative_in_place_is_of_what_the_workers_computed(pool) -> None:
+    class Scaled(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.scale = tf.Variable(0.7, dtype=tf.float64), 1.0
+
+        def __call__(self, x):
+            return tf.sin(self.w * x * self.scale)
+
+    model, x = Scaled(), rows(2)
+    with qpool.parallelize(model, pool=pool) as pooled:
+        with tf.GradientTape() as tape:
+            value = penalty_slope(pooled, x)
+        model.scale = 2.0
+        with pytest.raises(errors.SecondOrderGradientError, match="attribute of the model"):
+            tape.gradient(value, model.w)
+
+
+def penalty_slope(network, x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = penalty(network, x)
+    return tf.reduce_sum(tape.gradient(value, x) ** 2)
+
+
 def test_a_third_derivative_is_of_the_weights_that_the_call_was_made_with(critic) -> None:
     model, pooled = critic
     x = rows(2)

@@ -11,7 +11,7 @@ things by number. Arrays never travel in messages; they lie in the arena, and a 
       Plan         a method and its constants       -
       Frame        where a batch's arrays lie       -
       Rehearse     compile what others have         -
-      Probe       learn outputs and cost           Probed | Failed
+      Probe        learn outputs and cost           Probed | Failed
       Compute      tiles, forward or backward       Computed | Failed
       Forget       free what is kept for backward   -
       Discard      a model and its plans            -

@@ -72,6 +72,14 @@ def serve(
         os._exit(1)
 
 
+#: What a model may not expect that is called with a vector.
+_ONE_AXIS = (
+    ". (The first argument has one axis, which is taken for the batch: workers get some of its "
+    "rows. Expected, of latent vectors: (batch, width). One vector at a time is nothing to share "
+    "out: call such a method unpooled)"
+)
+
+
 class _Worker:
     def __init__(
         self, channel: Connection, start: protocol.Start, segment_handle: int | None
@@ -269,6 +277,10 @@ class _Worker:
             error.__cause__ = error.__context__ = None
             return error
         summary = f"{type(error).__name__}: {error}"
+        if isinstance(message, protocol.Probe):
+            inputs = self._frames[message.frame].inputs
+            if [len(placed.spec.shape) for placed in inputs] == [1]:
+                summary += _ONE_AXIS
         return RemoteError(
             summary,
             worker=self._number,

@@ -89,7 +89,7 @@ def flatten(outputs: Any, rows: int) -> tuple[Any, list[Any]]:
     """The nest with a number in each leaf's place, and the leaves, each with ``rows`` rows. What is
     None stays None."""
     found = leaves(outputs)
-    for leaf in found or [outputs]:
+    for leaf in found or [None]:
         shape = np.shape(leaf)
         if not isinstance(leaf, tf.Tensor | np.ndarray) or shape[:1] != (rows,):
             raise InputError(

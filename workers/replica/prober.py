@@ -19,7 +19,7 @@ from workers.compiling import compiled, streams
 from workers.compiling.streams import Stream
 from workers.engine import circuit
 from workers.engine.scope import GOES_ON
-from workers.errors import InputError, StatefulCallError
+from workers.errors import StatefulCallError
 from workers.exchange.protocol import Frame, Plan, Probe, Probed
 from workers.layout import Buffer, tile_worth
 from workers.replica import probe, serialization, tile_arrays
@@ -98,17 +98,7 @@ class Prober:
         def run(rows: int) -> Any:
             return self._calls.run(method, tile_arrays.first(frame, rows, buffer), buffer)
 
-        try:
-            seen = self._observe(method.plan, run, buffer)
-        except (IndexError, ValueError, tf.errors.InvalidArgumentError) as error:
-            if [len(placed.spec.shape) for placed in frame.inputs] != [1]:
-                raise
-            raise InputError(
-                f"{type(error).__name__}: {error} The method's first argument has one axis, which "
-                "is taken for the batch: expected (batch, width), of which workers get some rows. "
-                "Of one latent vector at a time there is nothing to share out: call the method "
-                "unpooled, or pool one that takes a batch"
-            ) from error
+        seen = self._observe(method.plan, run, buffer)
         connected: tuple[bool, ...] = ()
         if request.purpose.gradient:
             rows = tile_arrays.first(frame, seen.few, buffer)

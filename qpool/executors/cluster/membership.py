@@ -1,7 +1,7 @@
 """Who takes part: the nodes of the cluster as they come, are asked, and are lost.
 
 Owns the actors' lives: inviting a node, the handshake, waiting for answers and telling a lost node
-from a slow one. What nodes are asked to compute is ``team``'s.
+from a slow one. What nodes are asked to compute is ``cluster``'s.
 """
 
 from __future__ import annotations

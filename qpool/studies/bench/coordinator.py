@@ -1,8 +1,8 @@
 """What a step costs the coordinator, by how many workers there are: with more than any machine has.
 
 Workers are simulated (``simulated``), so that the coordinator's seconds of CPU are its own part of
-a step; a step's time is not measured so. From them, and from what a sample costs one core, follows
-the batch at which so many workers pay.
+a step, in the thread that calls; a step's time is not measured so. From them, and from what a
+sample costs one core, follows the batch at which so many workers pay.
 """
 
 from __future__ import annotations
@@ -68,9 +68,11 @@ def coordinator() -> dict[str, Any]:
 def least_batch(workers: int, step: float, sample: float) -> int:
     """The least batch of which so many workers make at least half as many times more than one
     core would, that has no coordinator: a step costs the coordinator ``step``, and a core
-    ``sample`` for each row, in the same unit of time."""
+    ``sample`` for each row, in the same unit of time. Each worker has a tile at least, of as many
+    rows as that was measured by."""
     # batch sample / (step + batch sample / workers) >= efficiency workers
-    return int(np.ceil(_EFFICIENCY * workers * step / (sample * (1 - _EFFICIENCY))))
+    least = _EFFICIENCY * workers * step / (sample * (1 - _EFFICIENCY))
+    return max(int(np.ceil(least)), workers * _SAMPLES)
 
 
 def draw(found: dict[str, Any], picture: Path) -> None:

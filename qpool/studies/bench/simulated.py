@@ -22,6 +22,7 @@ from qpool.children.launchers import WORKER, Launcher, log_file
 from qpool.children.process import WorkerProcess
 from workers.errors import ConfigurationError
 from workers.exchange import protocol
+from workers.exchange.waiting import Waiter
 from workers.layout import ArraySpec
 
 
@@ -38,6 +39,7 @@ def simulated_pool(workers: int) -> Iterator[Any]:
         warnings.filterwarnings("ignore", message=".*share cores.*")
         pool = qpool.Pool(workers=workers, start_method="spawn", pin=False)
     pool._supervisor.launcher = _Simulated()
+    pool._supervisor._waiter = Waiter(spin=0.0)  # polling is no work
     with pool:
         yield pool
 
@@ -88,12 +90,14 @@ def _answer(control: int) -> None:
                     continue
                 channel = channels[key.fd]
                 try:
-                    reply = _reply(protocol.decode(channel.recv_bytes()))
+                    message = protocol.decode(channel.recv_bytes())
                 except EOFError:
+                    message = protocol.Stop()
+                if isinstance(message, protocol.Stop):
                     selector.unregister(key.fd)
                     channels.pop(key.fd).close()
                     continue
-                if reply is not None:
+                if (reply := _reply(message)) is not None:
                     channel.send_bytes(protocol.encode(reply))
 
 
@@ -106,7 +110,7 @@ def _reply(message: Any) -> Any:
         moments = tuple(1e-3 * n for n in range(len(message.tiles) + 2))
         return protocol.Computed(message.ticket, 0, moments, 1.0, 1 << 28, 0)
     if isinstance(message, protocol.Probe):
-        # Of the generator above: two samples a row, alone or with a row's loss; 28 variables.
+        # Of a generator of two modes: two samples a row, alone or with a row's loss.
         with_loss = bool(message.purpose.wanted)
         samples, loss = ArraySpec((2,), "<f4"), ArraySpec((), "<f4")
         return protocol.Probed(

@@ -1,7 +1,7 @@
 """A campaign: which run is begun next, what is heard of those under way, and when all is over.
 
 Owns the order of things. What runs there are is ``grid``'s, what has become of them ``records``',
-where they are ``places``'.
+where they are ``runners``'.
 """
 
 from __future__ import annotations

@@ -32,3 +32,4 @@ def test_the_least_batch_is_the_one_at_which_workers_are_half_as_fast_as_they_co
         batch = coordinator.least_batch(workers, step, sample)
         speed_up = batch * sample / (step + batch * sample / workers)
         assert np.isclose(speed_up, workers / 2, rtol=0.01)
+    assert coordinator.least_batch(64, step, 1e9) == 64 * 16  # a tile for each
