@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from workers.errors import SecondOrderGradientError
-from workers.tensors import leaves
+from workers.replica.method import differentiable
 
 #: By how much the second derivative may differ here, of its largest entry: rounding is far less.
 _TOLERANCE = 0.01
@@ -49,7 +49,7 @@ def pulled_back(
             second.watch([*sources, *cotangents])
             with tf.GradientTape() as first:
                 first.watch(sources)
-                outputs = [x for x in leaves(call()) if x.dtype.is_floating or x.dtype.is_complex]
+                outputs = [x for x in tf.nest.flatten(call()) if differentiable(x)]
             slopes = first.gradient(
                 outputs, sources, output_gradients=cotangents, unconnected_gradients=zero
             )
