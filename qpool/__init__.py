@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from workers import sf_compat
-from workers.compiling import compile_cache
+from workers import cache, sf_compat
 
 if TYPE_CHECKING:
     from qpool import errors, metrics, models, states
@@ -73,7 +72,7 @@ _HOMES = {
 }
 
 sf_compat.install()
-compile_cache.keep_here()
+cache.keep_here()
 
 
 def __getattr__(name: str) -> Any:

@@ -47,6 +47,7 @@ PACKAGES = {
 #: a name that programs outside rely on.
 NO_PACKAGE = {
     "__init__",
+    "cache",
     "collector",
     "errors",
     "layout",

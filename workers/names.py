@@ -7,6 +7,7 @@ is in every process for that program, whatever was made before. Owns the counter
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import threading
@@ -42,6 +43,19 @@ def begin(program: str) -> None:
         _taken.add(place)
         _numbers = itertools.count(place * _ROOM)
         ops.uid = _next
+
+
+@contextlib.contextmanager
+def apart(program: str) -> Iterator[None]:
+    """What is made within is counted as ``program`` is; then the count goes on from where it was:
+    what is traced around it has the same names, whether this had to be traced or not."""
+    global _numbers
+    before = _numbers, ops.uid
+    begin(program)
+    try:
+        yield
+    finally:
+        _numbers, ops.uid = before
 
 
 def _next() -> int:

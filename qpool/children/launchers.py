@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from qpool.children import interpreter
 from qpool.children.process import ChildProcess, WorkerProcess
-from workers.compiling import compile_cache
+from workers import cache
 from workers.errors import ConfigurationError, StartupError, nearest
 from workers.process import affinity
 
@@ -70,16 +70,14 @@ class Launcher(abc.ABC, Generic[Child]):
 
     def __init__(self, threads: int, program: Program[Child]) -> None:
         self._program = program
-        self._environment = (
-            os.environ | affinity.environment(threads) | compile_cache.environment(threads)
-        )
+        self._environment = os.environ | affinity.environment(threads) | cache.environment(threads)
 
     def prepare(self) -> None:
         """Begin, in the background, what makes later launches quick."""
 
     def drop_compiled(self) -> None:
         """Delete the compiled code on disk: workers died one after another, perhaps of it."""
-        compile_cache.clear(compile_cache.in_use(self._environment))
+        cache.clear(cache.in_use(self._environment))
 
     def ready(self, *, wait: bool) -> bool:
         """Whether ``launch`` would return at once; with ``wait``, wait until it would."""

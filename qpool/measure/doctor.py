@@ -89,9 +89,9 @@ def _traced() -> Finding:
 
 
 def _cache() -> Finding:
-    from workers.compiling import compile_cache
+    from workers import cache
 
-    place = compile_cache.in_use(compile_cache.environment(1))
+    place = cache.in_use(cache.environment(1))
     if place is None:
         advice = "each start compiles anew; QPOOL_CACHE names a folder that is yours alone"
         return Finding("compile cache", "none", "advice", advice)

@@ -74,13 +74,13 @@ def host() -> dict[str, Any]:
     from importlib import metadata
 
     import qpool
-    from workers.compiling import compile_cache
+    from workers import cache
 
     return {
         "platform": platform.platform(),
         "python": sys.version.split()[0],
         "qpool": qpool.__version__,
-        "tensorflow": compile_cache.tensorflow_version(),
+        "tensorflow": cache.tensorflow_version(),
         "strawberryfields": metadata.version("strawberryfields"),
         "numpy": metadata.version("numpy"),
         "scipy": metadata.version("scipy"),

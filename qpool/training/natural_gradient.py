@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from workers.engine import exported
 from workers.errors import InputError
 from workers.tensors import in_graph
 
@@ -43,7 +44,7 @@ class QuantumFisher:
     def jacobian(self, inputs: Any) -> tuple[Any, Any]:
         """Kets, (batch, M), and their derivatives, (P, batch, M), M amplitudes each."""
         with tf.GradientTape(persistent=True) as outer:
-            with tf.GradientTape() as inner:
+            with exported.written_out(), tf.GradientTape() as inner:
                 ket = self._ket(inputs)
                 ket = tf.reshape(ket, [-1, ket.shape[1:].num_elements()])
                 parts = tf.stack([tf.math.real(ket), tf.math.imag(ket)])

@@ -16,6 +16,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from workers.engine import gates
+from workers.engine.exported import Exportable
 from workers.engine.matrices import Stacks, Values, matrices_of, stacked
 from workers.engine.plan import Circuit, Step, meetings, plan
 from workers.engine.product import Product
@@ -59,8 +61,9 @@ def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | No
         if _traces.get():
             return in_graph(_compiled(circuit), stacks, state)
         return _run(circuit, stacks, state, compile_parts=False)
-    compute = _checkpointed if _checkpoints.get() else _run
-    return compute(circuit, stacks, state, compile_parts=_parts.get())
+    given = [x for x in (*stacks, state) if x is not None]
+    (found,) = _exportable(circuit)(*given, checkpointed=_checkpoints.get())
+    return found
 
 
 @dataclass
@@ -164,7 +167,7 @@ def uncompiled() -> Iterator[None]:
 @contextlib.contextmanager
 def checkpointing() -> Iterator[None]:
     """Gradient checkpointing: what is traced within this keeps a circuit's parameters alone for its
-    gradient, which makes the state again (Griewank and Walther, ACM TOMS 26, 19, 2000).
+    gradient, which makes the state again.
 
     For functions whose tape is outside: hundreds of tensors would leave the compiled function for
     the backward pass to take in again, which costs more than a second forward pass.
@@ -176,31 +179,19 @@ def checkpointing() -> Iterator[None]:
         _checkpoints.reset(before)
 
 
-def _checkpointed(
-    circuit: Circuit, stacks: Stacks, state: tf.Tensor | None, *, compile_parts: bool
-) -> tf.Tensor:
-    given = [x for x in (*stacks, state) if x is not None]
+@functools.lru_cache(maxsize=256)
+def _exportable(circuit: Circuit) -> Exportable:
+    """The circuit as a function of those of its parameters' stacks, and its state, that it has."""
+    there = [False in circuit.batched, True in circuit.batched, circuit.prepared]
 
-    def compute(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    def compute(*tensors: tf.Tensor) -> list[tf.Tensor]:
         left = iter(tensors)
-        shared, of_samples, start = (None if x is None else next(left) for x in (*stacks, state))
-        return _run(circuit, (shared, of_samples), start, compile_parts=compile_parts)
+        shared, of_samples, state = (next(left) if flag else None for flag in there)
+        return [_run(circuit, (shared, of_samples), state, compile_parts=_parts.get())]
 
-    @tf.custom_gradient
-    def made(*tensors: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
-        def pull_back(cotangent: tf.Tensor) -> list[tf.Tensor | None]:
-            with tf.GradientTape() as tape:
-                tape.watch(tensors)
-                found = compute(tensors)
-            gradients: list[tf.Tensor | None] = tape.gradient(
-                found, list(tensors), output_gradients=cotangent
-            )
-            return gradients
-
-        return compute(tensors), pull_back
-
-    found: tf.Tensor = made(*given)
-    return found
+    tables = [gates.tables(gate.kind, circuit.cutoff) for gate in circuit.gates]
+    constants = {id(table): table for found in tables for table in found}
+    return Exportable(repr(circuit), compute, tuple(constants.values()))
 
 
 @functools.lru_cache(maxsize=256)

@@ -263,6 +263,20 @@ def loss(transmissivity: tf.Tensor, cutoff: int) -> tf.Tensor:
 # -- within -----------------------------------------------------------------------------------
 
 
+def tables(kind: str, cutoff: int) -> tuple[tf.Tensor, ...]:
+    """Tensors outside of any graph that the core of that kind of gate is made with."""
+    spectra = {
+        "cubic_phase": _cubic_spectrum,
+        "beamsplitter": _beamsplitter_spectrum,
+        "mach_zehnder": _mach_zehnder_spectrum,
+    }
+    if kind not in spectra:
+        return ()
+    spectrum = spectra[kind](cutoff)
+    parts = (spectrum.real, spectrum.imaginary)
+    return tuple(part for part in parts if part is not None)
+
+
 @dataclass(frozen=True, eq=False)
 class _Spectrum:
     """A matrix that is a sum of constant matrices times cos(f x) and sin(f x)."""

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from workers.compiling import compiled, rows
 from workers.compiling.streams import Stream
+from workers.engine import exported
 from workers.engine.scope import traced_engines
 from workers.exchange.protocol import Plan, Sharded
 from workers.replica import serialization
@@ -83,7 +84,7 @@ class Method:
                 inputs, given = arguments[:count], arguments[count:]
                 cotangents = given[: len(given) - len(places)]
                 sources = [*self.sources(inputs), *self.variables]
-                with tf.GradientTape() as outer:
+                with exported.written_out(), tf.GradientTape() as outer:
                     outer.watch([*sources, *cotangents])
                     with tf.GradientTape() as inner:
                         inner.watch(sources)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workers.compiling import compile_cache
+from workers import cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Choice:
 
 def remembered() -> list[Choice]:
     """What was measured on this machine before, the newest first."""
-    place = compile_cache.place_of(0)
+    place = cache.place_of(0)
     files = [] if place is None else (place.parent / "choices").glob(f"{place.name}-*.json")
     choices = [_read(file) for file in files]
     known = [choice for choice in choices if choice is not None]
@@ -98,7 +98,7 @@ class Memory:
     """A choice on disk, beside the compiled code; nothing where that is turned off."""
 
     def __init__(self, fingerprint: str) -> None:
-        place = compile_cache.place_of(0)  # which tells versions and processors apart
+        place = cache.place_of(0)  # which tells versions and processors apart
         self._file: Path | None = None
         if place is not None:
             self._file = place.parent / "choices" / f"{place.name}-{fingerprint}.json"

@@ -19,7 +19,7 @@ from qpool.training.campaign import job as jobs
 from qpool.training.campaign.job import Ended, Job, Report
 from qpool.training.campaign.records import FAILED
 from qpool.training.campaign.runners import Runners
-from workers.compiling import compile_cache
+from workers import cache
 from workers.process import affinity
 
 #: How often Ray begins a run again whose process or node was lost.
@@ -92,7 +92,7 @@ class RayRunners(Runners):
 def _run(job: Job, threads: int, path: Sequence[str], mailbox: Any) -> Ended:
     """The task."""
     sys.path += [entry for entry in path if entry not in sys.path]
-    os.environ |= compile_cache.environment(threads)
+    os.environ |= cache.environment(threads)
     with jobs.output_to(Path(job.log)):
         import tensorflow as tf
 

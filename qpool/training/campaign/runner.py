@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from qpool.training.campaign import job as jobs
-from workers.compiling import compile_cache
+from workers import cache
 from workers.exchange import protocol
 from workers.process import affinity
 from workers.process.entry import die_with
@@ -61,7 +61,7 @@ def serve(
     sys.path[:] = begin.path
     affinity.pin(begin.compiling)
     os.environ |= affinity.environment(begin.threads)
-    os.environ |= compile_cache.environment(begin.threads)
+    os.environ |= cache.environment(begin.threads)
     waiting: queue.SimpleQueue[Begin] = queue.SimpleQueue()
     kept = None
     threading.Thread(target=_listen, args=(channel, waiting), daemon=True).start()

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from workers.compiling import compile_cache
+from workers import cache
 
 CODE = """
     import hashlib, logging, os
     logging.basicConfig(level="WARNING")
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="3")
-    from workers.compiling import compile_cache
-    os.environ.update(compile_cache.environment(1))
+    from workers import cache
+    os.environ.update(cache.environment(1))
     import tensorflow as tf
     from workers.compiling import compiled
     for _ in range({before}):
@@ -34,7 +34,7 @@ CODE = """
 def run(folder: Path | str, before: int = 0) -> tuple[str, str]:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CODE).format(before=before)],
-        env=os.environ | {compile_cache._VARIABLE: str(folder)},
+        env=os.environ | {cache._VARIABLE: str(folder)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -62,58 +62,58 @@ def test_another_process_finds_it_and_a_damaged_file_is_made_anew(tmp_path) -> N
 
 
 def test_nothing_is_kept_where_that_is_asked_for(monkeypatch) -> None:
-    monkeypatch.setenv(compile_cache._VARIABLE, "off")
-    assert compile_cache.environment(1) == {}
+    monkeypatch.setenv(cache._VARIABLE, "off")
+    assert cache.environment(1) == {}
 
 
 @pytest.mark.parametrize("name", ["file", "with a blank"])
 def test_a_folder_that_cannot_be_used_keeps_nothing(monkeypatch, tmp_path, name: str) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(compile_cache._VARIABLE, str(tmp_path / name))
-    assert compile_cache.environment(1) == {}
+    monkeypatch.setenv(cache._VARIABLE, str(tmp_path / name))
+    assert cache.environment(1) == {}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX modes")
 def test_a_folder_that_others_may_write_to_is_not_used(monkeypatch, tmp_path, caplog) -> None:
-    monkeypatch.setenv(compile_cache._VARIABLE, str(tmp_path))
-    compile_cache.environment(1)
+    monkeypatch.setenv(cache._VARIABLE, str(tmp_path))
+    cache.environment(1)
     (place,) = tmp_path.iterdir()
     place.chmod(0o777)
-    assert compile_cache.environment(1) == {}
+    assert cache.environment(1) == {}
     assert "written to by others" in caplog.text
 
 
 def test_threads_and_flags_have_places_of_their_own(monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv(compile_cache._VARIABLE, str(tmp_path))
+    monkeypatch.setenv(cache._VARIABLE, str(tmp_path))
     monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
-    one, two = (compile_cache.environment(n)["TF_XLA_FLAGS"] for n in (1, 2))
+    one, two = (cache.environment(n)["TF_XLA_FLAGS"] for n in (1, 2))
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
     monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_min_cluster_size=4")
-    three = compile_cache.environment(1)["TF_XLA_FLAGS"]
+    three = cache.environment(1)["TF_XLA_FLAGS"]
     assert len({one, two, three}) == 3
     assert three.startswith("--tf_xla_min_cluster_size=4 ")
 
 
 def test_the_oldest_files_go_first(monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv(compile_cache._VARIABLE, str(tmp_path))
-    monkeypatch.setattr(compile_cache, "_LARGEST", 250)
-    compile_cache.environment(1)
+    monkeypatch.setenv(cache._VARIABLE, str(tmp_path))
+    monkeypatch.setattr(cache, "_LARGEST", 250)
+    cache.environment(1)
     (place,) = tmp_path.iterdir()
     for age in (3, 1, 2):
         (place / str(age)).write_bytes(bytes(100))
         os.utime(place / str(age), (1000 - age, 1000 - age))
-    compile_cache.environment(1)
+    cache.environment(1)
     assert sorted(file.name for file in place.iterdir()) == ["1", "2"]
 
 
 OWN = """
     import os, sys
-    from workers.compiling import compile_cache
+    from workers import cache
     {before}
     import qpool
     import tensorflow as tf
     tf.function(lambda x: tf.sin(x) + 1, jit_compile=True)(tf.zeros(3))
-    print(compile_cache.in_use())
+    print(cache.in_use())
 """
 
 
@@ -125,14 +125,14 @@ OWN = """
         ("import tensorflow; tensorflow.zeros(3)", False),  # it has read where to by then
         ("os.environ['QPOOL_CACHE'] = 'off'", False),
         # that of a parent process
-        ("os.environ['TF_XLA_FLAGS'] = compile_cache._FLAG + '/tensorflow-x'", True),
+        ("os.environ['TF_XLA_FLAGS'] = cache._FLAG + '/tensorflow-x'", True),
     ],
 )
 def test_a_process_keeps_what_it_compiles_if_it_is_told_in_time(tmp_path, before, kept) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(OWN).format(before=before)],
         env={k: v for k, v in os.environ.items() if k != "TF_XLA_FLAGS"}
-        | {compile_cache._VARIABLE: str(tmp_path)},
+        | {cache._VARIABLE: str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -145,7 +145,7 @@ def test_a_process_keeps_what_it_compiles_if_it_is_told_in_time(tmp_path, before
 
 @pytest.mark.parametrize("made", [True, False])
 def test_one_at_a_time_compiles_a_program(tmp_path: Path, monkeypatch, made: bool) -> None:
-    first, second, other = (compile_cache.Turn(tmp_path) for _ in range(3))
+    first, second, other = (cache.Turn(tmp_path) for _ in range(3))
     first.take(b"a program")
     other.take(b"another one")  # at once
     waited = []
@@ -154,10 +154,10 @@ def test_one_at_a_time_compiles_a_program(tmp_path: Path, monkeypatch, made: boo
         waited.append(seconds)
         first.give(made=made)
 
-    monkeypatch.setattr(compile_cache.time, "sleep", sleep)
+    monkeypatch.setattr(cache.time, "sleep", sleep)
     second.take(b"a program")
     assert len(waited) == 1
-    third = compile_cache.Turn(tmp_path)
+    third = cache.Turn(tmp_path)
     if made:  # all who come now load it side by side
         third.take(b"a program")
     assert (second._lock is None) == made
@@ -165,7 +165,7 @@ def test_one_at_a_time_compiles_a_program(tmp_path: Path, monkeypatch, made: boo
     second.give(made=False)
     other.give(made=False)
     assert len(list(tmp_path.iterdir())) == made
-    compile_cache.clear(tmp_path)
+    cache.clear(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -174,17 +174,17 @@ def test_a_turn_ends_with_its_process_and_is_waited_for_no_longer_than_that(
 ) -> None:
     code = f"""
 from pathlib import Path
-from workers.compiling.compile_cache import Turn
+from workers.cache import Turn
 Turn(Path({str(tmp_path)!r})).take(b"a program")
 import os, signal
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == -signal.SIGKILL
-    monkeypatch.setattr(compile_cache.time, "sleep", None)  # nobody waits
-    turn, late = compile_cache.Turn(tmp_path), compile_cache.Turn(tmp_path)
+    monkeypatch.setattr(cache.time, "sleep", None)  # nobody waits
+    turn, late = cache.Turn(tmp_path), cache.Turn(tmp_path)
     turn.take(b"a program")
-    monkeypatch.setattr(compile_cache, "_LONGEST_TURN", 0.0)
+    monkeypatch.setattr(cache, "_LONGEST_TURN", 0.0)
     late.take(b"a program")
     late.give(made=False)
     turn.give(made=False)
@@ -192,12 +192,12 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_no_turns_where_a_system_has_no_such_locks(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(compile_cache, "fcntl", None)
-    turn = compile_cache.Turn(tmp_path)
+    monkeypatch.setattr(cache, "fcntl", None)
+    turn = cache.Turn(tmp_path)
     turn.take(b"a program")
     turn.give(made=False)
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
-    gone = compile_cache.Turn(tmp_path / "no such folder")
+    gone = cache.Turn(tmp_path / "no such folder")
     gone.take(b"a program")
     gone.give(made=False)
