@@ -95,25 +95,25 @@ class Exportable:
         if modules is None and not checkpointed:
             return self.function(*tensors)
 
+        found: list[tf.Tensor] = []
+
         @tf.custom_gradient
         def made(*tensors: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., Any]]:
-            if modules is None:
-                found, residuals = self.function(*tensors), []
-            else:
-                found = modules.forward(self, tensors, len(tensors))
-                found, residuals = found[: modules.outputs], found[modules.outputs :]
-
             def pull_back(*cotangents: tf.Tensor) -> list[tf.Tensor]:
                 if modules is None or modules.pull_back is None:
                     pulled = self.vjp(len(tensors))
                     return pulled(*tensors, *cotangents, checkpointed=True, within=within)
-                return self._pulled_back(modules.pull_back, tensors, residuals, cotangents)
+                residuals = found[modules.outputs :]
+                own = cotangents[: modules.outputs]  # what comes through residuals is in theirs
+                return self._pulled_back(modules.pull_back, tensors, residuals, own)
 
-            return found, pull_back
+            if modules is None:
+                return self.function(*tensors), pull_back
+            return modules.forward(self, tensors, len(tensors)), pull_back
 
         # They may be another graph's, to which a further backward pass has no access.
-        found: list[tf.Tensor] = made(*map(tf.identity, tensors))
-        return found
+        found += made(*map(tf.identity, tensors))
+        return found if modules is None else found[: modules.outputs]
 
     def _pulled_back(
         self,
@@ -304,7 +304,8 @@ class _Traced:
         self, of: Exportable, specs: Sequence[tf.TensorSpec], *, pulled_back: bool
     ) -> None:
         self._of = of
-        self._forward = forward = FuncGraph("forward")
+        forward: Any = FuncGraph("forward")
+        self._forward = forward
         with forward.as_default(), written_out():
             forward.inputs = [tf.compat.v1.placeholder(x.dtype, x.shape) for x in specs]
             self._inputs = list(forward.inputs)
