@@ -1,4 +1,4 @@
-"""Functions as modules: the numbers and derivatives of the function, traced by one process alone."""
+"""Functions as modules: the numbers and derivatives of the function, traced by one process."""
 
 from __future__ import annotations
 
