@@ -304,8 +304,8 @@ class _Traced:
         self, of: Exportable, specs: Sequence[tf.TensorSpec], *, pulled_back: bool
     ) -> None:
         self._of = of
-        forward: Any = FuncGraph("forward")
-        self._forward = forward
+        self._forward: Any = FuncGraph("forward")
+        forward = self._forward
         with forward.as_default(), written_out():
             forward.inputs = [tf.compat.v1.placeholder(x.dtype, x.shape) for x in specs]
             self._inputs = list(forward.inputs)
