@@ -336,7 +336,7 @@ class _Traced:
         back.inputs = [*cotangents, *back.internal_captures]
         known = {id(x) for x in (*forward.inputs, *forward.internal_captures)}
         for x in back.external_captures:
-            if getattr(x, "graph", None) is forward and id(x) not in known:
+            if tf.is_symbolic_tensor(x) and x.graph is forward and id(x) not in known:
                 known.add(id(x))
                 forward.outputs.append(x)
 
