@@ -10,6 +10,7 @@ processes wrote and this user's processes run: the folder is theirs alone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -37,6 +38,9 @@ _PACKAGES = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-mac
 
 #: What names of places begin with.
 _PLACE = "tensorflow-"
+
+#: What the names of their folders begin with that hold what is traced.
+_TRACES = "traces-"
 
 #: What names of the files begin with that say who compiles, and what has been compiled.
 _TURN = "turn-"
@@ -73,6 +77,7 @@ def environment(threads: int) -> dict[str, str]:
             log.warning("compiled code is not kept: %s may be written to by others", place)
             return {}
         _prune(place)
+        _prune(_of_traces(place))
     except OSError as error:
         log.info("compiled code is not kept: %s", error)
         return {}
@@ -109,10 +114,17 @@ def place_of(threads: int) -> Path | None:
     return root / f"{_PLACE}{tensorflow_version()}-{digest}"
 
 
+def _of_traces(place: Path) -> Path:
+    """Where that is kept which is the same for any number of threads, flags and processor."""
+    ours = place.name.startswith(_PLACE)
+    return place.with_name(f"{_TRACES}{tensorflow_version()}") if ours else place
+
+
 def _digest(told: bytes) -> str:
     return hashlib.sha256(told).hexdigest()[:16]
 
 
+@functools.cache
 def tensorflow_version() -> str:
     """TensorFlow's, by whichever name it was installed; it is not imported for that."""
     for name in _PACKAGES:
@@ -135,7 +147,7 @@ def _ours_alone(place: Path) -> bool:
 
 
 def _prune(place: Path) -> None:
-    files = sorted(place.iterdir(), key=lambda file: file.stat().st_mtime)
+    files = sorted(place.glob("*"), key=lambda file: file.stat().st_mtime)
     size = sum(file.stat().st_size for file in files)
     for file in files:
         if size <= _LARGEST:
@@ -157,9 +169,10 @@ def clear(place: Path | None) -> None:
     if place is not None:
         with contextlib.suppress(OSError):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for beginning in (_COMPILED, _KEPT, _TURN):
-                for file in place.glob(f"{beginning}*"):
-                    file.unlink(missing_ok=True)
+            for folder in (place, _of_traces(place)):
+                for beginning in (_COMPILED, _KEPT, _TURN):
+                    for file in folder.glob(f"{beginning}*"):
+                        file.unlink(missing_ok=True)
 
 
 class Turn:
@@ -220,6 +233,9 @@ def kept(name: str, make: Callable[[], bytes], check: Callable[[bytes], Any]) ->
     place = in_use()
     if place is None:
         return make()
+    place = _of_traces(place)
+    with contextlib.suppress(OSError):
+        place.mkdir(mode=0o700, exist_ok=True)
     file = place / f"{_KEPT}{_digest(name.encode())}"
     found = _read(file, check)
     if found is not None:

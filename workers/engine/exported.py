@@ -28,7 +28,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
-from tensorflow.python.eager import context, record
+from tensorflow.python.eager import context
 from tensorflow.python.eager.polymorphic_function import atomic_function
 from tensorflow.python.framework import ops
 from tensorflow.python.framework.func_graph import FuncGraph
@@ -46,7 +46,7 @@ Function = Callable[..., list[tf.Tensor]]
 _written_out: ContextVar[bool] = ContextVar("written_out", default=False)
 
 #: Modules that a process holds, at most.
-_HELD = 128
+_HELD = 32
 
 _held: OrderedDict[str, Modules | None] = OrderedDict()
 
@@ -73,11 +73,14 @@ class Exportable:
         name: tells it from all others.
         function: what it computes.
         constants: eager tensors that it may capture, and that every process has alike.
+        order: how many times a function has been differentiated to be this one. Of one that has
+            been, a module gives no residuals: a derivative of it is asked for seldom.
     """
 
     name: str
     function: Function
     constants: tuple[tf.Tensor, ...] = ()
+    order: int = 0
 
     def __call__(
         self, *tensors: tf.Tensor, checkpointed: bool = False, within: bool = False
@@ -85,16 +88,15 @@ class Exportable:
         """``function(*tensors)``, as a module where that may be, differentiable any number of
         times.
 
-        ``checkpointed``: its inputs alone are kept for its gradient, which makes the outputs again
-        (Griewank and Walther, ACM TOMS 26, 19, 2000). ``within``: XLA will compile it, which
+        ``checkpointed``: its inputs alone are kept for its gradient, which makes the residuals
+        again (Griewank and Walther, ACM TOMS 26, 19, 2000). ``within``: XLA will compile it, which
         the graph does not say of a backward pass whose tape is outside.
         """
         within = within or within_xla()
-        pulled_back = not checkpointed and bool(record.could_possibly_record())
-        modules = self._modules(tensors, pulled_back=pulled_back) if within else None
+        modules = self._modules(tensors) if within else None
         if modules is None and not checkpointed:
             return self.function(*tensors)
-
+        outputs = None if modules is None else modules.outputs
         found: list[tf.Tensor] = []
 
         @tf.custom_gradient
@@ -103,17 +105,18 @@ class Exportable:
                 if modules is None or modules.pull_back is None:
                     pulled = self.vjp(len(tensors))
                     return pulled(*tensors, *cotangents, checkpointed=True, within=within)
-                residuals = found[modules.outputs :]
-                own = cotangents[: modules.outputs]  # what comes through residuals is in theirs
+                made = modules.forward(self, tensors, len(tensors)) if checkpointed else found
+                residuals, own = made[outputs:], cotangents[:outputs]
                 return self._pulled_back(modules.pull_back, tensors, residuals, own)
 
             if modules is None:
                 return self.function(*tensors), pull_back
-            return modules.forward(self, tensors, len(tensors)), pull_back
+            given = modules.forward(self, tensors, len(tensors))
+            return given[:outputs] if checkpointed else given, pull_back
 
         # They may be another graph's, to which a further backward pass has no access.
         found += made(*map(tf.identity, tensors))
-        return found if modules is None else found[: modules.outputs]
+        return found[:outputs]
 
     def _pulled_back(
         self,
@@ -158,18 +161,18 @@ class Exportable:
             )
             return gradients
 
-        return Exportable(f"vjp of {self.name}", pulled, self.constants)
+        return Exportable(f"vjp of {self.name}", pulled, self.constants, self.order + 1)
 
-    def _modules(self, tensors: Sequence[tf.Tensor], *, pulled_back: bool) -> Modules | None:
+    def _modules(self, tensors: Sequence[tf.Tensor]) -> Modules | None:
         """None where the function is to be traced operation by operation."""
         if not _may_be_exported(tensors):
             return None
         specs = [tf.TensorSpec(x.shape, x.dtype) for x in tensors]
         shapes = [(x.shape.as_list(), x.dtype.name) for x in specs]
-        name = json.dumps([self.name, shapes, pulled_back, _source()])
+        name = json.dumps([self.name, shapes, _source()])
         if name not in _held:
             try:
-                made = functools.partial(self._traced, name, specs, pulled_back=pulled_back)
+                made = functools.partial(self._traced, name, specs)
                 _held[name] = Modules.from_bytes(cache.kept(name, made, Modules.from_bytes))
             except Exception as error:  # it is traced operation by operation, and fails there again
                 log.info("%s is no module", self.name, exc_info=error)
@@ -179,9 +182,9 @@ class Exportable:
         _held.move_to_end(name)
         return _held[name]
 
-    def _traced(self, name: str, specs: Sequence[tf.TensorSpec], *, pulled_back: bool) -> bytes:
+    def _traced(self, name: str, specs: Sequence[tf.TensorSpec]) -> bytes:
         with _apart(name):
-            return _Traced(self, specs, pulled_back=pulled_back).modules().to_bytes()
+            return _Traced(self, specs).modules().to_bytes()
 
 
 def _may_be_exported(tensors: Sequence[tf.Tensor]) -> bool:
@@ -203,7 +206,8 @@ def _other_devices() -> bool:
 def _source() -> str:
     """What tells this code from another version of it."""
     told = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for file in (*sorted(here.glob("*.py")), here.parent / "tensors.py"):
         told.update(file.read_bytes())
     return told.hexdigest()
 
@@ -300,9 +304,7 @@ class _PullBack(FuncGraph):
 class _Traced:
     """A function's graphs: forward, with its residuals, and the pull-back."""
 
-    def __init__(
-        self, of: Exportable, specs: Sequence[tf.TensorSpec], *, pulled_back: bool
-    ) -> None:
+    def __init__(self, of: Exportable, specs: Sequence[tf.TensorSpec]) -> None:
         self._of = of
         self._forward: Any = FuncGraph("forward")
         forward = self._forward
@@ -312,7 +314,7 @@ class _Traced:
             forward.outputs = list(map(tf.identity, of.function(*forward.inputs)))
         self._outputs = len(forward.outputs)
         self._pull_back: FuncGraph | None = None
-        if pulled_back:
+        if of.order == 0:
             self._differentiate()
         forward.inputs = [*self._inputs, *forward.internal_captures]
 

@@ -181,7 +181,7 @@ def test_modules_as_bytes() -> None:
     exportable = Exportable("counted", Counted(), (TABLE,))
     with exported._apart("counted"):
         specs = [tf.TensorSpec(x.shape, x.dtype) for x in (X, W)]
-        modules = exported._Traced(exportable, specs, pulled_back=True).modules()
+        modules = exported._Traced(exportable, specs).modules()
     assert modules.outputs == 2
     assert modules.pull_back is not None
     assert Modules.from_bytes(modules.to_bytes()) == modules
