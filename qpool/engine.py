@@ -17,9 +17,9 @@ from strawberryfields import ops
 from strawberryfields.parameters import FreeParameter
 
 from qpool import programs
+from qpool.bridge.gradient import Bridge
 from qpool.executors.processes.pool import Pool
 from qpool.executors.remote import RemoteModel
-from qpool.gradient import Bridge
 from qpool.shipping import pack
 from workers.engine import TracedEngine
 from workers.errors import ConfigurationError, PoolClosedError

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qpool import notices
-from qpool.arguments import argument_names
+from qpool.bridge.arguments import argument_names
 from qpool.engines import held_engines
 from qpool.executors import Executor, Options, executor_class
 from qpool.pooled import ParallelGenerator, pooled_class

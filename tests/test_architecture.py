@@ -76,6 +76,7 @@ def test_packages_know_only_those_below_them() -> None:
 
 #: Which folders of ``qpool`` each one may not know, but for types: nothing runs back up.
 ABOVE = {
+    "bridge": {"training", "measure", "studies", "generator", "pooled", "models", "cli"},
     "children": {"executors", "models", "training", "measure", "studies", "generator", "cli"},
     "models": {"executors", "training", "measure", "studies", "cli"},
     "executors": {"training", "measure", "studies", "generator", "pooled", "cli"},

@@ -81,7 +81,7 @@ class Executor(abc.ABC):
     ) -> tuple[Any, Any, list[Any]]:
         """What ``method`` returns for ``values[0]``; ``loss`` of that and of the further values, a
         number for each sample; and the gradient of its mean for each trainable variable."""
-        from qpool.losses import on_a_tape
+        from qpool.bridge.losses import on_a_tape
 
         return on_a_tape(self.model, self.call, method, loss, values)
 

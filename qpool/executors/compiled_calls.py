@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from qpool.arguments import argument_names
+from qpool.bridge.arguments import argument_names
 from qpool.shipping import dumps
 from workers.compiling import compiled, streams
 from workers.compiling.streams import Stream

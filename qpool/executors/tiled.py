@@ -10,11 +10,11 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from qpool.bridge.gradient import Bridge
+from qpool.bridge.losses import LossBridge, Losses
 from qpool.executors.base import Executor, Options
 from qpool.executors.remote import RemoteModel
 from qpool.executors.worker_pool import WorkerPool
-from qpool.gradient import Bridge
-from qpool.losses import LossBridge, Losses
 from qpool.shipping import pack
 from workers.replica.with_loss import WithLoss
 

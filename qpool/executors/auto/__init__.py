@@ -21,7 +21,7 @@ from typing import Any
 import tensorflow as tf
 
 from qpool import tiles
-from qpool.arguments import argument_names, is_eager
+from qpool.bridge.arguments import argument_names, is_eager
 from qpool.executors import executor_class, remote, topology
 from qpool.executors.auto import guess
 from qpool.executors.auto.arguments import (

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from qpool.arguments import is_eager
+from qpool.bridge.arguments import is_eager
 from workers.errors import InputError
 from workers.replica import serialization
 

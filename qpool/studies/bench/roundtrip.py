@@ -48,8 +48,8 @@ def roundtrip(turns: int = 15) -> dict[str, Any]:
             "the roundtrip case compares with Gymnasium: pip install 'qpool-sf[test]'"
         ) from None
 
+    from qpool.bridge.variables import Reader
     from qpool.studies.bench.peers import empty_environment
-    from qpool.variables import Reader
     from workers.tensors import tensor_of
 
     z = tf.random.stateless_normal((_BATCH, _WIDTH), (1, 2))

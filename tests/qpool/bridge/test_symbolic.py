@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from qpool import symbolic
+from qpool.bridge import symbolic
 from workers.errors import InputError
 from workers.layout import ArraySpec
 

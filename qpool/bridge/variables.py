@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from qpool import tapes
+from qpool.bridge import tapes
 
 try:
     from tensorflow.python.eager import context as _context

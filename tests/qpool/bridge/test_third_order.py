@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from qpool import third_order
+from qpool.bridge import third_order
 from workers.errors import SecondOrderGradientError
 
 X, W = np.array([[0.3], [-0.8]]), 0.7

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from qpool import tapes, variables
-from qpool.variables import Reader
+from qpool.bridge import tapes, variables
+from qpool.bridge.variables import Reader
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 12])

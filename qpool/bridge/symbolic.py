@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from qpool.arguments import check_array
+from qpool.bridge.arguments import check_array
 from workers.errors import InputError
 from workers.layout import ArraySpec
 

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import tensorflow as tf
 
-from qpool import symbolic, tapes, third_order
-from qpool.arguments import Arguments, is_eager
+from qpool.bridge import symbolic, tapes, third_order
+from qpool.bridge.arguments import Arguments, is_eager
+from qpool.bridge.variables import Reader
 from qpool.executors.worker_pool import Operands
-from qpool.variables import Reader
 from workers.errors import InputError, SecondOrderGradientError
 from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from qpool import tapes
+from qpool.bridge import tapes
 from qpool.shipping import dumps
 from workers.errors import InputError
 from workers.exchange.protocol import Sharded
