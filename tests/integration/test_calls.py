@@ -303,6 +303,7 @@ def test_what_one_worker_has_compiled_the_others_find(tmp_path, monkeypatch, in_
             generator(z[:1])  # one tile
         before = set(tmp_path.glob("*/*"))
         assert len([file for file in before if file.suffix == ".pb"]) == 1
+        assert len([file for file in before if file.name.startswith("kept-")]) == 1
         with parallelize(model, pool=pool, engine="traced") as generator:
 
             def step(z: tf.Tensor) -> list[tf.Tensor]:
@@ -313,4 +314,8 @@ def test_what_one_worker_has_compiled_the_others_find(tmp_path, monkeypatch, in_
             (tf.function(step) if in_graph else step)(z)
     # The call and its vjp, of two workers; and that each was some worker's to compile.
     found = set(tmp_path.glob("*/*")) - before
-    assert sorted(file.suffix for file in found) == ["", "", ".pb", ".pb"]
+    compiled = [file.suffix for file in found if file.parent.name.startswith("tensorflow-")]
+    assert sorted(compiled) == ["", "", ".pb", ".pb"]
+    # Its circuit, in both of these, and that it was some worker's to trace.
+    traced = [file.name.split("-")[0] for file in found if file.parent.name.startswith("traces-")]
+    assert sorted(traced) == ["kept", "turn"]
