@@ -28,9 +28,16 @@ _checkpoints = ContextVar("checkpoints", default=False)
 _traces = ContextVar("traces", default=True)
 _parts = ContextVar("parts", default=True)
 
-#: Bytes that a loop may keep for its gradient. It writes them twice, first zeros: with 16 MB a step
-#: takes as long as written out, with 32 MB 1.3 times (3 modes, cutoff 12, 2 cores of a Zen 5 EPYC).
-_KEPT = 16 * 2**20
+#: Bytes that a loop may keep for its gradient, which it writes twice, first zeros: of few steps and
+#: of many, which take long to compile where they are written out. One core of a Sapphire Rapids, 2
+#: MB of cache, forward and back: with 0.7 and 1.3 MB as long as written out, with 3 to 10 MB 1.13
+#: to 1.27 times (2 and 3 modes, 64 to 90 steps; compiled in two thirds of the time). On a Zen 5
+#: EPYC as long with 16 MB, and 1.3 times with 32.
+_KEPT = 2 * 2**20
+_KEPT_OF_MANY = 16 * 2**20
+
+#: Steps that are many.
+_MANY = 128
 
 #: The part of all steps that may be applied to axes which need not be one factor yet.
 _EARLY = 1 / 20
@@ -255,10 +262,11 @@ def runs_of(
     kept = len(steps) * size * tf.as_dtype(circuit.dtype).size
     singles = [Run(n) for n in range(len(steps))]
     first, rest = singles[:shared], singles[shared:]
-    if columns is not None and rest and kept * size <= _KEPT:
+    most = _KEPT if len(steps) <= _MANY else _KEPT_OF_MANY
+    if columns is not None and rest and kept * size <= most:
         found = runs([step.form for step in steps[shared:]])
         rest = [replace(run, first=run.first + shared) for run in found]
-    if columns is None or kept * columns > _KEPT:
+    if columns is None or kept * columns > most:
         return False, first, rest
     met, alone = meetings(steps[:shared], circuit.axes)
     everything = frozenset(range(circuit.axes))
