@@ -170,17 +170,23 @@ class Exportable:
         specs = [tf.TensorSpec(x.shape, x.dtype) for x in tensors]
         shapes = [(x.shape.as_list(), x.dtype.name) for x in specs]
         name = json.dumps([self.name, shapes, _source()])
-        if name not in _held:
-            try:
-                made = functools.partial(self._traced, name, specs)
-                _held[name] = Modules.from_bytes(cache.kept(name, made, Modules.from_bytes))
-            except Exception as error:  # it is traced operation by operation, and fails there again
-                log.info("%s is no module", self.name, exc_info=error)
-                _held[name] = None
-            while len(_held) > _HELD:
+        try:
+            modules = _held.pop(name)
+        except KeyError:
+            modules = self._found(name, specs)
+        _held[name] = modules
+        while len(_held) > _HELD:
+            with contextlib.suppress(KeyError):  # another thread's turn
                 _held.popitem(last=False)
-        _held.move_to_end(name)
-        return _held[name]
+        return modules
+
+    def _found(self, name: str, specs: Sequence[tf.TensorSpec]) -> Modules | None:
+        made = functools.partial(self._traced, name, specs)
+        try:
+            return Modules.from_bytes(cache.kept(name, made, Modules.from_bytes))
+        except Exception as error:  # it is traced operation by operation, and fails there again
+            log.info("%s is no module", self.name, exc_info=error)
+            return None
 
     def _traced(self, name: str, specs: Sequence[tf.TensorSpec]) -> bytes:
         with _apart(name):
