@@ -73,7 +73,7 @@ def environment(threads: int) -> dict[str, str]:
         return {}
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.name == "posix" and not _ours_alone(place):
+        if not _ours_alone(place):
             log.warning("compiled code is not kept: %s may be written to by others", place)
             return {}
         _prune(place)
@@ -142,17 +142,23 @@ def _processor() -> str:
 
 
 def _ours_alone(place: Path) -> bool:
+    if os.name != "posix":
+        return True
     found = place.stat()
     return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _prune(place: Path) -> None:
-    files = sorted(place.glob("*"), key=lambda file: file.stat().st_mtime)
-    size = sum(file.stat().st_size for file in files)
-    for file in files:
+    files = []
+    for file in place.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process has renamed it since
+            found = file.stat()
+            files.append((found.st_mtime, found.st_size, file))
+    size = sum(own for _, own, _ in files)
+    for _, own, file in sorted(files):
         if size <= _LARGEST:
             return
-        size -= file.stat().st_size
+        size -= own
         file.unlink(missing_ok=True)
 
 
@@ -234,8 +240,14 @@ def kept(name: str, make: Callable[[], bytes], check: Callable[[bytes], Any]) ->
     if place is None:
         return make()
     place = _of_traces(place)
-    with contextlib.suppress(OSError):
+    try:
         place.mkdir(mode=0o700, exist_ok=True)
+        if not _ours_alone(place):
+            log.warning("traces are not kept: %s may be written to by others", place)
+            return make()
+    except OSError as error:
+        log.info("traces are not kept: %s", error)
+        return make()
     file = place / f"{_KEPT}{_digest(name.encode())}"
     found = _read(file, check)
     if found is not None:

@@ -83,6 +83,26 @@ def test_a_folder_that_others_may_write_to_is_not_used(monkeypatch, tmp_path, ca
     assert "written to by others" in caplog.text
 
 
+@pytest.mark.skipif(os.name != "posix", reason="POSIX modes")
+def test_traces_that_others_may_write_are_not_read(monkeypatch, tmp_path, caplog) -> None:
+    monkeypatch.setenv("TF_XLA_FLAGS", f"{cache._FLAG}{tmp_path / 'tensorflow-x'}")
+    assert cache.kept("a name", lambda: b"ours", len) == b"ours"
+    assert cache.kept("a name", lambda: b"other", len) == b"ours"
+    (place,) = tmp_path.iterdir()
+    place.chmod(0o777)
+    assert cache.kept("a name", lambda: b"other", len) == b"other"
+    assert "written to by others" in caplog.text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="dangling links")
+def test_a_file_that_is_gone_by_then_does_not_stop_the_keeping(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv(cache._VARIABLE, str(tmp_path))
+    cache.environment(1)
+    (place,) = tmp_path.iterdir()
+    (place / "kept-x.1").symlink_to(place / "gone")  # listed, and not there when it is looked at
+    assert cache.environment(1) != {}
+
+
 def test_threads_and_flags_have_places_of_their_own(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv(cache._VARIABLE, str(tmp_path))
     monkeypatch.delenv("TF_XLA_FLAGS", raising=False)

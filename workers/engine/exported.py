@@ -220,8 +220,7 @@ def _source() -> str:
 
 @contextlib.contextmanager
 def _apart(name: str) -> Iterator[None]:
-    """Trace within as if nothing were around: no graph, no tape, names that count from elsewhere,
-    XLA to be what it is for."""
+    """Trace within as in every process, for XLA: by names that count from elsewhere."""
     with names.apart(name):
         around = FuncGraph("around")
         with around.as_default():
@@ -273,7 +272,7 @@ class Modules:
 
     outputs: int
     forward: Module
-    pull_back: Module | None
+    pull_back: Module | None = None
 
     def to_bytes(self) -> bytes:
         modules = [module for module in (self.forward, self.pull_back) if module is not None]
@@ -291,7 +290,7 @@ class Modules:
             shapes = tuple((tuple(shape), dtype) for shape, dtype in gives)
             modules.append(Module(codes[:size], tuple(takes), shapes, of_cotangents))
             codes = codes[size:]
-        return Modules(outputs, *modules, *[None] * (2 - len(modules)))
+        return Modules(outputs, *modules)
 
 
 class _PullBack(FuncGraph):
@@ -378,7 +377,7 @@ class _Traced:
 
     def modules(self) -> Modules:
         modules = [_module(graph, takes, count) for graph, takes, count in self._cut()]
-        return Modules(self._outputs, *modules, *[None] * (2 - len(modules)))
+        return Modules(self._outputs, *modules)
 
 
 def _module(graph: FuncGraph, takes: Sequence[int], of_cotangents: int) -> Module:
