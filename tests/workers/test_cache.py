@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import programs
 import pytest
 
 from workers import cache
@@ -32,15 +33,7 @@ CODE = """
 
 
 def run(folder: Path | str, before: int = 0) -> tuple[str, str]:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(CODE).format(before=before)],
-        env=os.environ | {cache._VARIABLE: str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = programs.run(textwrap.dedent(CODE).format(before=before), folder)
     return done.stdout.strip(), done.stderr
 
 
@@ -149,16 +142,7 @@ OWN = """
     ],
 )
 def test_a_process_keeps_what_it_compiles_if_it_is_told_in_time(tmp_path, before, kept) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(OWN).format(before=before)],
-        env={k: v for k, v in os.environ.items() if k != "TF_XLA_FLAGS"}
-        | {cache._VARIABLE: str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = programs.run(textwrap.dedent(OWN).format(before=before), tmp_path)
     assert (done.stdout.strip() != "None") == kept
     assert bool(list(tmp_path.glob("*/xla_compile_cache_*"))) == kept
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import programs
 import pytest
 import tensorflow as tf
 
@@ -222,17 +220,7 @@ CIRCUIT = """
 
 def test_another_process_traces_no_circuit(tmp_path: Path) -> None:
     def run() -> list[str]:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(CIRCUIT)],
-            env={k: v for k, v in os.environ.items() if k != "TF_XLA_FLAGS"}
-            | {cache._VARIABLE: str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split()
+        return programs.run(CIRCUIT, tmp_path).stdout.split()
 
     (first, numbers), again = run(), run()
     assert first == "1"
