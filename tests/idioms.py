@@ -171,7 +171,7 @@ class KeptInAttributes(Base):
 
 class OfKets(Base):
     """A ket as a free parameter, of a variable's real and imaginary part; the engine is never
-    reset, and one mode's state asked for."""
+    reset, and one mode's state asked for. The step of a grid that the call makes, as a number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +185,8 @@ class OfKets(Base):
         second = tf.complex(self.w[:4], x[1] * self.w[2:])
         ket = tf.einsum("i,j->ij", first, second)
         dm = self.engine.run(self.of_ket, args={"ket": ket}, modes=[1]).state.dm()
-        return tf.math.real(tf.linalg.trace(dm @ dm))
+        x = tf.linspace(-1.0, 1.0, 9)
+        return tf.math.real(tf.linalg.trace(dm @ dm)) * (x[1] - x[0]).numpy()
 
     def __call__(self, z):
         return tf.stack([self.sample(z[n]) for n in range(z.shape[0])])
@@ -378,17 +379,17 @@ class Heralded(Base):
 
 
 class Sampled(Base):
-    """Outcomes of measurements, drawn for each sample, behind a weight."""
+    """Outcomes of measurements, one at an angle that is a weight, drawn for each sample."""
 
     def __init__(self) -> None:
         super().__init__()
         self.measured = sf.Program(2)
-        z, a = self.measured.params("z", "a")
+        z, a, angle = self.measured.params("z", "a", "angle")
         with self.measured.context as q:
             ops.Dgate(z, 0.4) | q[0]
             ops.Sgate(a) | q[0]
             ops.BSgate(0.6, 0.2) | (q[0], q[1])
-            ops.MeasureHomodyne(0.0) | q[0]
+            ops.MeasureHomodyne(angle) | q[0]
             ops.MeasureFock() | q[1]
 
     def __call__(self, z):
@@ -396,7 +397,8 @@ class Sampled(Base):
         for row in tf.unstack(z):
             if self.engine.run_progs:
                 self.engine.reset()
-            result = self.engine.run(self.measured, args={"z": row[0], "a": self.w[0]})
+            args = {"z": row[0], "a": self.w[0], "angle": self.w[2]}
+            result = self.engine.run(self.measured, args=args)
             samples = tf.cast(result.samples, tf.float32)
             found.append(tf.squeeze(samples, axis=0))
         return tf.stack(found) * self.w[1]

@@ -10,7 +10,7 @@ import tensorflow as tf
 from strawberryfields import ops
 
 import qpool
-from qpool.errors import AttributeNotSetWarning, ModelError
+from qpool.errors import AttributeNotSetWarning, ModelError, StatefulCallError
 
 Z = tf.constant(np.random.default_rng(0).normal(0, 0.5, (idioms.BATCH, 2)).astype("float32"))
 
@@ -97,6 +97,55 @@ def test_that_workers_do_not_is_said_once(pool, model, named: str) -> None:
         with pytest.warns(AttributeNotSetWarning, match=rf"sets self\.{named} in"):
             np.testing.assert_allclose(generator(Z), stock(Z), atol=1e-5)
         np.testing.assert_allclose(generator(Z), stock(Z), atol=1e-5)
+
+
+class DrawnOnce(Looping):
+    """What is not trained is made on the first call, and kept."""
+
+    random = True
+
+    def __call__(self, z):
+        if not hasattr(self, "mixing"):
+            normal = tf.random.normal if self.random else tf.random.stateless_normal
+            options = {} if self.random else {"seed": (1, 2)}
+            self.mixing = normal([z.shape[1], z.shape[1]], **options)
+        return super().__call__(tf.tanh(tf.matmul(z, self.mixing)))
+
+
+class MadeOnce(DrawnOnce):
+    random = False
+
+
+def test_what_the_first_call_draws_and_keeps_is_drawn_before_the_model_is_copied(pool) -> None:
+    model = DrawnOnce()
+    told = r"set self\.mixing, and drew .* call the model once on a batch before"
+    with (
+        qpool.parallelize(model, pool=pool) as generator,
+        pytest.raises(StatefulCallError, match=told),
+    ):
+        generator(Z)
+    expected = model(Z)
+    with (
+        qpool.parallelize(model, pool=pool) as generator,
+        pytest.warns(AttributeNotSetWarning, match=r"sets self\.seen in"),
+    ):
+        np.testing.assert_allclose(generator(Z), expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::qpool.errors.AttributeNotSetWarning")  # of ``seen``
+def test_in_place_it_is_drawn_as_it_is_without_us() -> None:
+    model = DrawnOnce()
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        found = [generator(Z) for _ in range(3)]
+    for values in found:
+        np.testing.assert_allclose(values, model(Z), atol=1e-5)
+
+
+def test_what_is_made_once_of_constants_is_no_news(pool) -> None:
+    with qpool.parallelize(MadeOnce(), pool=pool) as generator:
+        with pytest.warns(AttributeNotSetWarning, match=r"sets self\.seen in"):
+            found = generator(Z)
+        np.testing.assert_allclose(found, MadeOnce()(Z), atol=1e-5)
 
 
 def test_that_a_vectorised_loop_does_not_is_said() -> None:

@@ -230,7 +230,7 @@ def test_outcomes_are_drawn_in_compiled_code(pool, monkeypatch, strategy: str) -
             idioms.ops.BSgate(0.6, 0.2) | (q[0], q[1])
         state = model.engine.run(quiet).state
         for column, (mean, variance) in enumerate(
-            (state.quad_expectation(0, 0.0), state.mean_photon(1))
+            (state.quad_expectation(0, float(model.w[2])), state.mean_photon(1))
         ):
             found = outcomes[:, row, column]
             error = np.sqrt(float(tf.math.real(variance)) / len(found)) + 1e-3

@@ -94,9 +94,9 @@ def draw_quadrature(
 
     Its density is psi^T rho psi, psi the wave functions of the Fock states; the distribution
     function is taken to be straight between neighbours of a fine grid that covers all of them.
-    ``phi`` is a scalar or (batch,).
+    ``phi`` is a scalar or (batch,). What is drawn has no gradient, as in Strawberry Fields.
     """
-    rho = _reduced(tf.stop_gradient(state), mode, pure=pure)
+    rho, phi = _reduced(tf.stop_gradient(state), mode, pure=pure), tf.stop_gradient(phi)
     cutoff = rho.shape[-1]
     grid, products = _wave_functions(cutoff)
     turns = tf.cast(phi, gates.FLOAT)[..., None] * np.arange(cutoff)

@@ -1,10 +1,11 @@
 """What a model's Python asks of a tensor without a value, answered where it is known all the same.
 
-``for row in z``, ``range(tf.shape(z)[0])``, ``if tf.rank(x) > 0``, ``len(z)``: eagerly they are
-numbers, and while a graph is traced TensorFlow refuses them, although the shape is known there
-too. Within ``answered`` they are what they are eagerly; what is truly not known is refused as
-before. ``tf.map_fn`` is the loop in Python there that it is eagerly, and not a loop of the graph's,
-whose turns nothing can be done about. Owns that, for this thread's traces alone.
+``for row in z``, ``range(tf.shape(z)[0])``, ``if tf.rank(x) > 0``, ``len(z)``, ``.numpy()`` of a
+grid's step: eagerly they are numbers, and while a graph is traced TensorFlow refuses them, although
+shapes, and what is computed of constants alone, are known there too. Within ``answered`` they are
+what they are eagerly; what is truly not known is refused as before. ``tf.map_fn`` is the loop in
+Python there that it is eagerly, and not a loop of the graph's, whose turns nothing can be done
+about. Owns that, for this thread's traces alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.ops import SymbolicTensor
 from tensorflow.python.framework.smart_cond import smart_constant_value
@@ -33,11 +35,14 @@ def answered() -> Iterator[None]:
         _answered.reset(before)
 
 
+def _array(tensor: tf.Tensor) -> Any:
+    """The value of what is computed of constants alone; else None."""
+    return smart_constant_value(tensor) if _answered.get() else None
+
+
 def _value(tensor: tf.Tensor) -> Any:
     """A scalar's value, if the graph tells; else None."""
-    if not _answered.get() or tensor.shape.rank != 0:
-        return None
-    return smart_constant_value(tensor)
+    return _array(tensor) if tensor.shape.rank == 0 else None
 
 
 def _rows(tensor: tf.Tensor) -> Iterator[tf.Tensor] | None:
@@ -68,6 +73,12 @@ def _install() -> None:
 
         setattr(SymbolicTensor, name, method)
 
+    def numpy(self: Any) -> Callable[[], Any]:
+        value = _array(self)
+        if value is None:  # hasattr(tensor, "numpy") is False then, as it is without us
+            raise AttributeError(f"{self!r} has no numpy() while a graph is traced")
+        return lambda: value
+
     map_fn = tf.map_fn
 
     @functools.wraps(map_fn)
@@ -82,6 +93,14 @@ def _install() -> None:
         return tf.nest.map_structure(lambda *rows: tf.stack(rows), *found)
 
     tf.map_fn = map_rows
+    SymbolicTensor.numpy = property(numpy)
+    array = SymbolicTensor.__array__
+
+    def as_array(self: Any, *args: Any, **kwargs: Any) -> Any:
+        value = _array(self)
+        return array(self, *args, **kwargs) if value is None else np.array(value, *args, **kwargs)
+
+    SymbolicTensor.__array__ = as_array
     answer("__bool__", _value, bool)
     answer("__index__", _value, lambda value: value.__index__())
     answer("__int__", _value, int)

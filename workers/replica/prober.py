@@ -38,8 +38,8 @@ class Observed:
     """What the model as it is did with ``few`` rows, and with ``many``.
 
     ``drew``: at all; ``beyond``: from another source than the stream; ``globally``: from a
-    library's global one. ``attributes``: those that it set to tensors. ``by_row``: what it drew was
-    so many numbers a row. ``fixed_cost`` of a call is in rows.
+    library's global one. ``attributes``: those that it sets to tensors each time. ``by_row``: what
+    it drew was so many numbers a row. ``fixed_cost`` of a call is in rows.
     """
 
     structure: Any
@@ -141,16 +141,26 @@ class Prober:
             globally = self._draws.drawn_globally_since(0, 0)
             beyond = bool(self._draws) or globally
             drew = beyond or streamed > 0
-        attributes = serialization.set_to_tensors(self._model, before)
+        made = serialization.set_to_tensors(self._model, before)
         self._calls.check_all_unchanged(buffer)
         if probe.losses(self._model) > losses:
             raise StatefulCallError(
                 "the model adds losses in its call (add_loss, an activity regularizer), which a "
                 "worker cannot hand back. Return what the loss needs, and add it in the caller"
             )
+        before = dict(getattr(self._model, "__dict__", {}))
         self._draws.seed(0, 0)
         with circuit.tally() as ran_again:
             calls_few, second = probe.interpreter_calls(lambda: run(few))
+        again = self._stream.numbers if self._stream is not None else 0
+        attributes = serialization.set_to_tensors(self._model, before)
+        kept = [f"self.{name}" for name in made if name not in attributes]
+        if kept and (again < streamed or globally > self._draws.drawn_globally_since(0, 0)):
+            raise StatefulCallError(
+                f"the first call set {', '.join(kept)}, and drew random numbers that later calls "
+                "do not draw, so the coordinator's model would not be the one that is computed; "
+                "call the model once on a batch before qpool.parallelize"
+            )
         if ran_again.went_on:
             raise StatefulCallError(
                 f"{GOES_ON}. Each worker has an engine of its own, which would go on from the rows "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from workers.engine import symbols
 
+GRID = tf.linspace(0.0, 8.0, 3)
 Z = tf.reshape(tf.range(6.0), [3, 2])
 
 LOOPS = {
@@ -17,6 +19,8 @@ LOOPS = {
     "map_fn": lambda z: tf.unstack(tf.map_fn(lambda row: row * 2, z)),
     "decided": lambda z: [row * 2 if tf.rank(row) > 0 else row for row in z],
     "float": lambda z: [row * float(tf.shape(z)[1]) for row in z],
+    "numpy": lambda z: [row * (GRID[1] - tf.linspace(0.0, 8.0, 5)[1]).numpy() for row in z],
+    "array": lambda z: [row * np.sqrt(np.asarray(GRID)[1]) for row in z],
     "zip": lambda z: [a * 2 for a, _ in zip(z, tf.reshape(z, [-1]), strict=False)],
 }
 
@@ -37,6 +41,8 @@ def test_a_loop_in_python_is_traced_as_it_runs(loop: str) -> None:
         lambda z: bool(z[0, 0] > 0),
         lambda z: float(z[0, 0]),
         lambda z: range(tf.cast(z[0, 0], tf.int32)),
+        lambda z: z[0].numpy(),
+        lambda z: np.asarray(z[0]),
     ],
 )
 def test_what_is_not_known_is_refused(ask) -> None:
@@ -45,8 +51,21 @@ def test_what_is_not_known_is_refused(ask) -> None:
             ask(z)
             return z
 
-    with pytest.raises(TypeError):
+    with pytest.raises((TypeError, AttributeError, NotImplementedError)):
         tf.function(call, autograph=False)(Z)
+
+
+def test_what_has_no_number_says_so_to_hasattr() -> None:
+    seen = []
+
+    def call(z):
+        with symbols.answered():
+            seen.extend(hasattr(x, "numpy") for x in (z, GRID + 1.0, tf.linspace(0.0, 1.0, 300)))
+        seen.append(hasattr(tf.linspace(0.0, 1.0, 3), "numpy"))
+        return z
+
+    tf.function(call, autograph=False)(Z)
+    assert seen == [False, True, True, False]
 
 
 def test_outside_nothing_is_answered() -> None:
