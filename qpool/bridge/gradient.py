@@ -124,7 +124,7 @@ class Bridge:
             for spec, seed in zip(plan.outputs, beside(plan.structure, cotangent), strict=True)
         ]
         call = self._remote.pool.new_call()
-        connected = _where(plan.connected)
+        connected = plan.sources
         found = self._remote.compute(
             plan,
             Kind.BACKWARD,
@@ -221,7 +221,7 @@ class Bridge:
     def _build(self, plan: Plan, inputs: int) -> Callable[..., Any]:
         @tf.custom_gradient
         def pooled_call(*tensors: Any) -> tuple[list[Any], Callable[..., Any]]:
-            sources = _where(plan.connected)
+            sources = plan.sources
             if plan.level == "eager" and tf.executing_eagerly():  # a compiled vjp gives all anyway
                 sources = [n for n in sources if n >= inputs or tapes.watched([tensors[n]])]
             if tf.executing_eagerly():
@@ -237,6 +237,8 @@ class Bridge:
                 ]
                 found = pooled_vjp(ticket, sources, *tensors, *given)
                 of_source = dict(zip(sources, found, strict=True))
+                if plan.level == "eager" and tf.executing_eagerly():
+                    of_source = {n: x for n, x in of_source.items() if plan.connects(n, x)}
                 return [None if n is None else of_source.get(n) for n in self._sources(inputs)]
 
             return outputs, pull_back
@@ -352,7 +354,7 @@ class Bridge:
     ) -> list[Any]:
         """Gradients for the vjp's arguments (inputs, weights, cotangents), from its results'."""
         places = self._sources(inputs)
-        wanted = _where(plan.connected)
+        wanted = plan.sources
         cotangents = len(arguments) - len(places)
         shaped_as = [places.index(n) for n in wanted] + [*range(len(places), len(arguments))]
 
@@ -443,7 +445,7 @@ class Bridge:
             Operands(arrays[:inputs], arrays[inputs:end], cotangents, tangents),
             call=call,
             assignment=assignment,
-            wanted=_where(plan.connected) if wanted is None else wanted,
+            wanted=plan.sources if wanted is None else wanted,
         ).gradients
 
     @staticmethod
@@ -492,7 +494,3 @@ def _refuse(why: str) -> Callable[..., NoReturn]:
 
 def _is_float(spec: ArraySpec) -> bool:
     return np.dtype(spec.dtype).kind in "fc"
-
-
-def _where(flags: Sequence[bool] | None) -> list[int]:
-    return [n for n, flag in enumerate(flags or ()) if flag]

@@ -66,10 +66,12 @@ class LossBridge(Bridge):
             plan = self._plan_of_graph("__call__", arguments, as_tensor, inputs, wanted)
             tensors = self._of_mean_in_graph(plan, inputs, wanted)
         outputs, losses = self._pack(plan, tensors[: len(plan.outputs)])
-        connected = [n for n in wanted if plan.connected and plan.connected[n]]
+        connected = [n for n in wanted if n in plan.sources]
         gradients: dict[int | None, Any] = dict(
             zip(connected, tensors[len(plan.outputs) :], strict=True)
         )
+        if plan.level == "eager" and tf.executing_eagerly():
+            gradients = {n: x for n, x in gradients.items() if n is None or plan.connects(n, x)}
         return outputs, losses, [gradients.get(source) for source in sources]
 
     def check(self, values: Sequence[Any]) -> None:
@@ -90,7 +92,7 @@ class LossBridge(Bridge):
         batch = len(arrays[0])
         mean: np.ndarray = np.full(batch, 1 / batch, plan.outputs[-1].dtype)
         cotangents = [*[None] * (len(plan.outputs) - 1), mean]
-        connected = [n for n in wanted if plan.connected and plan.connected[n]]
+        connected = [n for n in wanted if n in plan.sources]
         operands = Operands(arrays[:inputs], arrays[inputs:], cotangents)
         found = self._remote.compute(plan, Kind.BOTH, operands, wanted=connected)
         return [*found.outputs, *found.gradients]
@@ -105,7 +107,7 @@ class LossBridge(Bridge):
         tensors = [tf.convert_to_tensor(x) for x in inputs]
         variables = self._remote.variables
         by_source = [variables[place] for place in self._remote.differentiable]
-        connected = [n - len(inputs) for n in wanted if plan.connected and plan.connected[n]]
+        connected = [n - len(inputs) for n in wanted if n in plan.sources]
         shapes = [(tensors[0].shape[0], *spec.shape) for spec in plan.outputs]
         shapes += [by_source[n].shape for n in connected]
         types = [tf.as_dtype(np.dtype(spec.dtype)) for spec in plan.outputs]

@@ -62,6 +62,22 @@ class Plan:
             isinstance(part, int) for part in self.structure
         )
 
+    @property
+    def sources(self) -> list[int]:
+        """Those that gradients are computed for: the connected ones. Of a call that is not compiled
+        all variables: its Python may use others for other data than the few rows of the probe."""
+        variables = len(self.as_tensor) if self.level == "eager" else len(self.connected or ())
+        flags = enumerate(self.connected or ())
+        return [n for n, connected in flags if connected or n >= variables]
+
+    def connects(self, source: int, gradient: Any) -> bool:
+        """Whether an output depends on it, in this gradient or any before; else that is zero."""
+        known = self.connected or ()
+        if not known[source] and np.any(gradient):
+            self.connected = (*known[:source], True, *known[source + 1 :])
+            return True
+        return known[source]
+
 
 class RemoteModel:
     """A model's replicas, called with arrays."""

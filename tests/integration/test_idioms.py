@@ -470,6 +470,55 @@ def test_what_stays_slow_is_warned_of_once_with_the_line_and_what_to_write(strat
         assert "not compiled" in str(generator)
 
 
+class Branching(idioms.Base):
+    """Rows whose Python takes other variables, by their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shifts = [tf.Variable(0.3), tf.Variable(-0.4)]
+
+    @property
+    def trainable_variables(self) -> list[tf.Variable]:
+        return [self.w, *self.shifts]
+
+    def __call__(self, z):
+        shifts = [self.shifts[0] if row[0] < 0 else self.shifts[1] for row in z]
+        return tf.stack(
+            [
+                idioms.photons(self.state(row[0] + shift, row[1]))
+                for row, shift in zip(z, shifts, strict=True)
+            ]
+        )
+
+
+@pytest.mark.filterwarnings("ignore::qpool.errors.NotCompiledWarning")
+@pytest.mark.parametrize("strategy", ["processes", "threads", "cpu_batch"])
+def test_what_depends_on_what_may_depend_on_the_data(pool, strategy: str) -> None:
+    model = Branching()
+    z = abs(rows_of(Branching)[:2])
+    options = {"processes": {"pool": pool}, "threads": {"workers": 2}}.get(strategy, {})
+    with qpool.parallelize(model, strategy=strategy, **options) as generator:
+        for signs in ([1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]):
+            rows = z * tf.constant(signs)[:, None]
+            ours, stock = step(generator, rows, model), step(model, rows, model)
+            if signs[0] == signs[1] == 1.0:  # None, as in stock, as long as no row has come by
+                assert [x is None for x in ours] == [x is None for x in stock]
+            dense = [[np.zeros(()) if x is None else x for x in found] for found in (ours, stock)]
+            assert_like_stock(*dense)
+
+        @tf.function
+        def traced():
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(generator(-z))
+            return tape.gradient(loss, model.shifts, unconnected_gradients="zero")
+
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(-z))
+        expected = tape.gradient(loss, model.shifts, unconnected_gradients="zero")
+        if strategy != "cpu_batch":  # which traces the model itself there
+            assert_like_stock(traced(), expected)
+
+
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes", "threads"])
 def test_derivatives_within_a_pooled_method_are_compiled(pool, strategy: str) -> None:
     """Stock's own second derivative is not that of its values: its gates lose it."""
