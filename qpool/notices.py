@@ -173,4 +173,4 @@ def _level(way: dict[str, Any]) -> str:
     level = {"xla": "compiled by XLA", "graph": "a graph"}[way["level"]]
     if "loop is unrolled" in way["why_not_better"]:
         return f"{level}; {way['why_not_better']}"
-    return level + (", its loop over rows vectorised" if way.get("by_rows") else "")
+    return level + (", its loop over rows traced once" if way.get("by_rows") else "")

@@ -7,13 +7,14 @@ for each gradient, so what it costs to make one is seen: by DLPack it is a third
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
+from tensorflow.python.ops import control_flow_ops, control_flow_util
 
 from workers.errors import InputError
 from workers.layout import ALIGNMENT
@@ -106,6 +107,17 @@ def in_graph(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     finally:
         tf.config.run_functions_eagerly(True)
+
+
+@contextlib.contextmanager
+def for_xla() -> Iterator[None]:
+    """What is traced within is for XLA, which the graph of a backward pass does not say."""
+    compiled = control_flow_ops.XLAControlFlowContext()
+    compiled.Enter()
+    try:
+        yield
+    finally:
+        compiled.Exit()
 
 
 def permuted(x: tf.Tensor, order: np.ndarray) -> tf.Tensor:

@@ -104,6 +104,7 @@ def test_complex_outputs_and_weights_are_pulled_back_twice(pool) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.w = tf.Variable([0.3 + 0.4j, 0.1 - 0.2j], dtype=tf.complex128)
+            self.unused = tf.Variable(1.0)
 
         def __call__(self, z):
             return tf.exp(tf.cast(z, tf.complex128) * self.w), tf.math.abs(self.w) * z**3
@@ -120,7 +121,9 @@ def test_complex_outputs_and_weights_are_pulled_back_twice(pool) -> None:
                 value = tf.reduce_sum(tf.math.real(wave) ** 2 * cubic)
             dz, dw = inner.gradient(value, [z, model.w])
             both = tf.reduce_sum(tf.sin(dz)) + tf.reduce_sum(tf.abs(dw) ** 2)
-        return outer.gradient(both, [z, model.w])
+        found = outer.gradient(both, [z, model.w, model.unused])
+        assert found.pop() is None
+        return found
 
     with qpool.parallelize(model, pool=pool) as pooled:
         for ours, theirs in zip(second(pooled), second(model), strict=True):

@@ -60,7 +60,7 @@ def test_a_summary_says_what_computes_and_what_is_slow() -> None:
     unpooled = [{"method": "validate", "level": "graph", "by_rows": False, "why_not_better": ""}]
     assert notices.summary("Model", stats, unpooled, ["the engine of 'gaussian'"]).splitlines() == [
         "Model, pooled: processes, 2 workers, tiles of 8 rows, 12,346 samples/s",
-        "  __call__: compiled by XLA, its loop over rows vectorised",
+        "  __call__: compiled by XLA, its loop over rows traced once",
         "  sample: not compiled: it returns NumPy arrays. Instead: return tensors, and call "
         ".numpy() on what comes back",
         "  validate (not pooled): a graph",

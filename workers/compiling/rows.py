@@ -8,6 +8,8 @@ the call is traced for one row, and that graph is vectorised by TensorFlow (as i
 run once, for the parameters of all rows, as a call that was written for batches would have it. A
 draw of a row's (see ``streams``) is one draw for all rows.
 
+Where a row's own numbers decide what is computed there is no one graph of all rows: see ``turns``.
+
 Owns that rewriting. Whether the result is the call's own is for others to check.
 """
 
@@ -22,8 +24,9 @@ import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
 
-from workers.compiling import dependence, streams
-from workers.engine import circuit, plan
+from workers.compiling import branches, dependence, streams
+from workers.compiling.turns import in_turn
+from workers.engine import circuit, plan, symbols
 from workers.errors import UntraceableError
 from workers.tensors import leaves, mapped
 
@@ -40,9 +43,11 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., A
 
     def all_rows(*inputs: tf.Tensor) -> Any:
         rows = next(x.shape[0] for x, flag in zip(inputs, over, strict=True) if flag)
+        outputs, branching = _check_alone(call, inputs, over, rows)
+        if branching:
+            return in_turn(call, inputs, over, rows, outputs)
         if rows == 1:
             return call(*inputs)
-        _check_alone(call, inputs, over, rows)
         graph = tf.compat.v1.get_default_graph()
         known = len(graph.get_operations())
         index = tf.compat.v1.placeholder_with_default(0, [])
@@ -70,10 +75,34 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., A
 
 def _check_alone(
     call: Callable[..., Any], inputs: Sequence[tf.Tensor], over: tuple[bool, ...], rows: int
-) -> None:
+) -> tuple[Any, bool]:
     """UntraceableError unless, in the graph of the call itself, circuits left out, no row of the
-    outputs depends on another row of the inputs."""
+    outputs depends on another row of the inputs, nor does a condition that Python asks for in a
+    row's turn. Specs of the outputs of a row, and whether there are such conditions."""
+    found, conditions = _looked_at(call, inputs, over, rows, holds=True)
+    if conditions:
+        _looked_at(call, inputs, over, rows, holds=False)
+    return mapped(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), found), bool(conditions)
+
+
+def _looked_at(
+    call: Callable[..., Any],
+    inputs: Sequence[tf.Tensor],
+    over: tuple[bool, ...],
+    rows: int,
+    *,
+    holds: bool,
+) -> tuple[Any, list[tf.Tensor]]:
+    """The outputs, and the conditions that are asked for, if each of them ``holds``, or none."""
     few = min(rows, _LOOKED_AT)
+    conditions: list[tf.Tensor] = []
+
+    def decide(condition: tf.Tensor) -> bool:
+        conditions.append(condition)
+        if len(conditions) > few * branches.DEPTH:
+            raise UntraceableError("its Python decides too often by numbers that are not known")
+        return holds
+
     with FuncGraph("rows").as_default():
         given = [
             tf.compat.v1.placeholder(x.dtype, [few if flag else x.shape[0], *x.shape[1:]])
@@ -84,15 +113,19 @@ def _check_alone(
         with (
             circuit.computed_by(functools.partial(_placeholder, tf.zeros([1]))),
             streams.of_rows(lambda shape, dtype, _: tf.zeros(shape, dtype)),
+            symbols.deciding(decide),
         ):
-            found = leaves(call(*given))
+            found = mapped(tf.convert_to_tensor, call(*given))
         sharded = [x for x, flag in zip(given, over, strict=True) if flag]
-        outputs = [tf.convert_to_tensor(x) for x in found]
-        if not dependence.rows_are_alone(sharded, outputs, few):
+        each, left = divmod(len(conditions), few)
+        asked = [tf.stack(conditions[n::each]) for n in range(each)]
+        outputs = [*leaves(found), *asked]
+        if left or (rows > 1 and not dependence.rows_are_alone(sharded, outputs, few)):
             raise UntraceableError(
                 "a row of its outputs may depend on other rows of its inputs (or on arguments that "
                 "are not named in sharded=), so that its loop cannot be vectorised"
             )
+    return found, conditions
 
 
 def _placeholder(

@@ -34,6 +34,9 @@ _constant: ContextVar[bool] = ContextVar("constant", default=False)
 Maker = Callable[[list[int], Any, Callable[..., tf.Tensor]], tf.Tensor]
 _row_of: ContextVar[Maker | None] = ContextVar("row_of", default=None)
 
+#: Whether that call is the body of a loop, or a branch, in graphs of their own.
+_nested: ContextVar[bool] = ContextVar("nested", default=False)
+
 _asked = threading.local()
 
 
@@ -72,7 +75,7 @@ class Stream:
 
     def draw(self, shape: Any, dtype: Any, made: Callable[..., tf.Tensor], fixed: Any) -> Any:
         """The next draw, ``made(shape, seed=)``; None if it is not to be taken over."""
-        if _graph() is not self._graph:
+        if _graph() is not self._graph and not _nested.get():
             return None
         self.taken += 1
         static = tf.get_static_value(shape)
@@ -101,14 +104,27 @@ def constant() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def of_rows(maker: Maker) -> Iterator[None]:
+def of_rows(maker: Maker, *, nested_from: int | None = None) -> Iterator[None]:
     """A call for one row is traced within this, to be vectorised. ``maker`` is given a draw's
-    shape, its dtype, and how it is made of a shape, and returns what stands for it."""
-    token = _row_of.set(maker)
+    shape, its dtype, and how it is made of a shape, and returns what stands for it.
+
+    ``nested_from``: it is traced in graphs of its own, perhaps again, from this ``position`` on.
+    """
+    tokens = _row_of.set(maker), _nested.set(nested_from is not None)
+    stream = _within.get()
+    if stream is not None and nested_from is not None:
+        stream._number = nested_from
     try:
         yield
     finally:
-        _row_of.reset(token)
+        _row_of.reset(tokens[0])
+        _nested.reset(tokens[1])
+
+
+def position() -> int:
+    """How many draws there have been in the call that is being traced."""
+    stream = _within.get()
+    return 0 if stream is None else stream._number
 
 
 def _graph() -> Any:

@@ -32,11 +32,11 @@ from tensorflow.python.eager import context
 from tensorflow.python.eager.polymorphic_function import atomic_function
 from tensorflow.python.framework import ops
 from tensorflow.python.framework.func_graph import FuncGraph
-from tensorflow.python.ops import control_flow_ops, gradients_util
+from tensorflow.python.ops import gradients_util
 from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
 
 from workers import cache, names
-from workers.tensors import within_xla
+from workers.tensors import for_xla, within_xla
 
 log = logging.getLogger("qpool")
 
@@ -223,13 +223,8 @@ def _apart(name: str) -> Iterator[None]:
     """Trace within as in every process, for XLA: by names that count from elsewhere."""
     with names.apart(name):
         around = FuncGraph("around")
-        with around.as_default():
-            compiled = control_flow_ops.XLAControlFlowContext()
-            compiled.Enter()
-            try:
-                yield
-            finally:
-                compiled.Exit()
+        with around.as_default(), for_xla():
+            yield
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,10 @@ from tensorflow.python.framework.smart_cond import smart_constant_value
 
 _answered = ContextVar("answered", default=False)
 
+#: Says whether a condition holds that is not known.
+Decide = Callable[[tf.Tensor], bool]
+_decide: ContextVar[Decide | None] = ContextVar("decide", default=None)
+
 
 @contextlib.contextmanager
 def answered() -> Iterator[None]:
@@ -35,6 +39,16 @@ def answered() -> Iterator[None]:
         _answered.reset(before)
 
 
+@contextlib.contextmanager
+def deciding(decide: Decide) -> Iterator[None]:
+    """Within this and ``answered``, a condition that is not known holds if ``decide`` says so."""
+    token = _decide.set(decide)
+    try:
+        yield
+    finally:
+        _decide.reset(token)
+
+
 def _array(tensor: tf.Tensor) -> Any:
     """The value of what is computed of constants alone; else None."""
     return smart_constant_value(tensor) if _answered.get() else None
@@ -43,6 +57,13 @@ def _array(tensor: tf.Tensor) -> Any:
 def _value(tensor: tf.Tensor) -> Any:
     """A scalar's value, if the graph tells; else None."""
     return _array(tensor) if tensor.shape.rank == 0 else None
+
+
+def _truth(tensor: tf.Tensor) -> bool | None:
+    value, decide = _value(tensor), _decide.get()
+    if value is None and decide is not None and _answered.get() and tensor.shape.rank == 0:
+        return decide(tensor if tensor.dtype == tf.bool else tensor != 0)
+    return value if value is None else bool(value)
 
 
 def _rows(tensor: tf.Tensor) -> Iterator[tf.Tensor] | None:
@@ -101,7 +122,7 @@ def _install() -> None:
         return array(self, *args, **kwargs) if value is None else np.array(value, *args, **kwargs)
 
     SymbolicTensor.__array__ = as_array
-    answer("__bool__", _value, bool)
+    answer("__bool__", _truth, bool)
     answer("__index__", _value, lambda value: value.__index__())
     answer("__int__", _value, int)
     answer("__float__", _value, float)

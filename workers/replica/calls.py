@@ -91,19 +91,18 @@ class Calls:
     ) -> tuple[list[Any], list[Any]]:
         """What ``vjp`` gives, pulled back: gradients by source, and those of all outputs' seeds.
 
-        Zeros where nothing depends: that one gradient is linear in what it is taken for, say.
+        None for a source that nothing depends on: one that the gradient is linear in, say.
         """
         inputs = as_the_model_wants(method.plan, arrays)
-        sources = [*(x for x in inputs if differentiable(x)), *self._variables]
+        sources = sum(map(differentiable, inputs)) + len(self._variables)
         places = tuple(n for n, tangent in enumerate(tangents) if tangent is not None)
         given = [tangents[n] for n in places]
         found = method.compiled_second(places)(*as_tensors(inputs), *seeds, *given)
         self._weights.check_unchanged(buffer)
-        found = [
+        of_seeds = iter(
             tf.zeros_like(x) if gradient is None else tf.convert_to_tensor(gradient)
-            for x, gradient in zip([*sources, *seeds], found, strict=True)
-        ]
-        of_seeds = iter(found[len(sources) :])
+            for x, gradient in zip(seeds, found[sources:], strict=True)
+        )
         floating = [np.dtype(spec.dtype).kind in "fc" for spec in method.plan.outputs]
         of_cotangents = [next(of_seeds).numpy() if there else None for there in floating]
-        return tile_arrays.by_source(found[: len(sources)], inputs), of_cotangents
+        return tile_arrays.by_source(found[:sources], inputs), of_cotangents

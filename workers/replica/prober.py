@@ -15,7 +15,7 @@ import cloudpickle
 import numpy as np
 import tensorflow as tf
 
-from workers.compiling import compiled, streams
+from workers.compiling import branches, compiled, streams
 from workers.compiling.streams import Stream
 from workers.engine import circuit
 from workers.engine.scope import GOES_ON
@@ -106,7 +106,9 @@ class Prober:
             connected = tuple(
                 g is not None for g in kept.gradients(None, last=bool(request.purpose.wanted))
             )
-        choice, fixed_cost = self._choose(request, known, method, seen, connected, frame, buffer)
+        choice, fixed_cost, connected = self._choose(
+            request, known, method, seen, connected, frame, buffer
+        )
         form = self._plans[request.plan].plan
         return Probed(
             request.ticket,
@@ -205,33 +207,45 @@ class Prober:
         connected: tuple[bool, ...],
         frame: Frame,
         buffer: Buffer,
-    ) -> tuple[compiled.Choice, float]:
-        """The first of the plan's forms that compiles, and what a call of it costs in rows."""
+    ) -> tuple[compiled.Choice, float, tuple[bool, ...]]:
+        """The first of the plan's forms that compiles, what a call of it costs in rows, and which
+        sources it has gradients for."""
         seedable = not seen.globally and self._draws.in_variables and seen.reproducible
         reason = probe.why_eager(seen.outputs, traced=self._traced, seedable=seedable)
         choice = compiled.Choice("eager", reason, 0.0)
         if reason:
-            return choice, seen.fixed_cost
+            return choice, seen.fixed_cost, connected
         purpose = request.purpose
         for form in probe.forms(method.plan, seen.outputs, looped=seen.loops):
             cost = float("inf") if form.by_rows else seen.fixed_cost
             rows = method.plan.rows or tile_worth(cost, purpose.largest_tile)
-            found = self._compile(
-                known,
-                dataclasses.replace(method, plan=form),
-                tile_arrays.first(frame, rows, buffer),
-                seen,
-                gradient=purpose.gradient,
-                gradient_first=request.gradient_first,
-                wanted=tuple(  # variables that anything depends on, by their places
-                    n - len(method.plan.as_tensor) for n in purpose.wanted if connected[n]
-                ),
-                buffer=buffer,
-            )
+            arrays = tile_arrays.first(frame, rows, buffer)
+            everything = tuple(x.dtype.kind in "fc" for x in arrays)
+            everything += (True,) * (len(connected) - len(everything))
+            for sources in (connected, everything):
+                depends: list[bool] = []
+                with branches.noticed() as conditions:
+                    found = self._compile(
+                        known,
+                        dataclasses.replace(method, plan=form),
+                        arrays,
+                        seen,
+                        gradient=purpose.gradient,
+                        gradient_first=request.gradient_first,
+                        wanted=tuple(  # variables that anything depends on, by their places
+                            n - len(method.plan.as_tensor) for n in purpose.wanted if sources[n]
+                        ),
+                        depends=depends,
+                        buffer=buffer,
+                    )
+                if not conditions or not purpose.wanted:
+                    break
             choice = found.after(choice) if seen.loops and not form.by_rows else found
             if choice.level != "eager":
-                return choice, cost
-        return choice, seen.fixed_cost
+                if conditions and connected:
+                    connected = tuple(depends) or everything
+                return choice, cost, connected
+        return choice, seen.fixed_cost, connected
 
     def _compile(
         self,
@@ -243,6 +257,7 @@ class Prober:
         gradient: bool,
         gradient_first: bool,
         wanted: tuple[int, ...],
+        depends: list[bool],
         buffer: Buffer,
     ) -> compiled.Choice:
         """The level for this plan from now on, with a tile's shape compiled already: the call and,
@@ -250,7 +265,8 @@ class Prober:
 
         ``method`` is the model as it is; ``known`` may have been compiled before, without
         gradients. What many rows gave is not asked for again, if the tile has as many: a loop
-        over all of them takes its time.
+        over all of them takes its time. ``depends`` takes whether the vjp has gradients for the
+        sources.
         """
         # Vectorised, a loop draws in another order: then the rest is compared, without the draws.
         alike = streams.constant if seen.drew and method.plan.by_rows else contextlib.nullcontext
@@ -280,7 +296,8 @@ class Prober:
                 return
             trial.__dict__["compiled"] = function
             if gradient:
-                self._calls.vjp(trial, arrays, seeds, buffer)
+                found = self._calls.vjp(trial, arrays, seeds, buffer)
+                depends[:] = [x is not None for x in found]
 
         inputs = as_tensors(as_the_model_wants(method.plan, arrays))
         given = (len(expected) - 1,)
