@@ -3,9 +3,9 @@
 ``for row in z``, ``range(tf.shape(z)[0])``, ``if tf.rank(x) > 0``, ``len(z)``, ``.numpy()`` of a
 grid's step: eagerly they are numbers, and while a graph is traced TensorFlow refuses them, although
 shapes, and what is computed of constants alone, are known there too. Within ``answered`` they are
-what they are eagerly; what is truly not known is refused as before. ``tf.map_fn`` is the loop in
-Python there that it is eagerly, and not a loop of the graph's, whose turns nothing can be done
-about. Owns that, for this thread's traces alone.
+what they are eagerly; what is truly not known is refused as before. So is a ``tf.constant`` of a
+tensor that tensor. ``tf.map_fn`` is the loop in Python there that it is eagerly, and not a loop of
+the graph's, whose turns nothing can be done about. Owns that, for this thread's traces alone.
 """
 
 from __future__ import annotations
@@ -113,6 +113,17 @@ def _install() -> None:
         found = [fn(tf.nest.pack_sequence_as(elems, row)) for row in zip(*columns, strict=True)]
         return tf.nest.map_structure(lambda *rows: tf.stack(rows), *found)
 
+    constant = tf.constant
+
+    @functools.wraps(constant)
+    def as_it_is(value: Any, dtype: Any = None, shape: Any = None, name: str = "Const") -> Any:
+        """A tensor is a constant of itself, as it is eagerly, gradient and all."""
+        symbolic = _answered.get() and isinstance(value, SymbolicTensor)
+        if symbolic and shape is None and dtype in (None, value.dtype):
+            return value
+        return constant(value, dtype, shape, name)
+
+    tf.constant = as_it_is
     tf.map_fn = map_rows
     SymbolicTensor.numpy = property(numpy)
     array = SymbolicTensor.__array__

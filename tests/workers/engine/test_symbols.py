@@ -20,6 +20,7 @@ LOOPS = {
     "decided": lambda z: [row * 2 if tf.rank(row) > 0 else row for row in z],
     "float": lambda z: [row * float(tf.shape(z)[1]) for row in z],
     "numpy": lambda z: [row * (GRID[1] - tf.linspace(0.0, 8.0, 5)[1]).numpy() for row in z],
+    "constant": lambda z: [tf.constant(row * 2, dtype=tf.float32) for row in z],
     "array": lambda z: [row * np.sqrt(np.asarray(GRID)[1]) for row in z],
     "zip": lambda z: [a * 2 for a, _ in zip(z, tf.reshape(z, [-1]), strict=False)],
 }
