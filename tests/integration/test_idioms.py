@@ -498,6 +498,23 @@ class BranchingEagerly(Branching):
         return float(x) < 0
 
 
+def test_whose_loss_the_workers_compute(pool) -> None:
+    model, z = Branching(), rows_of(Branching)[:3]
+
+    def loss(found):
+        return tf.sin(found)
+
+    with qpool.parallelize(model, pool=pool) as generator:
+        for rows in (abs(z), z):  # the first of which go one way
+            ours = generator.loss_and_gradient(rows, loss)
+            with tf.GradientTape() as tape:
+                mean = tf.reduce_mean(loss(model(rows)))
+            stock = [mean, *tape.gradient(mean, model.trainable_variables)]
+            found = [ours.loss, *ours.gradient]
+            assert_like_stock(none_as_zero(found, model), none_as_zero(stock, model))
+        assert [way["level"] for way in generator.stats()["compiled"]] == ["xla"]
+
+
 def none_as_zero(found, model):
     like = [found[0], *model.trainable_variables]
     return [tf.zeros_like(v) if x is None else x for x, v in zip(found, like, strict=True)]
