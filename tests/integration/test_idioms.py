@@ -521,8 +521,15 @@ def none_as_zero(found, model):
 
 
 @pytest.mark.filterwarnings("ignore::qpool.errors.NotCompiledWarning")  # of BranchingEagerly
-@pytest.mark.parametrize("kind", [Branching, BranchingEagerly])
-@pytest.mark.parametrize("strategy", ["processes", "threads", "cpu_batch"])
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [
+        ("processes", Branching),
+        ("processes", BranchingEagerly),
+        ("threads", BranchingEagerly),
+        ("cpu_batch", Branching),
+    ],
+)
 def test_a_row_may_decide_which_variables_it_takes(pool, strategy: str, kind) -> None:
     model = kind()
     z = abs(rows_of(kind)[:2])
