@@ -18,13 +18,14 @@ from typing import Any
 from qpool.executors import topology
 from qpool.training import directory
 from qpool.training.campaign import grid as grids
-from qpool.training.campaign import packing, records, runners, strategy_choice
+from qpool.training.campaign import packing, placing, records, strategy_choice
 from qpool.training.campaign import search as searches
 from qpool.training.campaign.grid import Cell
 from qpool.training.campaign.halving import Halving
 from qpool.training.campaign.job import DISK, STOPPED, Ended, Job, Report
 from qpool.training.campaign.pace import Pace
 from qpool.training.campaign.records import Records, State
+from qpool.training.campaign.runners import Runners
 from qpool.training.campaign.table import Board, duration
 from qpool.training.config import Config
 from workers.errors import CheckpointError, ConfigurationError, QPoolError, nearest
@@ -249,7 +250,7 @@ class Campaign:
                 self._halving.hopeless(cell.name, int(row["step"]), row)
 
     @contextlib.contextmanager
-    def _places(self, queue: Sequence[Cell]) -> Iterator[runners.Runners]:
+    def _places(self, queue: Sequence[Cell]) -> Iterator[Runners]:
         budget = topology.budget()
         cores = budget.cpus[: self._cores or budget.workers]
         together = min(len(queue), self._most or len(queue))
@@ -257,7 +258,7 @@ class Campaign:
         for cell in queue:
             asked = strategy_choice.cores_asked(cell.settings) if self._train is None else 1
             each = max(each, min(len(cores), asked))
-        where = runners.make(
+        where = placing.make(
             cores=cores,
             each=each,
             most=self._most,
@@ -268,7 +269,7 @@ class Campaign:
             yield where
 
     def _decide(
-        self, queue: list[Cell], decided: dict[str, Any], where: runners.Runners, board: Board
+        self, queue: list[Cell], decided: dict[str, Any], where: Runners, board: Board
     ) -> None:
         """How runs compute of which nobody said it, once for all lives of the campaign: their bits
         depend on it. With a core each, compiled in their own process; with more, as measured."""
@@ -285,7 +286,7 @@ class Campaign:
         if not self._asked:
             self._records.decide(decided)
 
-    def _job(self, cell: Cell, strategies: Mapping[str, Any], where: runners.Runners) -> Job:
+    def _job(self, cell: Cell, strategies: Mapping[str, Any], where: Runners) -> Job:
         """The run as it is given to a place."""
         settings, workers = dict(cell.settings), None
         if self._train is None:
@@ -306,7 +307,7 @@ class Campaign:
         self,
         queue: list[Cell],
         strategies: Mapping[str, Any],
-        where: runners.Runners,
+        where: Runners,
         board: Board,
     ) -> None:
         board.say(
@@ -335,7 +336,7 @@ class Campaign:
         return bool(self._asked or self._full_disk)
 
     def _next(
-        self, queue: Sequence[Cell], strategies: Mapping[str, Any], where: runners.Runners
+        self, queue: Sequence[Cell], strategies: Mapping[str, Any], where: Runners
     ) -> Job | None:
         """Of the runs that can begin now, the one that takes longest, as far as is known."""
         seconds = {cell.name: self._expected(cell) or 0.0 for cell in queue}
@@ -355,9 +356,7 @@ class Campaign:
     def _steps(self, cell: Cell) -> int:
         return 0 if self._train else int(cell.settings.get("steps", Config.steps))
 
-    def _hear(
-        self, name: str, message: Report | Ended, where: runners.Runners, board: Board
-    ) -> None:
+    def _hear(self, name: str, message: Report | Ended, where: Runners, board: Board) -> None:
         live = self._under_way.get(name)
         if live is None:
             return  # it was killed, and had said this before
@@ -371,7 +370,7 @@ class Campaign:
             return
         self._ended(live, message, where, board)
 
-    def _ended(self, live: _UnderWay, ended: Ended, where: runners.Runners, board: Board) -> None:
+    def _ended(self, live: _UnderWay, ended: Ended, where: Runners, board: Board) -> None:
         """Write down how a run ended."""
         name = live.cell.name
         del self._under_way[name]
@@ -404,7 +403,7 @@ class Campaign:
             said = _figures(figures) if state == records.FINISHED else reason.split("\n")[0]
             board.say(f"{state}: {name} after {duration(done.seconds)}. {said}")
 
-    def _judge(self, where: runners.Runners, board: Board) -> None:
+    def _judge(self, where: Runners, board: Board) -> None:
         """End runs that say nothing, and all of them if that was asked for."""
         now = time.monotonic()
         for live in list(self._under_way.values()):
@@ -416,13 +415,11 @@ class Campaign:
                 reason = f"it hung: nothing was heard of it for {now - live.heard:.0f} s"
                 self._ended(live, Ended(records.FAILED, reason), where, board)
 
-    def _end(self, live: _UnderWay, why: str, where: runners.Runners) -> None:
+    def _end(self, live: _UnderWay, why: str, where: Runners) -> None:
         live.ending, live.until = why, time.monotonic() + _GRACE
         where.stop(live.cell.name)
 
-    def _told(
-        self, queue: Sequence[Cell], where: runners.Runners
-    ) -> tuple[str, list[dict[str, Any]]]:
+    def _told(self, queue: Sequence[Cell], where: Runners) -> tuple[str, list[dict[str, Any]]]:
         """For the board: the whole in a sentence, and a row for each run under way."""
         rows, remaining = [], [self._expected(cell) for cell in queue]
         samples = 0.0

@@ -223,24 +223,3 @@ class LocalRunners(Runners):
                 continue
             own = sum(info.rss - getattr(info, "shared", 0) for info in held)
             self._largest = max(self._largest, own)
-
-
-def make(
-    *,
-    cores: Sequence[int],
-    each: int,
-    most: int | None = None,
-    threads: int = 1,
-    start_method: str | None = None,
-    address: str | None = None,
-    ray: bool = False,
-) -> Runners:
-    """Runners on this machine's ``cores``, ``each`` of them a run; with ``ray``, on a cluster's.
-
-    ``threads`` bounds what a run's process takes by itself; a pool of its own has more.
-    """
-    if not ray:
-        return LocalRunners(cores, each, most, threads, start_method)
-    from qpool.training.campaign.on_ray import RayRunners
-
-    return RayRunners(address, each, most, threads)
