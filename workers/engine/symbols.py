@@ -79,6 +79,18 @@ def _length(tensor: tf.Tensor) -> int | None:
     return length
 
 
+_constant = tf.constant
+
+
+@tf.autograph.experimental.do_not_convert
+def constant(value: Any, dtype: Any = None, shape: Any = None, name: str = "Const") -> Any:
+    """``tf.constant``: of a tensor that tensor, as it is eagerly, gradient and all."""
+    symbolic = _answered.get() and isinstance(value, SymbolicTensor)
+    if symbolic and shape is None and dtype in (None, value.dtype):
+        return value
+    return _constant(value, dtype, shape, name)
+
+
 @functools.cache
 def _install() -> None:
     def answer(name: str, known: Callable[[Any], Any], convert: Callable[[Any], Any]) -> None:
@@ -113,17 +125,7 @@ def _install() -> None:
         found = [fn(tf.nest.pack_sequence_as(elems, row)) for row in zip(*columns, strict=True)]
         return tf.nest.map_structure(lambda *rows: tf.stack(rows), *found)
 
-    constant = tf.constant
-
-    @functools.wraps(constant)
-    def as_it_is(value: Any, dtype: Any = None, shape: Any = None, name: str = "Const") -> Any:
-        """A tensor is a constant of itself, as it is eagerly, gradient and all."""
-        symbolic = _answered.get() and isinstance(value, SymbolicTensor)
-        if symbolic and shape is None and dtype in (None, value.dtype):
-            return value
-        return constant(value, dtype, shape, name)
-
-    tf.constant = as_it_is
+    tf.constant = constant
     tf.map_fn = map_rows
     SymbolicTensor.numpy = property(numpy)
     array = SymbolicTensor.__array__

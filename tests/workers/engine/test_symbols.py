@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cloudpickle
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -67,6 +68,14 @@ def test_what_has_no_number_says_so_to_hasattr() -> None:
 
     tf.function(call, autograph=False)(Z)
     assert seen == [False, True, True, False]
+
+
+def test_what_stands_for_a_function_of_tensorflow_travels_as_it_does() -> None:
+    with symbols.answered():
+        pass
+    assert cloudpickle.loads(cloudpickle.dumps(tf.constant)) is tf.constant
+    doubled = tf.function(lambda z: tf.constant([1.0, 1.0]) * z if len(z) else z)
+    np.testing.assert_array_equal(doubled(Z[0]), Z[0])
 
 
 def test_outside_nothing_is_answered() -> None:
