@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.autograph.impl.api import autograph_artifact
 from tensorflow.python.framework.ops import SymbolicTensor
 from tensorflow.python.framework.smart_cond import smart_constant_value
 
@@ -79,16 +80,29 @@ def _length(tensor: tf.Tensor) -> int | None:
     return length
 
 
-_constant = tf.constant
+_constant, _map_fn = tf.constant, tf.map_fn
 
 
-@tf.autograph.experimental.do_not_convert
+@autograph_artifact  # which AutoGraph takes as it is, as it does TensorFlow's own
 def constant(value: Any, dtype: Any = None, shape: Any = None, name: str = "Const") -> Any:
     """``tf.constant``: of a tensor that tensor, as it is eagerly, gradient and all."""
     symbolic = _answered.get() and isinstance(value, SymbolicTensor)
     if symbolic and shape is None and dtype in (None, value.dtype):
         return value
     return _constant(value, dtype, shape, name)
+
+
+@autograph_artifact
+def map_fn(fn: Callable[..., Any], elems: Any, *args: Any, **kwargs: Any) -> Any:
+    """``tf.map_fn``: a loop in Python, where the number of rows is known."""
+    leaves = tf.nest.flatten(elems)
+    lengths = {leaf.shape[0] for leaf in leaves if tf.is_tensor(leaf) and leaf.shape.rank}
+    known = len(lengths) == 1 and None not in lengths and all(map(tf.is_tensor, leaves))
+    if not known or not _answered.get() or tf.executing_eagerly():
+        return _map_fn(fn, elems, *args, **kwargs)
+    columns = [tf.unstack(leaf) for leaf in leaves]
+    found = [fn(tf.nest.pack_sequence_as(elems, row)) for row in zip(*columns, strict=True)]
+    return tf.nest.map_structure(lambda *rows: tf.stack(rows), *found)
 
 
 @functools.cache
@@ -112,21 +126,8 @@ def _install() -> None:
             raise AttributeError(f"{self!r} has no numpy() while a graph is traced")
         return lambda: value
 
-    map_fn = tf.map_fn
-
-    @functools.wraps(map_fn)
-    def map_rows(fn: Callable[..., Any], elems: Any, *args: Any, **kwargs: Any) -> Any:
-        leaves = tf.nest.flatten(elems)
-        lengths = {leaf.shape[0] for leaf in leaves if tf.is_tensor(leaf) and leaf.shape.rank}
-        known = len(lengths) == 1 and None not in lengths and all(map(tf.is_tensor, leaves))
-        if not known or not _answered.get() or tf.executing_eagerly():
-            return map_fn(fn, elems, *args, **kwargs)
-        columns = [tf.unstack(leaf) for leaf in leaves]
-        found = [fn(tf.nest.pack_sequence_as(elems, row)) for row in zip(*columns, strict=True)]
-        return tf.nest.map_structure(lambda *rows: tf.stack(rows), *found)
-
     tf.constant = constant
-    tf.map_fn = map_rows
+    tf.map_fn = map_fn
     SymbolicTensor.numpy = property(numpy)
     array = SymbolicTensor.__array__
 

@@ -73,9 +73,16 @@ def test_what_has_no_number_says_so_to_hasattr() -> None:
 def test_what_stands_for_a_function_of_tensorflow_travels_as_it_does() -> None:
     with symbols.answered():
         pass
-    assert cloudpickle.loads(cloudpickle.dumps(tf.constant)) is tf.constant
-    doubled = tf.function(lambda z: tf.constant([1.0, 1.0]) * z if len(z) else z)
-    np.testing.assert_array_equal(doubled(Z[0]), Z[0])
+    for function in (tf.constant, tf.map_fn):
+        assert cloudpickle.loads(cloudpickle.dumps(function)) is function
+
+    def positive(x):
+        if x > 2:  # which AutoGraph converts, also within
+            return tf.constant(1.0)
+        return tf.constant(0.0)
+
+    found = tf.function(lambda z: tf.map_fn(positive, z))(tf.range(5.0))
+    np.testing.assert_array_equal(found, [0, 0, 0, 1, 1])
 
 
 def test_outside_nothing_is_answered() -> None:
