@@ -34,6 +34,17 @@ def test_what_cancels_need_not_be_the_same_in_digits_that_are_not_known(function
     assert chosen(function).level == "xla"
 
 
+def test_what_goes_on_from_the_call_before_is_not_used() -> None:
+    kept = [1.0]
+
+    def going_on(x):
+        found = lost(x) * kept[0]
+        kept[0] += 1.0
+        return found
+
+    assert chosen(going_on).level == "eager"
+
+
 def test_what_is_another_number_is_not_used() -> None:
     choice = chosen(otherwise)
     assert choice.level == "eager"
