@@ -24,7 +24,6 @@ from workers.errors import UntraceableError
 #: Numbers that one call may ask for, one after another: each doubles what is traced.
 DEPTH = 4
 
-
 _seen: ContextVar[list[tf.Tensor] | None] = ContextVar("seen", default=None)
 
 

@@ -222,7 +222,12 @@ class Prober:
             arrays = tile_arrays.first(frame, rows, buffer)
             everything = tuple(x.dtype.kind in "fc" for x in arrays)
             everything += (True,) * (len(connected) - len(everything))
-            for sources in (connected, everything):
+            # Variables that anything depends on, by their places: in these rows, or in any.
+            first, every = (
+                tuple(n - len(method.plan.as_tensor) for n in purpose.wanted if sources[n])
+                for sources in (connected, everything)
+            )
+            for wanted in dict.fromkeys((first, every)):
                 depends: list[bool] = []
                 with branches.noticed() as conditions:
                     found = self._compile(
@@ -232,13 +237,11 @@ class Prober:
                         seen,
                         gradient=purpose.gradient,
                         gradient_first=request.gradient_first,
-                        wanted=tuple(  # variables that anything depends on, by their places
-                            n - len(method.plan.as_tensor) for n in purpose.wanted if sources[n]
-                        ),
+                        wanted=wanted,
                         depends=depends,
                         buffer=buffer,
                     )
-                if not conditions or not purpose.wanted:
+                if not conditions:
                     break
             choice = found.after(choice) if seen.loops and not form.by_rows else found
             if choice.level != "eager":
