@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import types
 import warnings
@@ -238,11 +239,12 @@ def test_two_models_on_one_cluster(cluster, shared, model) -> None:
 
 def until(true: Callable[[], bool], pooled: Any, expected: list[np.ndarray]) -> None:
     """Go on with steps until it is true, each with the same bits."""
-    for _ in range(10_000):
-        if true():
-            return
+
+    def found() -> bool:
         assert same(step(pooled), expected)
-    pytest.fail("it did not come true in 10,000 steps")
+        return true()
+
+    _wait_for(found)
 
 
 CONFIG = Config(
@@ -305,9 +307,11 @@ def test_a_cluster_without_room(cluster, model, monkeypatch) -> None:
 
 
 def _wait_for(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
+    """Ask, and leave the core to those who are waited for."""
+    deadline, nothing = time.monotonic() + 300, threading.Event()
     while not true():
         assert time.monotonic() < deadline
+        nothing.wait(0.1)
 
 
 class Holding:
