@@ -2,7 +2,9 @@
 
 Functions, loops and tensors are named by a counter of all that a process has made, and compiled
 code is found on disk by the names in it. When a program is traced, the counter is set to where it
-is in every process for that program, whatever was made before. Owns the counter.
+is in every process for that program, whatever was made before. And Keras numbers the layers of a
+class: the second model of a process, which computes what the first one did, has the first one's
+names within a trace. Owns the counter, and what is cut off names.
 """
 
 from __future__ import annotations
@@ -10,14 +12,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 
 from tensorflow.python.framework import ops
 
 #: Numbers for each program: more than any trace takes.
 _ROOM = 1 << 24
+
+#: What tells a layer's automatic name from that of the one before it.
+_NUMBER = re.compile(r"(?<=.)_\d+$")
+
+_unnumbered: ContextVar[bool] = ContextVar("unnumbered", default=False)
 
 _lock = threading.Lock()
 _numbers: Iterator[int] = iter(())
@@ -60,6 +70,30 @@ def apart(program: str) -> Iterator[None]:
 
 def _next() -> int:
     return next(_numbers)
+
+
+@contextlib.contextmanager
+def unnumbered() -> Iterator[None]:
+    """Name scopes that are opened within have no number at their end. Where two get one name so,
+    TensorFlow numbers them as they come in the trace."""
+    token = _unnumbered.set(True)
+    try:
+        yield
+    finally:
+        _unnumbered.reset(token)
+
+
+_name_scope = ops.Graph.name_scope
+
+
+def _scope(graph: ops.Graph, name: str | None) -> AbstractContextManager[str]:
+    if name and _unnumbered.get():
+        name = _NUMBER.sub("", name)
+    found: AbstractContextManager[str] = _name_scope(graph, name)
+    return found
+
+
+ops.Graph.name_scope = _scope
 
 
 def rounded() -> None:

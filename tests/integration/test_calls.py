@@ -319,3 +319,19 @@ def test_what_one_worker_has_compiled_the_others_find(tmp_path, monkeypatch, in_
     # Its circuit, in both of these, and that it was some worker's to trace.
     traced = [file.name.split("-")[0] for file in found if file.parent.name.startswith("traces-")]
     assert sorted(traced) == ["kept", "turn"]
+
+
+def test_a_model_made_again_is_found_by_new_workers(tmp_path, monkeypatch) -> None:
+    """Though Keras numbers it, and names what it computes by that."""
+    monkeypatch.setenv("QPOOL_CACHE", str(tmp_path))
+    names, files = set(), []
+    for _ in range(2):
+        model = qpool.models.QuantumSFGenerator(1, 2, layers=1, cutoff_dim=3, seed=1)
+        names.add(model.name)
+        with parallelize(model, workers=1, engine="traced") as generator:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(generator(tf.ones((2, 2))))
+            tape.gradient(loss, model.trainable_variables)
+        files.append({file.name for file in tmp_path.glob("*/*.pb")})
+    assert len(names) == 2
+    assert files[0] == files[1] != set()

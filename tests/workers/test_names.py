@@ -47,6 +47,21 @@ def test_no_number_comes_twice() -> None:
     assert ops.uid() % 1024 == 1
 
 
+def test_a_layers_number_is_no_part_of_its_name() -> None:
+    def scopes() -> list[str]:
+        with tf.Graph().as_default():
+            found = []
+            for name in ("layer_12", "layer_3", "layer", "v2", "whole/"):
+                with tf.name_scope(name) as scope:
+                    found.append(scope)
+                    tf.constant(1.0, name="x")
+            return found
+
+    with names.unnumbered():
+        assert scopes() == ["layer/", "layer_1/", "layer_2/", "v2/", "whole/"]
+    assert scopes() == ["layer_12/", "layer_3/", "layer/", "v2/", "whole/"]
+
+
 def test_a_tape_tells_tensors_apart_by_them() -> None:
     """Those of a trace are numbered so, eager ones by TensorFlow."""
     x = tf.constant([1.0, 2.0])

@@ -32,7 +32,7 @@ def named_lastingly(
         if in_use() is None:
             return function(*args)
         names.begin(repr((program, _shapes(args))))
-        with collector.waiting():
+        with collector.waiting(), names.unnumbered():
             found = function(*args)
         names.rounded()
         if turn is not None:
