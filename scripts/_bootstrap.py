@@ -37,9 +37,12 @@ def python(extra: str = "") -> Path:
     _say("installing qpool and what it needs (a few minutes the first time)")
     target = f"{ROOT}[{extra}]" if extra else str(ROOT)
     pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*pip, "--editable", target])
+    done = subprocess.run([*pip, "--no-compile", "--editable", target])
     if done.returncode:
         sys.exit("the installation failed; pip's own words are above")
+    # All that pip would do in one process; what fails is code for other versions of Python.
+    compileall = [str(interpreter), "-m", "compileall", "-qq", "-j", "0", "-x", r"[/\\]tests?[/\\]"]
+    subprocess.run([*compileall, str(VENV)], stdout=subprocess.DEVNULL)
     stamp.write_text(wanted)
     return interpreter
 

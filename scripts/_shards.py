@@ -1,4 +1,4 @@
-"""The whole suite, several pytests side by side.
+"""The check and the whole suite, several pytests side by side.
 
 One pytest uses about one core: TensorFlow traces, and XLA compiles, in one thread most of the time.
 So the suite is cut into shards, each a process of its own that ends (TensorFlow keeps what it has
@@ -35,8 +35,11 @@ SHARDS: dict[str, list[str]] = {
         "tests/integration/test_loss",
         "tests/integration/test_second_order.py",
     ],
-    "campaigns": ["tests/integration/test_campaigns.py"],
-    "runs": ["tests/integration/test_runs.py", "tests/test_cli.py"],
+    "runs": [
+        "tests/integration/test_campaigns.py",
+        "tests/integration/test_runs.py",
+        "tests/test_cli.py",
+    ],
     "measure": [
         "tests/qpool/executors",
         "tests/qpool/measure",
@@ -45,6 +48,9 @@ SHARDS: dict[str, list[str]] = {
     ],
 }
 REST = "rest"
+
+#: Formatting, lint and types, which take one core for a while.
+CHECK = "check"
 
 #: Shards whose programs XLA compiles as it does for users. For those of all others it takes a
 #: quarter of the time; their code is slower, and as right.
@@ -61,6 +67,8 @@ QUICK = {
 
 #: Memory that a shard and its workers may need.
 _GIB = 6
+
+_PYTEST = ["-m", "pytest", "-q", "--no-header", "--durations=8"]
 
 _COUNT = re.compile(r"(\d+) (passed|failed|skipped|errors?|xfailed|deselected)\b")
 
@@ -91,12 +99,12 @@ def run(interpreter: Path, root: Path) -> int:
         ThreadPoolExecutor(1) as beside,
         tempfile.TemporaryDirectory(prefix="qpool-tests-") as compiled,
     ):
-        futures = {
+        check = threads.submit(_one, [sys.executable, "scripts/check"], root, children, {})
+        futures = {check: CHECK} | {
             (beside if name in WAITING else threads).submit(
                 _one,
-                interpreter,
+                [str(interpreter), *_PYTEST, *files],
                 root,
-                files,
                 children,
                 {"QPOOL_TESTS_CACHE": compiled} | ({} if name in AS_SHIPPED else quick),
             ): name
@@ -106,9 +114,9 @@ def run(interpreter: Path, root: Path) -> int:
         try:
             for future in as_completed(futures):
                 name, (code, said, seconds) = futures[future], future.result()
-                for number, word in _COUNT.findall(said.strip().splitlines()[-1] if said else ""):
-                    counts[word] = counts.get(word, 0) + int(number)
                 last = said.strip().splitlines()[-1].strip("= ") if said.strip() else "said nothing"
+                for number, word in _COUNT.findall(last if name != CHECK else ""):
+                    counts[word] = counts.get(word, 0) + int(number)
                 if code:
                     failed.append(name)
                     print(said)
@@ -128,14 +136,12 @@ def run(interpreter: Path, root: Path) -> int:
 
 
 def _one(
-    interpreter: Path,
+    command: list[str],
     root: Path,
-    files: list[str],
     children: list[subprocess.Popen],
     environment: dict[str, str],
 ) -> tuple[int, str, float]:
     began = time.monotonic()
-    command = [str(interpreter), "-m", "pytest", "-q", "--no-header", "--durations=8", *files]
     child = subprocess.Popen(
         command,
         cwd=root,
