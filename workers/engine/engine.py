@@ -236,7 +236,7 @@ def _bound(atom: FreeParameter | MeasuredParameter, program: sf.Program) -> Any:
     if isinstance(atom, FreeParameter):
         return _as_value(program.free_params.get(atom.name, atom)._eval_evalf(None))
     register = program.reg_refs.get(atom.regref.ind, atom.regref)
-    if isinstance(register.val, tf.Tensor) and not hasattr(register.val, "numpy"):
+    if tf.is_symbolic_tensor(register.val):
         found = register.val if not register.val.dtype.is_complex else tf.math.real(register.val)
         return tf.reshape(found, [] if found.shape.num_elements() == 1 else [-1])
     return MeasuredParameter._eval_evalf(types.SimpleNamespace(regref=register), None)

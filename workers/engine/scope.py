@@ -9,6 +9,7 @@ outside. Owns that, and what becomes of a state that one call leaves to the next
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import weakref
 from collections.abc import Iterator, Sequence
@@ -110,6 +111,8 @@ class StandIn(Scoped):
         self.run_progs = list(object.__getattribute__(held, "run_progs"))
         self.samples: Any = object.__getattribute__(held, "samples")
         self._held: Any = object.__getattribute__(held, "backend") if self.run_progs else None
+        if self._held is not None:  # by which models, too, ask whether it has been run
+            self.backend._modemap = copy.deepcopy(self._held._modemap)
 
     def reset(self, backend_options: dict[str, Any] | None = None) -> None:
         self._held = None

@@ -198,3 +198,34 @@ def test_options_that_change_and_engines_of_other_backends() -> None:
         assert type(sf.Engine("tf", backend_options={"cutoff_dim": 3})) is sf.Engine
     with traced_engines():
         assert isinstance(sf.Engine("tf", backend_options={"cutoff_dim": 3}), TracedEngine)
+
+
+def test_by_its_backend_models_ask_too_whether_an_engine_has_been_run() -> None:
+    engine = new()
+
+    def step(x) -> tf.Tensor:
+        if getattr(engine.backend, "_modemap", None) is not None:
+            engine.reset()
+        return engine.run(PROGRAM, args={"x": x}).state.mean_photon(0)[0]
+
+    expected = [step(x) for x in X]
+    with traced_engines():
+        np.testing.assert_allclose(step(X[1]), expected[1], atol=1e-6)
+        np.testing.assert_allclose(tf.function(step)(X[2]), expected[2], atol=1e-6)
+
+
+def test_an_outcome_that_is_asked_for_feeds_a_gate_within_a_graph() -> None:
+    """It is a constant there, and complex, as Strawberry Fields has it."""
+    teleported = sf.Program(2)
+    with teleported.context as q:
+        ops.S2gate(0.4) | (q[0], q[1])
+        ops.Dgate(teleported.params("x")) | q[0]
+        ops.MeasureHomodyne(0, select=0.3) | q[0]
+        ops.Xgate(q[0].par * np.sqrt(2)) | q[1]
+
+    def step(x) -> tf.Tensor:
+        return new().run(teleported, args={"x": x}).state.quad_expectation(1)[0]
+
+    with traced_engines():
+        found = tf.function(step)(X[0])
+    np.testing.assert_allclose(found, step(X[0]), atol=1e-5)
