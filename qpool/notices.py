@@ -38,6 +38,11 @@ _ADVICE = (
         r"as a Python `?bool|__bool__|not allowed in Graph",
         "decide by tf.where, or by what does not depend on the inputs' values",
     ),
+    (
+        r"custom_gradient decorator",
+        "have an engine run a program (sf.Engine, sf.Program): what is asked of a backend itself, "
+        "Strawberry Fields computes as it always does",
+    ),
     (r"earlier call|engine\.reset", "call engine.reset() before each engine.run(...)"),
     (
         r"Measure",

@@ -87,7 +87,7 @@ _name_scope = ops.Graph.name_scope
 
 
 def _scope(graph: ops.Graph, name: str | None) -> AbstractContextManager[str]:
-    if name and _unnumbered.get():
+    if isinstance(name, str) and _unnumbered.get():
         name = _NUMBER.sub("", name)
     found: AbstractContextManager[str] = _name_scope(graph, name)
     return found

@@ -470,6 +470,33 @@ def test_what_stays_slow_is_warned_of_once_with_the_line_and_what_to_write(strat
         assert "not compiled" in str(generator)
 
 
+class OnItsBackend:
+    """Gates that are asked of a backend itself, without an engine or a program."""
+
+    def __init__(self):
+        self.w = tf.Variable(0.2)
+        self.trainable_variables = [self.w]
+        self.backend = sf.backends.load_backend("tf")
+        self.backend.begin_circuit(1, cutoff_dim=4)
+
+    def __call__(self, z):
+        rows = []
+        for row in tf.unstack(z):
+            self.backend.reset()
+            self.backend.displacement(row[0], 0.0, 0)
+            self.backend.squeeze(self.w, 0.0, 0)
+            rows.append(self.backend.state().mean_photon(0)[0])
+        return tf.stack(rows)
+
+
+def test_circuits_without_an_engine_are_warned_of_and_computed_as_before() -> None:
+    model, z = OnItsBackend(), tf.constant([[0.3], [-0.1]])
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        with pytest.warns(qpool.errors.NotCompiledWarning, match="have an engine run a program"):
+            found = generator(z)
+        np.testing.assert_array_equal(found, model(z))
+
+
 class Branching(idioms.Base):
     """Rows whose Python takes other variables, by their numbers."""
 

@@ -3,7 +3,8 @@
 A model may make its engines in the call, or hold them: in an attribute, a list, a closure, a global
 of its module. Within the scope the first are made as traced engines, and for each of the others a
 traced engine answers that is made of the same options; the model's own stays what it was, for calls
-outside. Owns that, and what becomes of a state that one call leaves to the next.
+outside. A backend that a model runs without an engine is left to itself. Owns that, and what becomes
+of a state that one call leaves to the next.
 """
 
 from __future__ import annotations
@@ -191,6 +192,14 @@ def _install() -> None:
     def setattribute(self: Any, name: str, value: Any) -> None:
         object.__setattr__(_stand_in(self) or self, name, value)
 
+    computed = TFBackend.state
+
+    def state(self: TFBackend, modes: Any = None, **kwargs: Any) -> Any:
+        if type(self) is TFBackend and isinstance(_scope.get(), Scope):
+            circuit.run_elsewhere()
+        return computed(self, modes, **kwargs)
+
+    TFBackend.state = state
     LocalEngine.__new__ = new
     LocalEngine.__getattribute__ = getattribute
     LocalEngine.__setattr__ = setattribute
