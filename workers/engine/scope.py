@@ -3,8 +3,8 @@
 A model may make its engines in the call, or hold them: in an attribute, a list, a closure, a global
 of its module. Within the scope the first are made as traced engines, and for each of the others a
 traced engine answers that is made of the same options; the model's own stays what it was, for calls
-outside. A backend that a model runs without an engine is left to itself. Owns that, and what becomes
-of a state that one call leaves to the next.
+outside. A backend that a model runs without an engine is left to itself. Owns that, and what
+becomes of a state that one call leaves to the next.
 """
 
 from __future__ import annotations
