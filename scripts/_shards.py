@@ -18,18 +18,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-#: Shards by beginnings of paths, of which the longest decides; what no shard names is in the last
-#: one. Those that take longest come first; ``faults``, which has short
-#: timeouts, when those of ``WAITING`` are done, most likely.
+#: Shards by beginnings of paths, of which the longest decides; what none names is in ``REST``.
+#: Those that take longest come first, so that no core is idle at the end; ``faults``, which has
+#: short timeouts, when those of ``WAITING`` are done, most likely.
 SHARDS: dict[str, list[str]] = {
     "cluster": ["tests/integration/test_cluster.py"],
     "engine": ["tests/workers"],
-    "bits": [
-        "tests/integration/test_same_bits.py",
-        "tests/integration/test_equality.py",
-    ],
     "calls": ["tests/integration/"],
-    "faults": ["tests/integration/test_faults.py", "tests/integration/test_lifecycle.py"],
     "training": [
         "tests/qpool/training",
         "tests/integration/test_loss",
@@ -40,6 +35,12 @@ SHARDS: dict[str, list[str]] = {
         "tests/integration/test_runs.py",
         "tests/test_cli.py",
     ],
+    "bits": [
+        "tests/integration/test_same_bits.py",
+        "tests/integration/test_equality.py",
+    ],
+    "faults": ["tests/integration/test_faults.py", "tests/integration/test_lifecycle.py"],
+    "rest": [],
     "measure": [
         "tests/qpool/executors",
         "tests/qpool/measure",
@@ -75,7 +76,7 @@ _COUNT = re.compile(r"(\d+) (passed|failed|skipped|errors?|xfailed|deselected)\b
 
 def paths(root: Path) -> dict[str, list[str]]:
     """The files of each shard: every test file is in one."""
-    found: dict[str, list[str]] = {name: [] for name in (*SHARDS, REST)}
+    found: dict[str, list[str]] = {name: [] for name in SHARDS}
     for file in sorted((root / "tests").rglob("test_*.py")):
         name = file.relative_to(root).as_posix()
         lengths = {
