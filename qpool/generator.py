@@ -22,6 +22,7 @@ from qpool.executors import Executor, Options, executor_class
 from qpool.pooled import ParallelGenerator, pooled_class
 from workers import sf_compat
 from workers.errors import ConfigurationError, ModelError, PoolClosedError, nearest
+from workers.replica import functions
 
 if TYPE_CHECKING:
     from qpool.executors.unpooled import Unpooled
@@ -45,17 +46,17 @@ class _Handle:
         self.closed = False
         self.pooled_calls = 0
         self._executors: dict[type[Executor], Executor] = {}
-        self._engines = held_engines(model)
         self._unpooled: Unpooled | None = None
+        self._look()
 
     def executor(self, strategy: str | None = None) -> Executor:
         """The strategy's executor, made when it is first asked for."""
         if self.closed:
             raise PoolClosedError("this generator was closed; parallelize the model again")
-        if not all(engine.is_there() for engine in self._engines):
-            log.info("the model's engine was replaced: what was computed with it is made anew")
+        if not all(held.is_there() for held in (*self._engines, *self._places)):
+            log.info("an engine, or a variable of a function's, was replaced: all is made anew")
             self._let_go()
-            self._engines = held_engines(self.model)
+            self._look()
         chosen = executor_class(strategy or self.strategy)
         if chosen not in self._executors:
             self._executors[chosen] = chosen(self.model, self.options)
@@ -80,7 +81,7 @@ class _Handle:
         stats = {"strategy": "closed"} if self.closed else self.executor().stats()
         unpooled = self._unpooled.stats() if self._unpooled else []
         left = [str(engine) for engine in self._engines if engine.backend != "tf"]
-        return notices.summary(type(self.model).__name__, stats, unpooled, left)
+        return notices.summary(notices.name_of(self.model), stats, unpooled, left)
 
     def stats(self) -> dict[str, Any]:
         unpooled = self._unpooled.stats() if self._unpooled else []
@@ -91,6 +92,12 @@ class _Handle:
             self.closed = True
             self._let_go()
             _drop_traces(self.model)
+
+    def _look(self) -> None:
+        """See which engines the model holds, and what a function finds in its module."""
+        function = isinstance(self.model, functions.FunctionModel)
+        self._places = self.model.look() if function else []
+        self._engines = held_engines(self.model)
 
     def _let_go(self) -> None:
         for executor in self._executors.values():
@@ -129,9 +136,10 @@ def parallelize(
 
     Args:
         model: callable on z (or with ``.generate(z)``) with ``.trainable_variables``: a plain
-            class, a tf.Module, a Keras layer or model; or a factory, called without arguments
-            here and in every worker, that makes one. What has ``methods`` to pool may do without
-            either (a simulation that trains nothing).
+            class, a tf.Module, a Keras layer or model; or a function of z, with the variables and
+            engines that it finds in its module or around it; or a factory, called without
+            arguments here and in every worker, that makes one. What is called with z, or has
+            ``methods`` to pool, may do without variables (a simulation that trains nothing).
         workers: processes; default: the physical cores this process may use. With ``"ray"``: of
             each node, at most.
         strategy: ``"processes"``, ``"threads"`` (the same tiles in this process), ``"cpu_batch"``
@@ -255,32 +263,30 @@ def _where(
 def _model_and_factory(
     given: Any, methods: tuple[str, ...]
 ) -> tuple[Any, Callable[[], Any] | None]:
-    """The model itself, and the factory it came from if it came from one. What has the methods that
-    were named needs no variables."""
+    """The model itself, and the factory it came from if it came from one. A function of a batch is
+    a model. What has the methods that were named, or is called with a batch, needs no variables."""
     named = bool(methods) and all(hasattr(given, name) for name in methods)
     if isinstance(given, type) or not (named or hasattr(given, "trainable_variables")):
         if not callable(given):
             raise ModelError(
-                f"{type(given).__name__} has no trainable_variables and is not a factory: expected "
-                "an object with .trainable_variables that is callable on z or has .generate(z), or "
-                "methods=(...) that it has"
+                f"{type(given).__name__} has no trainable_variables and is no function or factory: "
+                "expected an object with .trainable_variables that is callable on z or has "
+                ".generate(z), or methods=(...) that it has"
             )
-        try:
-            inspect.signature(given).bind()
-        except TypeError:
-            name = getattr(given, "__name__", type(given).__name__)
+        if not functions.takes_arguments(given):
+            model = functions.as_model(given())
+            if not hasattr(model, "trainable_variables"):
+                raise ModelError(
+                    f"the factory made a {type(model).__name__}, which has no trainable_variables"
+                )
+            return model, given
+        if isinstance(given, type):
             raise ModelError(
-                f"{name} has no trainable_variables, so it could only be a factory, but it cannot "
-                "be called without arguments. Pass a model, or lambda: Model(...)"
-            ) from None
-        except ValueError:
-            pass  # no signature to be had: calling it will tell
-        model = given()
-        if not hasattr(model, "trainable_variables"):
-            raise ModelError(
-                f"the factory made a {type(model).__name__}, which has no trainable_variables"
+                f"{given.__name__} is a class that cannot be called without arguments: pass an "
+                f"object of it, or lambda: {given.__name__}(...)"
             )
-        return model, given
+        if functions.is_function(given):
+            return functions.FunctionModel(given), None
     return given, None
 
 

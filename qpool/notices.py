@@ -117,8 +117,13 @@ def _warn(text: str, category: type[Warning], method: str, options: Any) -> None
         warnings.warn(text, category, stacklevel=_stacklevel())
 
 
+def name_of(model: Any) -> str:
+    """A function's own, or that of the model's class."""
+    return getattr(model, "__name__", None) or type(model).__name__
+
+
 def _called(model: Any, method: str) -> str:
-    name = type(model).__name__
+    name = name_of(model)
     return name if method == "__call__" else f"{name}.{method}"
 
 

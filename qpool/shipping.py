@@ -18,7 +18,7 @@ import cloudpickle
 import numpy as np
 
 from workers.errors import ConfigurationError, ModelError, ShippingError
-from workers.replica import serialization
+from workers.replica import functions, serialization
 from workers.replica.serialization import Shipped
 
 #: What ``compile`` and ``fit`` hang on a Keras model. A replica is called, never fitted.
@@ -63,10 +63,11 @@ def pack(model: Any, factory: Callable[[], Any] | None = None) -> Shipment:
         payload = _dump(_FromFactory(factory, settings), factory, "the factory")
     else:
         found = _Pickler(io.BytesIO())
-        _guarded(lambda: found.dump(model), model, "the model")
-        variables, draws = list(found.variables.values()), list(found.draws.values())
-        shipped, sizes = Shipped(model, variables, draws, settings), found.batch_sizes
-        payload = _dump(shipped, model, "the model")
+        with functions.travelling(model):
+            _guarded(lambda: found.dump(model), model, "the model")
+            variables, draws = list(found.variables.values()), list(found.draws.values())
+            shipped, sizes = Shipped(model, variables, draws, settings), found.batch_sizes
+            payload = _dump(shipped, model, "the model")
     # A built Keras layer may well have none: one whose parameters are all inputs. So may what does
     # not say that it has any.
     expected = hasattr(model, "trainable_variables") and not getattr(model, "built", False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -19,7 +19,8 @@ import tensorflow as tf
 from qpool.bridge import tapes
 from qpool.shipping import dumps
 from workers.errors import InputError
-from workers.exchange.protocol import Sharded
+from workers.exchange.protocol import Sharded, filled, stands_for
+from workers.replica.with_weights import Given
 
 
 class Arguments:
@@ -41,9 +42,13 @@ class Arguments:
         inputs: list[Any] = []
 
         def mark(name: str, value: Any, first: bool) -> Any:
-            if not (first or name in self._sharded) or value is None:
+            shared = (first or name in self._sharded) and not stands_for(value, Given)
+            if not shared or value is None:
                 _check_constant(name, value)
                 return value
+            return _each(value, put, name)
+
+        def put(value: Any, name: str) -> Sharded:
             inputs.append(_as_input(value, name))
             return Sharded(len(inputs) - 1)
 
@@ -80,10 +85,8 @@ class Arguments:
             for x, tensor in zip(inputs, as_tensor, strict=True)
         ]
 
-        def of(value: Any) -> Any:
-            return given[value.index] if isinstance(value, Sharded) else value
-
-        return tuple(map(of, args)), {name: of(value) for name, value in kwargs.items()}
+        found: tuple[tuple[Any, ...], dict[str, Any]] = filled((args, kwargs), given)
+        return found
 
     def _names(self, method: str) -> tuple[str, ...]:
         if method not in self._signatures:
@@ -102,7 +105,8 @@ class Arguments:
             )
         if 0 in lengths:
             raise InputError("an empty batch: expected at least one row")
-        self.check_width(method, arrays[0].shape)
+        if len(arrays) == 1:
+            self.check_width(method, arrays[0].shape)
 
     def check_width(self, method: str, shape: tuple[int | None, ...]) -> None:
         """InputError if the model says its width and the first input has another one."""
@@ -129,19 +133,30 @@ def is_eager(x: Any) -> bool:
     return isinstance(x, np.ndarray) or (isinstance(x, tf.Tensor) and hasattr(x, "numpy"))
 
 
+def _each(value: Any, put: Callable[[Any, str], Sharded], name: str) -> Any:
+    """``put(value, name)``; of a list, tuple or dict of arrays, each of them."""
+    if not _holds_arrays(value):
+        return put(value, name)
+    return tf.nest.map_structure(
+        lambda x: None if x is None else put(x, f"a part of {name}"), value
+    )
+
+
+def _holds_arrays(value: Any) -> bool:
+    """Whether it is a list, tuple or dict of some."""
+    return isinstance(value, list | tuple | dict) and any(
+        isinstance(part, tf.Tensor | np.ndarray) for part in tf.nest.flatten(value)
+    )
+
+
 def _as_input(value: Any, name: str) -> Any:
     """A sharded input: an ndarray stays one, all else becomes a tensor."""
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, tf.Tensor):
         return value
-    if isinstance(value, list | tuple | dict) and any(
-        isinstance(part, tf.Tensor | np.ndarray) for part in tf.nest.flatten(value)
-    ):
-        raise InputError(
-            f"{name} is a {type(value).__name__} of arrays; expected one array. Give the model a "
-            "method with an argument for each, and name them in sharded="
-        )
+    if _holds_arrays(value):
+        raise InputError(f"{name} is a {type(value).__name__} of arrays; expected one array")
     try:
         return tf.convert_to_tensor(value)
     except (TypeError, ValueError) as error:

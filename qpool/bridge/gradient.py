@@ -177,7 +177,8 @@ class Bridge:
     ) -> Plan:
         """The plan for symbolic inputs: known from an earlier call, or probed with stand-ins."""
         specs = symbolic.specs(inputs)
-        self._arguments.check_width(method, (None, *specs[0].shape))
+        if len(specs) == 1:
+            self._arguments.check_width(method, (None, *specs[0].shape))
         plan = self._remote.find(method, arguments, as_tensor, tuple(specs))
         if plan is not None and plan.connected is not None:
             return plan

@@ -21,7 +21,7 @@ from qpool.bridge.gradient import Bridge
 from qpool.executors.worker_pool import Operands
 from workers.errors import InputError, ModelError, RemoteError, ShippingError, StatefulCallError
 from workers.exchange.protocol import Kind
-from workers.replica import serialization
+from workers.replica import functions, serialization
 from workers.replica.with_loss import WithLoss
 from workers.tensors import tensors_of
 
@@ -225,7 +225,7 @@ def _identity(loss: Any, alive: list[Any] | None = None) -> tuple[Any, list[Any]
     if isinstance(loss, types.FunctionType):
         around = [cell.cell_contents for cell in loss.__closure__ or () if _is_filled(cell)]
         around += [*(loss.__defaults__ or ()), *(loss.__kwdefaults__ or {}).values()]
-        names = dict.fromkeys(_names(loss.__code__))
+        names = dict.fromkeys(functions.names(loss.__code__))
         around += [loss.__globals__[name] for name in names if name in loss.__globals__]
         return (loss.__code__, *(_mark(part, alive) for part in around)), alive
     if isinstance(loss, types.MethodType):
@@ -258,14 +258,6 @@ def _attributes(owner: Any, alive: list[Any]) -> Iterator[Any]:
 
 def _is_of_a_library(thing: Any) -> bool:
     return str(thing.__module__).startswith(("keras.", "tensorflow.", "numpy", "strawberryfields"))
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    """All names that a function, and those within it, may look up in its module."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
 
 
 def _is_filled(cell: types.CellType) -> bool:

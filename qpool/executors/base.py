@@ -94,7 +94,10 @@ class Executor(abc.ABC):
         """Count the samples and the seconds of a call that has values."""
         began = time.perf_counter()
         yield
-        shape = getattr(args[0], "shape", None) if args else None
+        first = args[0] if args else None
+        if isinstance(first, list | tuple | dict):
+            first = next(iter(first.values() if isinstance(first, dict) else first), None)
+        shape = getattr(first, "shape", None)
         if shape is not None and len(shape) and shape[0] is not None:
             self._samples += int(shape[0])
             self._seconds += time.perf_counter() - began

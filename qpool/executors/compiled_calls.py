@@ -129,14 +129,23 @@ class CompiledCalls:
         sharded: list[bool] = []
         arrays = args[0].dtype.name if args and isinstance(args[0], np.ndarray) else ""
 
+        def put(value: Any, shared: bool) -> Sharded:
+            inputs.append(tf.convert_to_tensor(value))
+            sharded.append(shared and inputs[-1].shape.rank != 0)
+            return Sharded(len(inputs) - 1)
+
         def mark(value: Any, name: str, first: bool) -> Any:
+            shared = batched and (first or name in self._sharded)
+            if isinstance(value, list | tuple | dict):
+                of_rows = shared and not any(
+                    isinstance(leaf, tf.Variable) for leaf in tf.nest.flatten(value)
+                )
+                return tf.nest.map_structure(
+                    lambda leaf: put(leaf, of_rows) if tf.is_tensor(leaf) else leaf, value
+                )
             if first and batched and not tf.is_tensor(value):
                 value = tf.convert_to_tensor(value)
-            if not tf.is_tensor(value):
-                return value
-            inputs.append(tf.convert_to_tensor(value))
-            sharded.append(batched and (first or name in self._sharded))
-            return Sharded(len(inputs) - 1)
+            return put(value, shared) if tf.is_tensor(value) else value
 
         names = argument_names(self._model, method) if len(args) > 1 else ()
         marked = tuple(

@@ -26,7 +26,7 @@ class CpuBatchExecutor(Executor):
 
     Gradients are TensorFlow's own, of any order. A model that changes variables, draws from a
     source of its own or from NumPy's, or has TensorFlow check numbers is not compiled, and neither
-    is a call with a container for its first argument (the model would find a tensor in its place).
+    is a call with a list of numbers for its first argument (the model would find tensors in it).
 
     From now on this process keeps the memory that it frees (``affinity.keep_memory``).
     """
@@ -44,7 +44,7 @@ class CpuBatchExecutor(Executor):
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self.model if method == "__call__" else getattr(self.model, method)
         empty = bool(args) and getattr(args[0], "shape", (None,))[:1] == (0,)
-        if within_xla() or empty or _is_for_the_model_alone(args, kwargs):
+        if within_xla() or empty or _is_for_the_model_alone(args):
             return as_it_is(function, args, kwargs)
         compiled_call, inputs = self._compiled_calls.find(method, function, args, kwargs)
         if compiled_call.choice is None:
@@ -139,10 +139,8 @@ class CpuBatchExecutor(Executor):
                 before.put_back()
 
 
-def _is_for_the_model_alone(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a compiled call would be given something else than the model is: a tensor for a
-    list, a constant for what a tape may be watching."""
-    if args and isinstance(args[0], list | tuple | dict):
-        return True
-    parts = [x for x in (*args[1:], *kwargs.values()) if isinstance(x, list | tuple | dict)]
-    return any(tf.is_tensor(leaf) for leaf in tf.nest.flatten(parts))
+def _is_for_the_model_alone(args: tuple[Any, ...]) -> bool:
+    """Whether a compiled call would be given something else than the model is: tensors for a list
+    of numbers."""
+    listed = bool(args) and isinstance(args[0], list | tuple | dict)
+    return listed and not all(map(tf.is_tensor, tf.nest.flatten(args[0])))

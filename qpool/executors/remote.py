@@ -90,13 +90,15 @@ class RemoteModel:
         engine: str,
         model: Any = None,
         options: Any = None,
+        called: str = "",
     ) -> None:
-        """``model`` and ``options`` are what it is warned of, and whether it has been."""
+        """``model`` and ``options`` are what it is warned of, and whether it has been; ``called``
+        is the method that is spoken of, where it is not that of the replicas."""
         self.pool = pool
         self.variables = shipment.variables
         self.differentiable = shipment.differentiable
         self._shapes = tuple(tuple(variable.shape) for variable in self.variables)
-        self._model, self._options = model, options
+        self._model, self._options, self._called = model, options, called
         self._closed = False
         self._rows = shipment.rows
         self._tile = check_tile(tile, self._rows)
@@ -254,7 +256,8 @@ class RemoteModel:
         """Samples, seconds inside calls, and what the probes found; of ``others`` too, which are
         the same model with a loss each."""
         every = (self, *others)
-        plans = [plan for remote in every for plan in remote._plans.values()]
+        told = [(remote._called or p.method, p) for remote in every for p in remote._plans.values()]
+        plans = [plan for _, plan in told]
         samples = sum(remote._samples for remote in every)
         seconds = sum(remote._seconds for remote in every)
         randomness = "none"
@@ -271,14 +274,14 @@ class RemoteModel:
             "random_draws": randomness,
             "compiled": [
                 {
-                    "method": p.method,
+                    "method": method,
                     "with_loss": p.with_loss,
                     "level": p.level,
                     "by_rows": p.by_rows,
                     "why_not_better": p.reason,
                     "seconds": p.compile_seconds,
                 }
-                for p in plans
+                for method, p in told
             ],
             "fixed_cost_in_rows": [plan.fixed_cost for plan in plans],
             "tiles_by_batch": dict(sorted(sizes.items())),
@@ -291,13 +294,15 @@ class RemoteModel:
 
     def _say(self, plan: Plan, circuits: int) -> None:
         """Tell once what a method was compiled to; aloud, if it stays slow."""
+        method = self._called or plan.method
         if plan.level == "eager":
-            log.info("%s runs eagerly in the workers: %s", plan.method, plan.reason)
-            notices.not_compiled(self._model, plan.method, plan, circuits, self._options)
+            log.info("%s runs eagerly in the workers: %s", method, plan.reason)
+            notices.not_compiled(self._model, method, plan, circuits, self._options)
             return
         better = f" (not better: {plan.reason})" if plan.reason else ""
-        told = (plan.method, plan.compile_seconds, plan.level, better)
-        log.info("%s was compiled in %.1f s: %s%s", *told)
+        log.info(
+            "%s was compiled in %.1f s: %s%s", method, plan.compile_seconds, plan.level, better
+        )
 
     def _check_open(self) -> None:
         if self._closed:

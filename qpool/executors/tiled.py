@@ -12,11 +12,13 @@ from typing import Any
 
 from qpool.bridge.gradient import Bridge
 from qpool.bridge.losses import LossBridge, Losses
+from qpool.bridge.weighted import Weighted
 from qpool.executors.base import Executor, Options
 from qpool.executors.remote import RemoteModel
 from qpool.executors.worker_pool import WorkerPool
 from qpool.shipping import pack
 from workers.replica.with_loss import WithLoss
+from workers.replica.with_weights import WithWeights
 
 
 class TiledExecutor(Executor):
@@ -38,6 +40,7 @@ class TiledExecutor(Executor):
         self._bridge = Bridge(model, self._remote, options.sharded, self._in_place)
         self._whole: Executor | None = None
         self._losses = Losses(model, self._bridge_of)
+        self._weighted = Weighted(model, options.sharded, self._bridge_of_weighted, self._in_place)
 
     @abc.abstractmethod
     def _make(self, options: Options) -> WorkerPool:
@@ -52,6 +55,10 @@ class TiledExecutor(Executor):
         self.pool.calls = number
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if len(args) != 1 or kwargs or isinstance(args[0], list | tuple | dict):
+            weighted = self._weighted.find(method, args, kwargs)
+            if weighted is not None:
+                return weighted()
         return self._bridge.call(method, args, kwargs)
 
     def loss_and_gradient(
@@ -71,15 +78,22 @@ class TiledExecutor(Executor):
 
     def _bridge_of(self, judged: WithLoss) -> LossBridge:
         """Workers' replicas of a model with a loss."""
-        remote = RemoteModel(
+        return LossBridge(judged, self._remote_of(judged), ())
+
+    def _bridge_of_weighted(self, model: WithWeights) -> Bridge:
+        """Workers' replicas of a model that calls give weights."""
+        return Bridge(model, self._remote_of(model, model.method), self.options.sharded)
+
+    def _remote_of(self, model: Any, called: str = "") -> RemoteModel:
+        return RemoteModel(
             self.pool,
-            pack(judged),
+            pack(model),
             self.options.tile,
             self.options.engine,
             self.model,
             self.options,
+            called,
         )
-        return LossBridge(judged, remote, ())
 
     def _in_place(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call computed here, differentiable any number of times."""
@@ -93,9 +107,12 @@ class TiledExecutor(Executor):
         return self._bridge.per_sample_gradients(z, cotangent)
 
     def stats(self) -> dict[str, Any]:
-        judged = [bridge.remote for bridge in self._losses.bridges]
+        bridges = [*self._losses.bridges, *self._weighted.bridges]
+        found = self._remote.stats([bridge.remote for bridge in bridges])
+        if self._whole is not None:
+            found["compiled"] += self._whole.stats()["compiled"]
         return {
-            **self._remote.stats(judged),
+            **found,
             "losses": self._losses.stats(),
             "pool": self.pool.stats(),
         }
@@ -104,6 +121,7 @@ class TiledExecutor(Executor):
         if self._whole is not None:
             self._whole.close()
         self._losses.close()
+        self._weighted.close()
         self._remote.close()
         if self._owns:
             self.pool.close()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from qpool.training.building import Kept
     from qpool.training.checkpoints import Checkpoint, Folder
     from qpool.training.data import DataSet
-    from qpool.training.journal import Watch
+    from qpool.training.journal import Journal, Watch
 
 #: Strategies that compute the same tiles in the same way.
 _SAME_BITS = {"processes", "ray"}
@@ -187,43 +187,20 @@ def _run(
     began = time.monotonic()
     console.print("starting the workers (TensorFlow and Strawberry Fields load) ...")
     if asked is not None and config.strategy == "auto" and config.workers is None:
-        from qpool.executors.auto.autotuner import BUDGET
-
-        console.print(f"measuring which strategy is fastest, for {BUDGET:.0f} s or so at most ...")
-        config, asked["chosen"] = building.chosen(config)
-        console.print(f"chosen: {asked['chosen']['chosen']}", soft_wrap=True)
+        config, asked["chosen"] = _chosen(config, console)
     with building.trainer(config, rows.rows.shape[1], kept) as trainer:
         if asked is not None:
             directory.write_json(out / "run.json", asked)
         from qpool.training import checkpoints
-        from qpool.training.display import Display
         from qpool.training.journal import Journal
 
         folder = checkpoints.Folder(out / "checkpoints", config.keep)
         journal = Journal(config, out, rows, trainer, folder, watch)
-        start = _checkpoint(folder, console) if resumed else None
-        journal.begin(start)
+        journal.begin(_checkpoint(folder, console) if resumed else None)
         console.print(f"ready after {time.monotonic() - began:.0f} s")
-        display = Display(trainer.generator, config.steps, config.batch_size, console, journal.step)
-        began = time.monotonic()
-        first = journal.step
+        began, first = time.monotonic(), journal.step
         if first < config.steps:
-            import keras
-
-            board = keras.callbacks.TensorBoard(
-                out / "tensorboard", write_graph=False, profile_batch=0
-            )
-            try:
-                trainer.train(
-                    rows.rows,
-                    batch_size=config.batch_size,
-                    steps=config.steps,
-                    callbacks=[journal, display, board],
-                    first_step=first,
-                )
-            finally:
-                display.close()
-                journal.close()
+            _train(config, out, rows, console, trainer, journal)
         seconds = time.monotonic() - began
         journal.finish()
         summary = {
@@ -240,6 +217,39 @@ def _run(
         _draw(out, rows, trainer.generator, config, summary)
     directory.write_json(out / "summary.json", summary)
     return summary
+
+
+def _chosen(config: Config, console: Any) -> tuple[Config, dict[str, Any]]:
+    """The configuration with the fastest strategy, and what was measured."""
+    from qpool.executors.auto.autotuner import BUDGET
+
+    console.print(f"measuring which strategy is fastest, for {BUDGET:.0f} s or so at most ...")
+    config, measured = building.chosen(config)
+    console.print(f"chosen: {measured['chosen']}", soft_wrap=True)
+    return config, measured
+
+
+def _train(
+    config: Config, out: Path, rows: DataSet, console: Any, trainer: Any, journal: Journal
+) -> None:
+    """From the journal's step to the last one, or until somebody stops it."""
+    import keras
+
+    from qpool.training.display import Display
+
+    display = Display(trainer.generator, config.steps, config.batch_size, console, journal.step)
+    board = keras.callbacks.TensorBoard(out / "tensorboard", write_graph=False, profile_batch=0)
+    try:
+        trainer.train(
+            rows.rows,
+            batch_size=config.batch_size,
+            steps=config.steps,
+            callbacks=[journal, display, board],
+            first_step=journal.step,
+        )
+    finally:
+        display.close()
+        journal.close()
 
 
 def _draw(

@@ -29,6 +29,7 @@ import enum
 import itertools
 import marshal
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -59,10 +60,37 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Sharded:
-    """Stands in a plan's arguments for the n-th sharded input."""
+class Standin:
+    """Stands for something that has a number in the arguments of a call, or in a list, tuple or
+    dict of them."""
 
     index: int
+
+
+@dataclass(frozen=True)
+class Sharded(Standin):
+    """Stands in a plan's arguments for the n-th sharded input."""
+
+
+def filled(value: Any, found: Sequence[Any], kind: type[Standin] = Sharded) -> Any:
+    """An argument with what was ``found`` in the places of what stands for it."""
+    if isinstance(value, kind):
+        return found[value.index]
+    if not stands_for(value, kind):
+        return value
+    if isinstance(value, dict):
+        return {name: filled(part, found, kind) for name, part in value.items()}
+    parts = [filled(part, found, kind) for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def stands_for(value: Any, kind: type[Standin]) -> bool:
+    """Whether it is, or holds, what stands for something."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(stands_for(part, kind) for part in value)
+    return isinstance(value, kind)
 
 
 @dataclass(frozen=True)

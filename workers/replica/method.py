@@ -20,7 +20,7 @@ from workers.compiling import compiled, rows
 from workers.compiling.streams import Stream
 from workers.engine import exported
 from workers.engine.scope import traced_engines
-from workers.exchange.protocol import Plan, Sharded
+from workers.exchange.protocol import Plan, filled
 from workers.replica import serialization
 from workers.tensors import leaves, tensor_of
 
@@ -166,11 +166,8 @@ class Method:
         return self._call(*inputs)
 
     def _call(self, *inputs: Any) -> Any:
-        args = [inputs[a.index] if isinstance(a, Sharded) else a for a in self.args]
-        kwargs = {
-            name: inputs[a.index] if isinstance(a, Sharded) else a
-            for name, a in self.kwargs.items()
-        }
+        args = [filled(a, inputs) for a in self.args]
+        kwargs = {name: filled(a, inputs) for name, a in self.kwargs.items()}
         draws = _NOTHING if self.stream is None else self.stream.call()
         kept: contextlib.AbstractContextManager[None] = _NOTHING
         if not tf.executing_eagerly():

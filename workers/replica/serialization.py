@@ -95,8 +95,10 @@ def _unique(variables: Any) -> list[Any]:
 
 def from_factory(factory: Callable[[], Any], wanted: dict[str, Any]) -> Shipped:
     """Call the user's factory; what the model holds follows from walking what it made."""
+    from workers.replica import functions
+
     apply_settings(wanted)
-    return inspect(factory(), wanted)
+    return inspect(functions.as_model(factory()), wanted)
 
 
 def inspect(model: Any, wanted: dict[str, Any]) -> Shipped:

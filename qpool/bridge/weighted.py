@@ -1,0 +1,114 @@
+"""Calls that are given weights: variables and tensors among their arguments that are no batch.
+
+    def circuit(z, weights): ...
+
+Owns which arguments those are, and a place in the workers for each way of giving some. They go
+there as a model's own variables do, and gradients come back for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from qpool.bridge import tapes
+from qpool.bridge.arguments import argument_names, is_eager
+from qpool.bridge.gradient import Bridge
+from workers.exchange.protocol import stands_for
+from workers.replica.with_weights import Given, Weight, WithWeights
+
+_VARIABLES = (tf.Variable, keras.Variable)
+
+
+class Weighted:
+    """Such calls of one model. ``bridge`` makes a bridge to workers of a ``WithWeights`` model;
+    ``in_place`` computes a call in this process."""
+
+    def __init__(
+        self,
+        model: Any,
+        sharded: Sequence[str],
+        bridge: Callable[[WithWeights], Bridge],
+        in_place: Callable[..., Any],
+    ) -> None:
+        self._model = model
+        self._sharded = frozenset(sharded)
+        self._bridge = bridge
+        self._in_place = in_place
+        self._known: dict[Any, tuple[WithWeights, Bridge]] = {}
+
+    def find(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[[], Any] | None:
+        """The call, if it is one. One that is given weights and no batch to share out is computed
+        in this process."""
+        names = argument_names(self._model, method)[: len(args)]
+        names = (*names, *(f"argument {n}" for n in range(len(names), len(args))), *kwargs)
+        further = not self._sharded.isdisjoint(names[1:])
+        weights: list[Any] = []
+
+        def taken(value: Any) -> Any:
+            if not _is_weight(value):
+                return value
+            weights.append(value)
+            return Given(len(weights) - 1)
+
+        marked = [
+            value
+            if name in self._sharded or (n == 0 and _is_batch(value, further))
+            else tf.nest.map_structure(taken, value)
+            for n, (name, value) in enumerate(zip(names, (*args, *kwargs.values()), strict=True))
+        ]
+        if not weights:
+            return None
+        if stands_for(marked[0], Given) and not further:
+            return lambda: self._in_place(method, args, kwargs)
+        model, bridge = self._place(method, weights)
+        positional, named = marked[: len(args)], marked[len(args) :]
+        values = dict(zip(map(id, model.weights), weights, strict=True))
+        every = [values.get(id(v), v) for v in bridge.remote.variables]
+        return lambda: bridge.call(
+            "__call__", tuple(positional), dict(zip(kwargs, named, strict=True)), every
+        )
+
+    @property
+    def bridges(self) -> list[Bridge]:
+        return [bridge for _, bridge in self._known.values()]
+
+    def close(self) -> None:
+        for bridge in self.bridges:
+            bridge.close()
+        self._known.clear()
+
+    def _place(self, method: str, weights: Sequence[Any]) -> tuple[WithWeights, Bridge]:
+        told = tuple(_told(weight) for weight in weights)
+        if (method, told) not in self._known:
+            with tf.init_scope():  # variables have values there, also where a step is traced
+                model = WithWeights(self._model, method, told)
+                self._known[method, told] = model, self._bridge(model)
+        return self._known[method, told]
+
+
+def _is_batch(first: Any, further: bool) -> bool:
+    """Whether the first argument is a batch. It is none if it holds variables, or is one and a
+    ``further`` argument is a batch."""
+    if isinstance(first, list | tuple | dict):
+        return not any(isinstance(leaf, _VARIABLES) for leaf in tf.nest.flatten(first))
+    return not (further and isinstance(first, _VARIABLES))
+
+
+def _is_weight(value: Any) -> bool:
+    """A variable, or a tensor of which a gradient may be asked, or which has no value yet."""
+    if isinstance(value, _VARIABLES):
+        return True
+    return isinstance(value, tf.Tensor) and (
+        not is_eager(value) or tapes.watched([value], otherwise=False)
+    )
+
+
+def _told(weight: Any) -> Weight:
+    as_variable = isinstance(weight, tf.Variable)
+    return Weight(tuple(weight.shape), tf.as_dtype(weight.dtype).name, as_variable)

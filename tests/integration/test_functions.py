@@ -1,0 +1,181 @@
+"""Functions in the place of models, and calls that are given their weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import scripted
+import tensorflow as tf
+
+import qpool
+from workers import errors
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*disconnected components.*")
+
+STRATEGIES = ("cpu_batch", "processes", "threads")
+Z = scripted.latent(5)
+
+
+def options(strategy: str, pool: qpool.Pool) -> dict[str, Any]:
+    return {"strategy": strategy} | ({"pool": pool} if strategy == "processes" else {})
+
+
+def step(call: Callable[[], Any], sources: Sequence[Any]) -> list[np.ndarray]:
+    """What it returns, and the gradient of a loss of it."""
+    with tf.GradientTape() as tape:
+        result = call()
+        loss = tf.reduce_sum(result**2)
+    return [np.asarray(x) for x in (result, *tape.gradient(loss, sources))]
+
+
+def assert_same(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def compiled(pooled: Any) -> list[tuple[str, bool]]:
+    return [(way["level"], way["by_rows"]) for way in pooled.stats()["compiled"]]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_function_is_a_model_with_the_variables_that_it_leads_to(pool, strategy: str) -> None:
+    sources = [scripted.weights, *scripted.shifts["photons"]]
+    with qpool.parallelize(scripted.generate, **options(strategy, pool)) as generate:
+        assert {id(v) for v in generate.trainable_variables} == set(map(id, sources))
+        assert (generate.__name__, generate.__doc__) == ("generate", scripted.generate.__doc__)
+        for factor in (1.0, 1.3):
+            scripted.weights.assign(scripted.weights * factor)
+            expected = step(lambda: scripted.generate(Z), sources)
+            assert_same(step(lambda: generate(Z), sources), expected)
+        scripted.weights.assign([0.2, 0.3])
+        assert compiled(generate) == [("xla", True)]
+        assert str(generate).startswith("generate, pooled")
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
+def test_so_is_a_method_a_closure_a_partial_one_and_what_a_factory_makes(pool, strategy) -> None:
+    gan = scripted.Gan()
+    closed = scripted.closing(0.7)
+    own = closed.__closure__[0].cell_contents
+    squared = functools.partial(gan.generate, power=2)
+    for function, variable in ((gan.generate, gan.scale), (squared, gan.scale), (closed, own)):
+        sources = [scripted.weights, variable]
+        with qpool.parallelize(function, **options(strategy, pool)) as pooled:
+            expected = step(lambda: function(Z), sources)  # noqa: B023
+            assert_same(step(lambda: pooled(Z), sources), expected)
+    with qpool.parallelize(lambda: scripted.closing(0.7), **options(strategy, pool)) as pooled:
+        np.testing.assert_allclose(pooled(Z), closed(Z), rtol=2e-5, atol=2e-5)
+
+
+def test_a_global_that_is_bound_anew_is_the_new_one(monkeypatch) -> None:
+    with qpool.parallelize(scripted.generate, strategy="cpu_batch") as generate:
+        generate(Z)
+        other = tf.Variable([0.4, -0.1])
+        monkeypatch.setattr(scripted, "weights", other)
+        assert_same(step(lambda: generate(Z), [other]), step(lambda: scripted.generate(Z), [other]))
+        assert any(other is variable for variable in generate.trainable_variables)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_weights_are_given_with_each_call(pool, strategy: str) -> None:
+    first, second = tf.Variable([0.5, -0.3]), tf.Variable([0.1, 0.2])
+    alone = [tf.Variable(0.2), tf.Variable(0.3)]
+    given = [
+        (lambda: first, [first]),
+        (lambda: second, [second]),
+        (lambda: alone, alone),
+        (lambda: tf.tanh(first), [first]),
+        (lambda: {0: alone[0], 1: tf.sin(alone[1])}, alone),
+    ]
+    with qpool.parallelize(scripted.circuit, **options(strategy, pool)) as circuit:
+        for weights, sources in given:
+            expected = step(lambda: scripted.circuit(Z, weights()), sources)  # noqa: B023
+            assert_same(step(lambda: circuit(Z, weights()), sources), expected)  # noqa: B023
+        ways = 3 if strategy == "cpu_batch" else 4  # there, a variable is none to the function
+        assert compiled(circuit) == [("xla", True)] * ways
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
+def test_within_a_graph(pool, strategy: str) -> None:
+    weights = tf.Variable([0.5, -0.3])
+    with qpool.parallelize(scripted.circuit, **options(strategy, pool)) as circuit:
+
+        @tf.function
+        def trained(z):
+            with tf.GradientTape() as tape:
+                result = circuit(z, tf.tanh(weights))
+                loss = tf.reduce_sum(result**2)
+            return result, tape.gradient(loss, weights)
+
+        expected = step(lambda: scripted.circuit(Z, tf.tanh(weights)), [weights])
+        assert_same([np.asarray(x) for x in trained(Z)], expected)
+
+
+def test_a_gradient_of_the_gradient_for_given_weights(pool) -> None:
+    weights = tf.Variable([0.5, -0.3])
+
+    def penalty(call):
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                loss = tf.reduce_sum(call(Z, 2 * weights))
+            gradient = inner.gradient(loss, weights)
+            norm = tf.reduce_sum(gradient**2)
+        return [gradient.numpy(), outer.gradient(norm, weights).numpy()]
+
+    # Not against Strawberry Fields, whose gates have no second derivative.
+    in_place = qpool.parallelize(scripted.circuit, strategy="cpu_batch")
+    with qpool.parallelize(scripted.circuit, pool=pool) as circuit:
+        for a, b in zip(penalty(circuit), penalty(in_place), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_weights_come_first_where_the_batch_is_named(pool, strategy: str) -> None:
+    weights = tf.Variable([0.5, -0.3])
+    named = options(strategy, pool) | {"sharded": "x"}
+    with qpool.parallelize(scripted.weights_first, **named) as pooled:
+        expected = step(lambda: scripted.weights_first(weights, Z), [weights])
+        assert_same(step(lambda: pooled(weights, Z), [weights]), expected)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_list_of_batches_is_shared_out(pool, strategy: str) -> None:
+    labels = tf.constant([1, 0, 2, 1, 3])
+    with qpool.parallelize(scripted.of_labels, **options(strategy, pool)) as pooled:
+        expected = step(lambda: scripted.of_labels([Z, labels]), [scripted.weights])
+        assert_same(step(lambda: pooled([Z, labels]), [scripted.weights]), expected)
+        assert [level for level, _ in compiled(pooled)] == ["xla"]
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
+def test_without_a_batch_it_is_computed_here(pool, strategy: str) -> None:
+    parameters = [tf.Variable(0.2), tf.Variable(0.3)]
+    with qpool.parallelize(scripted.cost, **options(strategy, pool)) as cost:
+        expected = step(lambda: scripted.cost(parameters), parameters)
+        for _ in range(2):
+            assert_same(step(lambda: cost(parameters), parameters), expected)
+        assert compiled(cost) == [("xla", False)]
+
+
+def test_an_object_without_variables_may_be_given_them(pool) -> None:
+    class Circuit:
+        def __call__(self, z, w):
+            return scripted.circuit(z, w)
+
+    weights = tf.Variable([0.5, -0.3])
+    with qpool.parallelize(Circuit(), pool=pool) as circuit:
+        expected = step(lambda: scripted.circuit(Z, weights), [weights])
+        assert_same(step(lambda: circuit(Z, weights), [weights]), expected)
+
+
+def test_a_class_is_told_from_an_object_of_it() -> None:
+    class Needs:
+        def __init__(self, cutoff):
+            self.cutoff = cutoff
+
+    with pytest.raises(errors.ModelError, match=r"lambda: Needs\(\.\.\.\)"):
+        qpool.parallelize(Needs)

@@ -1,0 +1,86 @@
+"""A program as scripts and notebooks have it: functions, and globals that they use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from workers import sf_compat
+
+sf_compat.install()
+import strawberryfields as sf  # noqa: E402
+from strawberryfields.ops import Dgate, Kgate, Sgate  # noqa: E402
+
+engine = sf.Engine("tf", backend_options={"cutoff_dim": 4})
+program = sf.Program(1)
+names = ["z", "w0", "w1"]
+with program.context as q:
+    z_, w0_, w1_ = (program.params(name) for name in names)
+    Dgate(z_) | q[0]
+    Sgate(w0_) | q[0]
+    Kgate(w1_) | q[0]
+    Dgate(w0_) | q[0]
+
+weights = tf.Variable([0.2, 0.3])
+shifts = {"photons": [tf.Variable(0.1)]}
+unused = tf.Variable(1.0)
+
+
+def run(x: Any, w: Any) -> Any:
+    if engine.run_progs:
+        engine.reset()
+    return engine.run(program, args=dict(zip(names, (x, w[0], w[1]), strict=True))).state
+
+
+def circuit(z: Any, w: Any) -> Any:
+    """Position and photons of each sample, of the weights that it is given."""
+    rows = []
+    for i in range(z.shape[0]):
+        state = run(z[i, 0], w)
+        rows.append(tf.stack([state.quad_expectation(0)[0], state.mean_photon(0)[0]]))
+    return tf.stack(rows)
+
+
+def generate(z: Any) -> Any:
+    """The same, of the module's weights."""
+    return circuit(z, weights) + shifts["photons"][0]
+
+
+def of_labels(inputs: Any) -> Any:
+    """A batch of two, and labels in a list beside it."""
+    z, labels = inputs
+    return generate(z) * tf.cast(labels, tf.float32)[:, None]
+
+
+def weights_first(w: Any, x: Any) -> Any:
+    return circuit(x, w)
+
+
+def cost(parameters: Any) -> Any:
+    """Of weights alone: there is no batch."""
+    return 1 - run(tf.constant(0.3), parameters).fock_prob([1])
+
+
+def closing(scale: float) -> Any:
+    """A function with a variable of its own around it."""
+    own = tf.Variable(scale)
+
+    def scaled(z: Any) -> Any:
+        return own * generate(z)
+
+    return scaled
+
+
+class Gan:
+    def __init__(self) -> None:
+        self.scale = tf.Variable(1.5)
+
+    def generate(self, z: Any, power: int = 1) -> Any:
+        return self.scale**power * generate(z)
+
+
+def latent(rows: int) -> tf.Tensor:
+    draws = np.random.default_rng(rows).normal(0, 0.4, (rows, 1))
+    return tf.constant(draws.astype("float32"))
