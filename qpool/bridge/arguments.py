@@ -1,7 +1,7 @@
 """What a pooled call was given: which arguments are sharded, and which go along as constants.
 
-Owns the check of both before anything is sent. Knows neither the pool nor gradients, but refuses a
-constant whose gradient would be lost.
+Owns the check of both before anything is sent. Knows neither the pool nor gradients: what a gradient
+may be asked for, and is no batch, is a weight of the call (``weighted``).
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from qpool.bridge import tapes
 from qpool.shipping import dumps
 from workers.errors import InputError
 from workers.exchange.protocol import Sharded, filled, stands_for
@@ -44,7 +42,6 @@ class Arguments:
         def mark(name: str, value: Any, first: bool) -> Any:
             shared = (first or name in self._sharded) and not stands_for(value, Given)
             if not shared or value is None:
-                _check_constant(name, value)
                 return value
             return _each(value, put, name)
 
@@ -172,31 +169,6 @@ def check_array(shape: tuple[int | None, ...], dtype: np.dtype) -> None:
         raise InputError("expected an array with a leading batch axis; came a scalar (rank 0)")
     if dtype.kind not in "fciub":
         raise InputError(f"expected numbers; came dtype {dtype}")
-
-
-def _check_constant(name: str, value: Any) -> None:
-    """Refuse what could not be a constant of the call without changing the result."""
-    for leaf in tf.nest.flatten(value):
-        if isinstance(leaf, tf.Variable | keras.Variable):
-            raise InputError(
-                f"{name} is a variable; workers get constants, so its gradient would be lost. "
-                f"Make it an attribute of the model, or shard it: sharded=({name!r},)"
-            )
-        if (
-            isinstance(leaf, tf.Tensor)
-            and is_eager(leaf)
-            and tapes.watched([leaf], otherwise=False)
-        ):
-            raise InputError(
-                f"{name} is watched by a tape; workers get constants, so its gradient would be "
-                f"lost. Shard it (sharded=({name!r},)), make it a variable of the model, or wrap "
-                "it in tf.stop_gradient"
-            )
-        if isinstance(leaf, tf.Tensor) and not hasattr(leaf, "numpy"):
-            raise InputError(
-                f"{name} is a tensor of the graph being traced; workers get constants. Pass an "
-                f"ndarray, or shard it along its leading axis: sharded=({name!r},)"
-            )
 
 
 def argument_names(model: Any, method: str) -> tuple[str, ...]:

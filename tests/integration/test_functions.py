@@ -12,6 +12,7 @@ import scripted
 import tensorflow as tf
 
 import qpool
+from qpool.executors.auto import course
 from workers import errors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*disconnected components.*")
@@ -159,6 +160,22 @@ def test_without_a_batch_it_is_computed_here(pool, strategy: str) -> None:
         for _ in range(2):
             assert_same(step(lambda: cost(parameters), parameters), expected)
         assert compiled(cost) == [("xla", False)]
+
+
+def test_auto_takes_them_all(monkeypatch) -> None:
+    monkeypatch.setattr(course, "SHARE", 0.0)
+    labels = tf.constant([1, 0, 2, 1, 3])
+    weights = [tf.Variable(0.2), tf.Variable(0.3)]
+    calls = [
+        (scripted.of_labels, ([Z, labels],), [scripted.weights]),
+        (scripted.circuit, (Z, weights), weights),
+        (scripted.cost, (weights,), weights),
+    ]
+    for function, given, sources in calls:
+        with qpool.parallelize(function) as pooled:
+            expected = step(lambda: function(*given), sources)  # noqa: B023
+            for _ in range(3):
+                assert_same(step(lambda: pooled(*given), sources), expected)  # noqa: B023
 
 
 def test_an_object_without_variables_may_be_given_them(pool) -> None:

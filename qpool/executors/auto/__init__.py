@@ -146,7 +146,7 @@ class AutoExecutor(Executor):
     def _for_graph(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Executor:
         """The executor of a call that is being traced: it stays what it is."""
         with self._lock:
-            if self._symbolic_constant(method, args, kwargs):  # nobody else could be given it
+            if self._symbolic_constant(method, args, kwargs):  # what could stand in for it?
                 stock = self.options.engine == "stock"
                 return self._use(Candidate("sequential" if stock else "cpu_batch"))
             return self._use(self._course(method, args, kwargs, "graph").candidate)
@@ -291,8 +291,10 @@ class AutoExecutor(Executor):
         named = dict(zip(argument_names(self.model, method), args, strict=False)) | kwargs
         first = next(iter(named), None)
         return any(
-            tf.is_tensor(x) and not is_eager(x) and name not in (first, *self.options.sharded)
+            tf.is_tensor(part) and not is_eager(part)
             for name, x in named.items()
+            if name not in (first, *self.options.sharded)
+            for part in tf.nest.flatten(x)
         )
 
     def measure(

@@ -26,7 +26,13 @@ def in_graph(values: list[Any]) -> bool:
 
 def rows_of(values: list[Any]) -> int:
     """The batch of a call; 64 where a graph does not know it, or nothing says it."""
-    shape = values[0].shape if values and hasattr(values[0], "shape") else np.shape(values[:1])[1:]
+    first = values[0] if values else None
+    if isinstance(first, list | tuple | dict):
+        leaves = tf.nest.flatten(first)
+        if any(isinstance(leaf, tf.Variable) for leaf in leaves):
+            return 1  # weights: it is computed at once
+        first = next((leaf for leaf in leaves if tf.is_tensor(leaf)), first)
+    shape = first.shape if hasattr(first, "shape") else np.shape([first])[1:]
     if isinstance(shape, tf.TensorShape) and (shape.rank is None or None in shape[1:]):
         raise InputError(
             f"an input of shape {shape} in a graph: expected (batch, ...), of which only the batch "
