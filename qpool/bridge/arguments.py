@@ -1,6 +1,6 @@
 """What a pooled call was given: which arguments are sharded, and which go along as constants.
 
-Owns the check of both before anything is sent. Knows neither the pool nor gradients: what a gradient
+Owns the check of both before anything is sent. Knows neither the pool nor gradients: what gradients
 may be asked for, and is no batch, is a weight of the call (``weighted``).
 """
 
