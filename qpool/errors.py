@@ -3,6 +3,7 @@
 from workers.errors import (
     ArenaError,
     AttributeNotSetWarning,
+    BatchAxisError,
     CheckpointError,
     CircuitFailedWarning,
     ConfigurationError,
@@ -27,6 +28,7 @@ from workers.errors import (
 __all__ = [
     "ArenaError",
     "AttributeNotSetWarning",
+    "BatchAxisError",
     "CheckpointError",
     "CircuitFailedWarning",
     "ConfigurationError",

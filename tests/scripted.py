@@ -59,7 +59,7 @@ def weights_first(w: Any, x: Any) -> Any:
 
 
 def cost(parameters: Any) -> Any:
-    """Of weights alone: there is no batch."""
+    """Of weights alone, two numbers or a variable of two: there is no batch."""
     return 1 - run(tf.constant(0.3), parameters).fock_prob([1])
 
 

@@ -3,6 +3,7 @@
 QPoolError
 ├── ConfigurationError (ValueError)   an option, a count or a name that cannot be used
 ├── InputError (ValueError)           an argument of a call: rank, width, dtype, batch
+│   └── BatchAxisError                an output without a row for each sample
 ├── ModelError (TypeError)            an object that cannot be pooled as it is
 │   ├── ShippingError                 part of it cannot be sent to another process
 │   ├── StatefulCallError             calling it changes variables that the pool keeps in step
@@ -45,6 +46,10 @@ class ConfigurationError(QPoolError, ValueError):
 
 class InputError(QPoolError, ValueError):
     """An argument of a pooled call has the wrong rank, width, dtype or batch."""
+
+
+class BatchAxisError(InputError):
+    """An output of a pooled method has no row for each sample."""
 
 
 class ModelError(QPoolError, TypeError):

@@ -39,12 +39,18 @@ class Weighted:
         self._bridge = bridge
         self._in_place = in_place
         self._known: dict[Any, tuple[WithWeights, Bridge]] = {}
+        #: Methods, and shapes of the one variable that they are called with.
+        self._alone: set[tuple[str, tuple[int, ...]]] = set()
 
     def find(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Callable[[], Any] | None:
         """The call, if it is one. One that is given weights and no batch to share out is computed
         in this process."""
+        if len(args) == 1 and not kwargs and isinstance(args[0], _VARIABLES):
+            if (method, tuple(args[0].shape)) not in self._alone:
+                return None
+            return lambda: self._in_place(method, args, kwargs)
         names = argument_names(self._model, method)[: len(args)]
         names = (*names, *(f"argument {n}" for n in range(len(names), len(args))), *kwargs)
         further = not self._sharded.isdisjoint(names[1:])
@@ -73,6 +79,19 @@ class Weighted:
         return lambda: bridge.call(
             "__call__", tuple(positional), dict(zip(kwargs, named, strict=True)), every
         )
+
+    @staticmethod
+    def may_be(only: Any) -> bool:
+        """Whether a call with this argument alone may be given weights."""
+        return isinstance(only, list | tuple | dict | tf.Variable | keras.Variable)
+
+    def are_weights(self, method: str, args: tuple[Any, ...]) -> bool:
+        """Whether what was taken for a batch, and gave no rows, is a variable: then it is one of
+        weights from now on, with no batch at all."""
+        if len(args) != 1 or not isinstance(args[0], _VARIABLES):
+            return False
+        self._alone.add((method, tuple(args[0].shape)))
+        return True
 
     @property
     def bridges(self) -> list[Bridge]:

@@ -154,12 +154,16 @@ def test_a_list_of_batches_is_shared_out(pool, strategy: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
 def test_without_a_batch_it_is_computed_here(pool, strategy: str) -> None:
-    parameters = [tf.Variable(0.2), tf.Variable(0.3)]
+    listed, one = [tf.Variable(0.2), tf.Variable(0.3)], tf.Variable([0.2, 0.3])
     with qpool.parallelize(scripted.cost, **options(strategy, pool)) as cost:
-        expected = step(lambda: scripted.cost(parameters), parameters)
-        for _ in range(2):
-            assert_same(step(lambda: cost(parameters), parameters), expected)
-        assert compiled(cost) == [("xla", False)]
+        for weights, sources in ((listed, listed), (one, [one])):
+            expected = step(lambda: scripted.cost(weights), sources)  # noqa: B023
+            for _ in range(2):
+                assert_same(step(lambda: cost(weights), sources), expected)  # noqa: B023
+        assert compiled(cost) == [("xla", False)] * 2
+        if strategy == "processes":
+            with pytest.raises(errors.BatchAxisError):
+                cost(tf.constant([0.2, 0.3]))
 
 
 def test_auto_takes_them_all(monkeypatch) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from workers.errors import InputError, StatefulCallError
+from workers.errors import BatchAxisError, InputError, StatefulCallError
 from workers.exchange.protocol import Plan
 from workers.layout import ArraySpec
 from workers.tensors import leaves, mapped
@@ -92,7 +92,7 @@ def flatten(outputs: Any, rows: int) -> tuple[Any, list[Any]]:
     for leaf in found or [None]:
         shape = np.shape(leaf)
         if not isinstance(leaf, tf.Tensor | np.ndarray) or shape[:1] != (rows,):
-            raise InputError(
+            raise BatchAxisError(
                 "every output of a pooled method needs a leading batch axis: expected "
                 f"{rows} rows, came {type(leaf).__name__} of shape {shape}. Keep per-sample "
                 "values in the pooled method and reduce them in the caller"

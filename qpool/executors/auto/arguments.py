@@ -26,7 +26,7 @@ def in_graph(values: list[Any]) -> bool:
 
 def rows_of(values: list[Any]) -> int:
     """The batch of a call; 64 where a graph does not know it, or nothing says it."""
-    first = values[0] if values else None
+    first: Any = values[0] if values else None
     if isinstance(first, list | tuple | dict):
         leaves = tf.nest.flatten(first)
         if any(isinstance(leaf, tf.Variable) for leaf in leaves):
