@@ -80,3 +80,19 @@ class Gan:
 def latent(rows: int) -> tf.Tensor:
     draws = np.random.default_rng(rows).normal(0, 0.4, (rows, 1))
     return tf.constant(draws.astype("float32"))
+
+
+class OfTheModule:
+    """Scaled by a variable of the module, which the model does not name among its own."""
+
+    def __init__(self) -> None:
+        self.own = tf.Variable(2.0)
+        self.trainable_variables = [self.own]
+
+    def __call__(self, z: Any) -> Any:
+        return self.own * z * weights[0]
+
+
+def loss(samples: Any) -> Any:
+    """By a critic that is the module's."""
+    return tf.reduce_sum(samples, -1) * weights[1]

@@ -203,3 +203,17 @@ def test_a_class_is_told_from_an_object_of_it() -> None:
 
     with pytest.raises(errors.ModelError, match=r"lambda: Needs\(\.\.\.\)"):
         qpool.parallelize(Needs)
+
+
+def test_variables_of_a_module_are_the_coordinators_in_every_worker(pool) -> None:
+    """A worker that imports the module has others, of other values."""
+    model = scripted.OfTheModule()
+    scripted.weights.assign([0.7, -0.4])  # the module's own, when it is imported, are others
+    with qpool.parallelize(model, pool=pool) as pooled:
+        for _ in range(2):
+            expected = step(lambda: model(Z), [model.own, scripted.weights])
+            assert_same(step(lambda: pooled(Z), [model.own, scripted.weights]), expected)
+            found = pooled.loss_and_gradient(Z, scripted.loss)
+            np.testing.assert_allclose(found.loss, tf.reduce_mean(scripted.loss(model(Z))), 1e-5)
+            scripted.weights.assign([0.2, 0.3])
+        assert [way["in_workers"] for way in pooled.stats()["losses"]] == [True]

@@ -103,20 +103,42 @@ def as_model(made: Any) -> Any:
 
 @contextlib.contextmanager
 def travelling(model: Any) -> Iterator[None]:
-    """Have a function be pickled with the variables that it leads to, not by the name under which
-    another process would find it with variables of its own."""
-    modules: list[types.ModuleType] = []
-    model = getattr(model, "model", model)  # with a loss, or with weights
-    if isinstance(model, FunctionModel):
-        known = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
-        modules = [sys.modules[n] for n in sorted(_modules(model.call) - known) if n in sys.modules]
-    for module in modules:
+    """Have what a model calls be pickled with the variables that it leads to, not by the names
+    under which another process would find it with variables of its own."""
+    modules: set[str] = set()
+    for root in _called(model):
+        if any(_variables(place.value) for place in _places(root)):
+            modules |= _modules(root)
+    known = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
+    found = [sys.modules[name] for name in sorted(modules - known) if name in sys.modules]
+    for module in found:
         cloudpickle.register_pickle_by_value(module)
     try:
         yield
     finally:
-        for module in modules:
+        for module in found:
             cloudpickle.unregister_pickle_by_value(module)
+
+
+def _called(model: Any) -> Iterator[Any]:
+    """The functions that a model holds, and those of its parts' classes that a call of it may come
+    to: by the names that it names."""
+    parts = list(serialization.walk(model))
+    yield from filter(is_function, parts)
+    kinds = dict.fromkeys(kind for part in parts for kind in type(part).__mro__)
+    own = [kind for kind in kinds if not _is_of_a_library(kind.__module__)]
+    asked = {"__call__", "call", "generate", *getattr(model, "pooled_methods", ())}
+    ahead = list(asked)
+    while ahead:
+        name = ahead.pop()
+        for kind in own:
+            given = vars(kind).get(name)
+            function = getattr(given, "fget", None) or getattr(given, "__func__", given)
+            if isinstance(function, types.FunctionType):
+                yield function
+                further = set(names(function.__code__)) - asked
+                asked |= further
+                ahead += further
 
 
 def names(code: types.CodeType) -> Iterator[str]:
@@ -135,13 +157,16 @@ def _variables(value: Any) -> list[Any]:
 
 def _layers(value: Any) -> Iterator[Any]:
     """What is called in turn, the Python function last."""
-    inner = value
-    while inner is not None:
-        yield inner
-        if isinstance(inner, functools.partial):
-            inner = inner.func
-        else:
-            inner = getattr(inner, "__func__", None) or getattr(inner, "python_function", None)
+    yield value
+    inner = None
+    if isinstance(value, functools.partial):
+        inner = value.func
+    elif isinstance(value, types.MethodType):
+        inner = value.__func__
+    elif str(type(value).__module__).startswith("tensorflow."):
+        inner = getattr(value, "python_function", None)
+    if inner is not None:
+        yield from _layers(inner)
 
 
 def _plain(value: Any) -> Any:
@@ -219,8 +244,15 @@ def _modules(root: Any) -> set[str]:
 
 def _is_the_users(function: Any, root: Any) -> bool:
     """Whether it was written with what leads to it, or in no library."""
-    package, own = (str(_plain(f).__module__).partition(".")[0] for f in (function, root))
-    if package in _OURS:
-        return False
-    file = getattr(sys.modules.get(function.__module__), "__file__", None)
-    return package == own or file is None or not file.startswith(_LIBRARIES)
+    module, own = (str(_plain(f).__module__) for f in (function, root))
+    if module.partition(".")[0] == own.partition(".")[0]:
+        return module.partition(".")[0] not in _OURS
+    return not _is_of_a_library(module)
+
+
+def _is_of_a_library(module: str) -> bool:
+    """Or one of ours."""
+    if module.partition(".")[0] in (*_OURS, "builtins"):
+        return True
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is not None and file.startswith(_LIBRARIES)

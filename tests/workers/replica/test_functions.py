@@ -93,5 +93,30 @@ def test_functions_travel_with_their_variables() -> None:
         copy = cloudpickle.loads(cloudpickle.dumps(FunctionModel(inner)))
     assert not cloudpickle.list_registry_pickle_by_value()
     assert copy.call(2.0)[0] == 4.0
-    with functions.travelling(object()):
-        assert not cloudpickle.list_registry_pickle_by_value()
+
+
+class OfTheModule:
+    """Its call leads to a variable of the module; what is beside that does not."""
+
+    def __call__(self, z):
+        return self.scaled(z)
+
+    def scaled(self, z):
+        return z * HELD
+
+    def other(self, z):
+        return inner(z)
+
+
+class Plain:
+    def __call__(self, z):
+        return z
+
+    def other(self, z):
+        return z * HELD
+
+
+@pytest.mark.parametrize(("kind", "travels"), [(OfTheModule, True), (Plain, False)])
+def test_so_do_classes_whose_calls_lead_to_some(kind, travels: bool) -> None:
+    with functions.travelling(kind()):
+        assert (__name__ in cloudpickle.list_registry_pickle_by_value()) == travels
