@@ -17,10 +17,14 @@ import tensorflow as tf
 from qpool.bridge import tapes
 from qpool.bridge.arguments import argument_names, is_eager
 from qpool.bridge.gradient import Bridge
+from workers.errors import InputError
 from workers.exchange.protocol import stands_for
 from workers.replica.with_weights import Given, Weight, WithWeights
 
 _VARIABLES = (tf.Variable, keras.Variable)
+
+#: What may be a weight, or hold some.
+_PERHAPS = (*_VARIABLES, tf.Tensor, list, tuple, dict)
 
 
 class Weighted:
@@ -39,6 +43,7 @@ class Weighted:
         self._bridge = bridge
         self._in_place = in_place
         self._known: dict[Any, tuple[WithWeights, Bridge]] = {}
+        self._signatures: dict[Any, tuple[str, ...]] = {}
         #: Methods, and shapes of the one variable that they are called with.
         self._alone: set[tuple[str, tuple[int, ...]]] = set()
 
@@ -51,8 +56,11 @@ class Weighted:
             if (method, tuple(args[0].shape)) not in self._alone:
                 return None
             return lambda: self._in_place(method, args, kwargs)
-        names = argument_names(self._model, method)[: len(args)]
-        names = (*names, *(f"argument {n}" for n in range(len(names), len(args))), *kwargs)
+        if not any(isinstance(x, _PERHAPS) for x in (*args[1:], *kwargs.values())) and not (
+            args and isinstance(args[0], list | tuple | dict)
+        ):
+            return None
+        names = self._names(method, len(args), *kwargs)
         further = not self._sharded.isdisjoint(names[1:])
         weights: list[Any] = []
 
@@ -79,6 +87,14 @@ class Weighted:
         return lambda: bridge.call(
             "__call__", tuple(positional), dict(zip(kwargs, named, strict=True)), every
         )
+
+    def _names(self, method: str, positional: int, *named: str) -> tuple[str, ...]:
+        key = method, positional, named
+        if key not in self._signatures:
+            names = argument_names(self._model, method)[:positional]
+            unnamed = (f"argument {n}" for n in range(len(names), positional))
+            self._signatures[key] = (*names, *unnamed, *named)
+        return self._signatures[key]
 
     @staticmethod
     def may_be(only: Any) -> bool:
@@ -129,5 +145,10 @@ def _is_weight(value: Any) -> bool:
 
 
 def _told(weight: Any) -> Weight:
+    if None in tf.TensorShape(weight.shape).as_list():
+        raise InputError(
+            f"a tensor of shape {weight.shape} among the arguments: what is no batch must have a "
+            "shape that is known while a graph is traced. If it is one, name it: sharded=(...)"
+        )
     as_variable = isinstance(weight, tf.Variable)
     return Weight(tuple(weight.shape), tf.as_dtype(weight.dtype).name, as_variable)

@@ -51,7 +51,9 @@ class CompiledCall:
 
     ``sharded``: which of its inputs have a row a sample. ``choice`` is None until it is made, for
     so many ``rows``; ``calls`` and ``seconds`` are those of its eager calls before that. ``sets``
-    are attributes of the model that what was compiled returns with the result.
+    are attributes of the model that what was compiled returns with the result. ``engines`` are those
+    that it begins with as they are after a reset; ``reset_before`` says that they may be some, which
+    the next call will show.
     """
 
     method: Method
@@ -63,6 +65,14 @@ class CompiledCall:
     attributes: Any = None
     changes: int = 0
     sets: tuple[str, ...] = ()
+    engines: Sequence[Any] = ()
+    reset_before: bool = False
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it may be computed by what was compiled, now."""
+        chosen = self.choice is not None and self.choice.level != "eager"
+        return chosen and not any(engine.run_progs for engine in self.engines)
 
     def as_dict(self) -> dict[str, Any]:
         """For ``stats()``; a choice must have been made."""
@@ -91,6 +101,8 @@ class CompiledCalls:
                 tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
             )
         found = compiled_call.method.compiled(*inputs)
+        for engine in compiled_call.engines:
+            engine.has_run()
         if compiled_call.sets:
             found, values = found
             vars(self._model).update(zip(compiled_call.sets, values, strict=True))

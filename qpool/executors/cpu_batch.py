@@ -13,6 +13,7 @@ from qpool.executors.base import Executor, Options
 from qpool.executors.compiled_calls import CompiledCall, CompiledCalls, State, as_it_is
 from qpool.shipping import engines_batch_size
 from workers.engine import circuit
+from workers.engine.scope import GOES_ON, reset_before
 from workers.errors import ConfigurationError
 from workers.process import affinity
 from workers.replica import serialization
@@ -56,7 +57,7 @@ class CpuBatchExecutor(Executor):
                 return result
             self._choose_by_draws(compiled_call, inputs)
         with self._counted(args) if tf.executing_eagerly() else contextlib.nullcontext():
-            if compiled_call.choice is None or compiled_call.choice.level == "eager":
+            if not compiled_call.is_compiled:
                 return as_it_is(function, args, kwargs)
             return self._compiled_calls.run(compiled_call, inputs)
 
@@ -101,9 +102,19 @@ class CpuBatchExecutor(Executor):
         run: circuit.Tally,
     ) -> None:
         sets, reason = before.set_to_tensors(), before.what_changed()
-        compiled_call.choice = self._compiled_calls.choose(
-            compiled_call, inputs, result, reason, run.runs, sets=sets
-        )
+        anew = compiled_call.reset_before and not run.went_on
+        with reset_before(anew):
+            compiled_call.choice = self._compiled_calls.choose(
+                compiled_call, inputs, result, reason, run.runs, sets=sets
+            )
+        if anew:
+            compiled_call.engines = run.began
+            for engine in run.began:  # by the call, before it was traced
+                engine.has_run()
+        elif GOES_ON in compiled_call.choice.reason and not compiled_call.reset_before:
+            # Whoever calls may reset it before each call: that is seen with the next one.
+            compiled_call.reset_before, compiled_call.choice = True, None
+            return
         method = compiled_call.method.plan.method
         notices.not_compiled(self.model, method, compiled_call.choice, run.runs, self.options)
         notices.caught(self.model, method, next(iter(run.failures), ""), self.options)

@@ -119,6 +119,13 @@ def test_within_a_graph(pool, strategy: str) -> None:
         assert_same([np.asarray(x) for x in trained(Z)], expected)
 
 
+def test_a_batch_that_nobody_named_is_told_in_a_graph(pool) -> None:
+    with qpool.parallelize(scripted.circuit, pool=pool) as circuit:
+        unknown = tf.TensorSpec([None, 2])
+        with pytest.raises(errors.InputError, match=r"name it: sharded="):
+            tf.function(circuit).get_concrete_function(Z, unknown)
+
+
 def test_a_gradient_of_the_gradient_for_given_weights(pool) -> None:
     weights = tf.Variable([0.5, -0.3])
 

@@ -85,6 +85,7 @@ class Tally:
     products: float = 0.0
     went_on: bool = False
     failures: list[str] = field(default_factory=list)
+    began: list[Any] = field(default_factory=list)
 
     def add(
         self, circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None
@@ -113,6 +114,7 @@ def tally() -> Iterator[Tally]:
             outer.products += counted.products
             outer.failures += counted.failures
             outer.went_on |= counted.went_on
+            outer.began += counted.began
 
 
 def run_elsewhere() -> None:
@@ -127,6 +129,13 @@ def going_on() -> None:
     tally = _tally.get()
     if tally is not None:
         tally.went_on = True
+
+
+def beginning(engine: Any) -> None:
+    """Note that an engine is run for the first time since it was reset before the call."""
+    tally = _tally.get()
+    if tally is not None:
+        tally.began.append(engine)
 
 
 @contextlib.contextmanager

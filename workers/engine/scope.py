@@ -24,7 +24,7 @@ from strawberryfields.backends.tfbackend.backend import TFBackend
 from strawberryfields.engine import Engine, LocalEngine
 
 from workers.engine import TracedEngine, circuit, projections, symbols
-from workers.errors import UntraceableError
+from workers.errors import StatefulCallError, UntraceableError
 
 #: Why a call is not one that can be traced, or computed anywhere.
 GOES_ON = (
@@ -73,6 +73,21 @@ def stock_wanted() -> bool:
     return _scope.get() is False
 
 
+#: Whether what is traced may take it that engines are reset before each call of it.
+_reset_before: ContextVar[bool] = ContextVar("reset before", default=False)
+
+
+@contextlib.contextmanager
+def reset_before(wanted: bool = True) -> Iterator[None]:
+    """What is traced within this begins with engines as they are after a reset: whoever calls it
+    sees to that, and tells engines of each call (``Scoped.has_run``)."""
+    token = _reset_before.set(wanted)
+    try:
+        yield
+    finally:
+        _reset_before.reset(token)
+
+
 class Scoped(TracedEngine):
     """A traced engine that was made within a scope, and may be used in later ones.
 
@@ -80,24 +95,58 @@ class Scoped(TracedEngine):
     earlier call is not one call's business: it cannot be traced.
     """
 
+    #: The calls in which it was run, or else reset, for the last time.
     _last: Scope | None = None
+    _reset_in: Scope | bool | None = None
+
+    #: What was run when it was run for the last time; whether the state that this left is gone.
+    _programs: tuple[Any, ...] = ()
+    _lost = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reset_in = _scope.get()
 
     def run(self, program: Any, **kwargs: Any) -> Any:
         scope = _scope.get()
         if isinstance(scope, Scope):
-            if self.run_progs and self._last is not scope:
-                if _replaces_the_state(program):
-                    self.reset()
-                else:
-                    self._go_on()
+            if self._last is not scope:
+                self._begin(scope, program)
             if not tf.executing_eagerly() and self not in scope.traced:
                 scope.traced.append(self)
             self._last = scope
-        return super().run(program, **kwargs)
+        result = super().run(program, **kwargs)
+        self._programs = tuple(self.run_progs)
+        return result
+
+    def reset(self, backend_options: dict[str, Any] | None = None) -> None:
+        """See ``LocalEngine.reset``."""
+        super().reset(backend_options)
+        self._reset_in, self._lost = _scope.get(), False
+
+    def has_run(self) -> None:
+        """Note that what was compiled has run it. The state that it left is not kept."""
+        self.run_progs = list(self._programs)
+        self._lost = True
+
+    def _begin(self, scope: Scope, program: Any) -> None:
+        if not self.run_progs:
+            if self._reset_in is not scope:
+                circuit.beginning(self)
+        elif _reset_before.get() or _replaces_the_state(program):
+            self.reset()
+        else:
+            self._go_on()
 
     def _go_on(self) -> None:
         if not tf.executing_eagerly():
             raise UntraceableError(GOES_ON)
+        if self._lost:
+            raise StatefulCallError(
+                "the engine was not reset before this call, as it was before earlier ones, which "
+                "were compiled: the state that the last one left was not kept. Call "
+                "engine.reset() before each call, or within it"
+            )
         circuit.going_on()
 
 
@@ -108,6 +157,7 @@ class StandIn(Scoped):
     def __init__(self, held: LocalEngine) -> None:
         options = object.__getattribute__(held, "backend_options")
         super().__init__("tf", backend_options=dict(options))
+        self._reset_in = None
         self.made_of = dict(options)
         self.run_progs = list(object.__getattribute__(held, "run_progs"))
         self.samples: Any = object.__getattribute__(held, "samples")
@@ -153,6 +203,26 @@ def aside() -> Iterator[None]:
         _stand_ins.reset(token)
 
 
+def _outside(engine: LocalEngine, name: str) -> Any:
+    """What a program that is asked outside of any call whether an engine has been run, or resets
+    it before the next call, is told: of what has answered for it too."""
+    found = _stand_ins.get().get(engine) if type(engine) in (Engine, LocalEngine) else None
+    own = object.__getattribute__(engine, name)
+    if found is None or not found.run_progs:
+        return own
+    if name == "run_progs":
+        return found.run_progs
+
+    def reset(backend_options: dict[str, Any] | None = None) -> None:
+        found.reset(backend_options)
+        if object.__getattribute__(engine, "run_progs"):
+            own(backend_options)
+        else:  # it has no circuit to reset
+            object.__getattribute__(engine, "backend_options").update(backend_options or {})
+
+    return reset
+
+
 def _stand_in(engine: LocalEngine) -> StandIn | None:
     """What answers for an engine in the present scope; None if it answers itself."""
     scope = _scope.get()
@@ -187,6 +257,8 @@ def _install() -> None:
             answering = _stand_in(self)
             if answering is not None:
                 return getattr(answering, name)
+            if name in ("run_progs", "reset") and _scope.get() is None:
+                return _outside(self, name)
         return object.__getattribute__(self, name)
 
     def setattribute(self: Any, name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from workers import sf_compat
-from workers.errors import UntraceableError
+from workers.errors import StatefulCallError, UntraceableError
 
 sf_compat.install()
 
@@ -17,7 +17,7 @@ import strawberryfields as sf  # noqa: E402
 from strawberryfields import ops  # noqa: E402
 
 from workers.engine import TracedEngine, circuit  # noqa: E402
-from workers.engine.scope import StandIn, traced_engines  # noqa: E402
+from workers.engine.scope import StandIn, reset_before, traced_engines  # noqa: E402
 
 GLOBAL = sf.Engine("tf", backend_options={"cutoff_dim": 5})
 X = tf.constant([0.1, -0.3, 0.4])
@@ -123,7 +123,45 @@ def test_what_goes_on_with_an_earlier_calls_state_does_so_eagerly_and_is_not_tra
 
     with pytest.raises(UntraceableError, match=r"engine\.reset"):
         tf.function(traced, autograph=False)(X)
-    assert len(engine.run_progs) == 1  # as the user left it
+    assert len(engine.run_progs) == len(stock.run_progs) == 3
+
+
+def test_outside_of_calls_an_engine_has_been_run_and_is_reset_as_in_them() -> None:
+    engine = new()
+    args = {"x": X}
+    for _ in range(3):
+        if engine.run_progs:
+            engine.reset()
+        with traced_engines(), circuit.tally() as run:
+            found = engine.run(PROGRAM, args=args).state.mean_photon(0)[0]
+        assert (run.went_on, len(run.began)) == (False, 1)
+        with traced_engines():
+            np.testing.assert_allclose(found, photons(new(), X), rtol=1e-5)
+    assert len(engine.run_progs) == 1
+    engine.reset({"cutoff_dim": 6})
+    assert (engine.run_progs, engine.backend_options["cutoff_dim"]) == ([], 6)
+
+
+def test_what_was_compiled_for_engines_that_are_reset_before_says_so() -> None:
+    engine = new()
+
+    def run(x):
+        with traced_engines():
+            return engine.run(PROGRAM, args={"x": x}).state.mean_photon(0)[0]
+
+    with circuit.tally() as first:
+        expected = run(X)
+    (standing,) = first.began
+    with pytest.raises(UntraceableError, match=r"call engine\.reset\(\)"):
+        tf.function(run).get_concrete_function(X)
+    with reset_before():
+        compiled = tf.function(run).get_concrete_function(X)
+    np.testing.assert_allclose(compiled(X), expected, rtol=1e-5)
+    standing.has_run()
+    with pytest.raises(StatefulCallError, match="was not reset before this call"):
+        run(X)
+    engine.reset()
+    np.testing.assert_allclose(run(X), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("held", [True, False], ids=["held", "made in a scope"])
