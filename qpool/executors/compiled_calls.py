@@ -51,9 +51,9 @@ class CompiledCall:
 
     ``sharded``: which of its inputs have a row a sample. ``choice`` is None until it is made, for
     so many ``rows``; ``calls`` and ``seconds`` are those of its eager calls before that. ``sets``
-    are attributes of the model that what was compiled returns with the result. ``engines`` are those
-    that it begins with as they are after a reset; ``reset_before`` says that they may be some, which
-    the next call will show.
+    are attributes of the model that what was compiled returns with the result. ``engines`` are
+    those that it begins with as they are after a reset; ``reset_before`` says that there may be
+    some, which the next call will show.
     """
 
     method: Method
