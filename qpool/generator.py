@@ -274,7 +274,10 @@ def _model_and_factory(
                 ".generate(z), or methods=(...) that it has"
             )
         if not functions.takes_arguments(given):
-            model = functions.as_model(given())
+            made = given()
+            if functions.is_function(given) and _is_a_result(made):
+                return functions.FunctionModel(given), None
+            model = functions.as_model(made)
             if not hasattr(model, "trainable_variables"):
                 raise ModelError(
                     f"the factory made a {type(model).__name__}, which has no trainable_variables"
@@ -288,6 +291,13 @@ def _model_and_factory(
         if functions.is_function(given):
             return functions.FunctionModel(given), None
     return given, None
+
+
+def _is_a_result(made: Any) -> bool:
+    """Tensors, as a cost function returns that is called without arguments; and no model."""
+    import tensorflow as tf
+
+    return all(isinstance(part, tf.Tensor) for part in tf.nest.flatten(made))
 
 
 def _pooled_methods(model: Any, extra: tuple[str, ...]) -> tuple[str, ...]:

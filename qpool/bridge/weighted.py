@@ -102,8 +102,8 @@ class Weighted:
         return isinstance(only, list | tuple | dict | tf.Variable | keras.Variable)
 
     def are_weights(self, method: str, args: tuple[Any, ...]) -> bool:
-        """Whether what was taken for a batch, and gave no rows, is a variable: then it is one of
-        weights from now on, with no batch at all."""
+        """Whether what was taken for a batch, and could not be one, is a variable: then it is one
+        of weights from now on, with no batch at all."""
         if len(args) != 1 or not isinstance(args[0], _VARIABLES):
             return False
         self._alone.add((method, tuple(args[0].shape)))

@@ -17,7 +17,7 @@ from qpool.executors.base import Executor, Options
 from qpool.executors.remote import RemoteModel
 from qpool.executors.worker_pool import WorkerPool
 from qpool.shipping import pack
-from workers.errors import BatchAxisError
+from workers.errors import InputError, ModelError, RemoteError
 from workers.replica.with_loss import WithLoss
 from workers.replica.with_weights import WithWeights
 
@@ -56,13 +56,15 @@ class TiledExecutor(Executor):
         self.pool.calls = number
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not (args or kwargs):
+            return self._in_place(method, args, kwargs)
         if len(args) != 1 or kwargs or self._weighted.may_be(args[0]):
             weighted = self._weighted.find(method, args, kwargs)
             if weighted is not None:
                 return weighted()
         try:
             return self._bridge.call(method, args, kwargs)
-        except BatchAxisError:
+        except (InputError, ModelError, RemoteError):
             if not self._weighted.are_weights(method, args):
                 raise
             return self._in_place(method, args, kwargs)

@@ -171,6 +171,10 @@ def test_without_a_batch_it_is_computed_here(pool, strategy: str) -> None:
             for _ in range(2):
                 assert_same(step(lambda: cost(weights), sources), expected)  # noqa: B023
         assert compiled(cost) == [("xla", False)] * 2
+    with qpool.parallelize(scripted.loss_of_the_modules, **options(strategy, pool)) as loss:
+        expected = step(scripted.loss_of_the_modules, [scripted.weights])
+        assert_same(step(loss, [scripted.weights]), expected)
+    with qpool.parallelize(scripted.cost, **options(strategy, pool)) as cost:
         if strategy == "processes":
             with pytest.raises(errors.BatchAxisError):
                 cost(tf.constant([0.2, 0.3]))
