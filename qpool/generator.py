@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("qpool")
 
+#: How often what calls look at may change before they are computed as they are, where fewer than
+#: so many calls come between two changes.
+_CHANGES, _CALLS = 3, 20
+
 #: Engines that a replica can hold.
 _ENGINES = ("traced", "stock")
 
@@ -47,6 +51,7 @@ class _Handle:
         self.pooled_calls = 0
         self._executors: dict[type[Executor], Executor] = {}
         self._unpooled: Unpooled | None = None
+        self._changes = self._renewed_at = 0
         self._look()
 
     def executor(self, strategy: str | None = None) -> Executor:
@@ -57,7 +62,10 @@ class _Handle:
             log.info("an engine, or a variable of a function's, was replaced: all is made anew")
             self._let_go()
             self._look()
-        chosen = executor_class(strategy or self.strategy)
+        if not all(setting.is_there() for setting in self._settings):
+            self._renew()
+        restless = self._changes > _CHANGES
+        chosen = executor_class("sequential" if restless else strategy or self.strategy)
         if chosen not in self._executors:
             self._executors[chosen] = chosen(self.model, self.options)
         return self._executors[chosen]
@@ -98,6 +106,21 @@ class _Handle:
         function = isinstance(self.model, functions.FunctionModel)
         self._places = self.model.look() if function else []
         self._engines = held_engines(self.model)
+        self._settings = functions.settings(self.model, self.methods)
+
+    def _renew(self) -> None:
+        """Make anew what has numbers of the model's for constants that are others now."""
+        others = [setting.key for setting in self._settings if not setting.is_there()]
+        log.info("%s changed: what was computed with it is made anew", ", ".join(others))
+        often = self.pooled_calls - self._renewed_at < _CALLS
+        self._changes, self._renewed_at = self._changes + 1 if often else 0, self.pooled_calls
+        self._look()
+        if self._changes > _CHANGES:
+            notices.restless(self.model, others, self.options)
+            self._let_go()
+        self._unpooled = None
+        for kind, executor in self._executors.items():
+            self._executors[kind] = executor.renewed()
 
     def _let_go(self) -> None:
         for executor in self._executors.values():

@@ -81,6 +81,18 @@ def not_compiled(model: Any, method: str, choice: Compiled, circuits: int, optio
     )
 
 
+def restless(model: Any, names: Sequence[str], options: Any) -> None:
+    """Warn of what is compiled as a constant, and is another one again and again."""
+    _warn(
+        f"{name_of(model)} looks at {', '.join(names)} in its call, which changes between calls "
+        "again and again: it is computed as it is from now on, as slowly as before. Instead: make "
+        "it a tf.Variable(..., trainable=False), or an argument that is a tf.Variable",
+        NotCompiledWarning,
+        "",
+        options,
+    )
+
+
 def caught(model: Any, method: str, failure: str, options: Any) -> None:
     """Warn of one that catches what its circuits raise."""
     if not failure:

@@ -66,7 +66,9 @@ def pack(model: Any, factory: Callable[[], Any] | None = None) -> Shipment:
         with functions.travelling(model):
             _guarded(lambda: found.dump(model), model, "the model")
             variables, draws = list(found.variables.values()), list(found.draws.values())
-            shipped, sizes = Shipped(model, variables, draws, settings), found.batch_sizes
+            constants = functions.constants(model)
+            shipped = Shipped(model, variables, draws, settings, constants)
+            sizes = found.batch_sizes
             payload = _dump(shipped, model, "the model")
     # A built Keras layer may well have none: one whose parameters are all inputs. So may what does
     # not say that it has any.

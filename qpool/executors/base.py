@@ -111,5 +111,10 @@ class Executor(abc.ABC):
             "samples_per_second": rate,
         }
 
+    def renewed(self) -> Executor:
+        """Another one in its place, for the model as it is now."""
+        self.close()
+        return type(self)(self.model, self.options)
+
     def close(self) -> None:  # noqa: B027 - optional: most strategies hold nothing
         """Give back what the strategy holds."""

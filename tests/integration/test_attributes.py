@@ -10,7 +10,12 @@ import tensorflow as tf
 from strawberryfields import ops
 
 import qpool
-from qpool.errors import AttributeNotSetWarning, ModelError, StatefulCallError
+from qpool.errors import (
+    AttributeNotSetWarning,
+    ModelError,
+    NotCompiledWarning,
+    StatefulCallError,
+)
 
 Z = tf.constant(np.random.default_rng(0).normal(0, 0.5, (idioms.BATCH, 2)).astype("float32"))
 
@@ -187,3 +192,61 @@ def test_a_simulation_without_variables(pool, strategy: str) -> None:
     np.testing.assert_allclose(found.mean(0), each, atol=5 * np.sqrt(each / 600))
     with pytest.raises(ModelError, match="or methods="):
         qpool.parallelize(Detectors())
+
+
+FACTOR = 1.0
+
+
+class Annealed(idioms.FixedBatch):
+    """Looks at a number of its own, and at one of the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise, self.epoch, self.calls = 0.5, 0, 0
+
+    def __call__(self, z):
+        self.calls += 1
+        return super().__call__(z) * self.scale()
+
+    def scale(self) -> float:
+        return self.noise * FACTOR
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
+def test_numbers_that_calls_look_at_are_those_of_now(pool, monkeypatch, strategy: str) -> None:
+    model = Annealed()
+    options = {"pool": pool} if strategy == "processes" else {"strategy": strategy}
+    with qpool.parallelize(model, **options) as generator:
+        first = generator(Z).numpy()
+        executor = generator._qpool.executor()
+        model.epoch = 1  # no call looks at it
+        generator(Z)
+        assert generator._qpool.executor() is executor
+        model.noise = 0.25
+        np.testing.assert_allclose(generator(Z), first / 2, rtol=1e-5)
+        monkeypatch.setitem(globals(), "FACTOR", 3.0)
+        np.testing.assert_allclose(generator(Z), 1.5 * first, rtol=1e-5)
+
+        def restlessly() -> tf.Tensor:
+            for noise in (0.1, 0.2, 0.3, 0.4):
+                model.noise = noise
+                found = generator(Z)
+            return found
+
+        with pytest.warns(NotCompiledWarning, match=r"looks at noise in its call.*Variable"):
+            found = restlessly()
+        np.testing.assert_allclose(found, 6 * 0.4 * first, rtol=1e-5)
+        assert generator.stats()["strategy"] == "sequential"
+
+
+def test_a_pool_of_its_own_is_kept_where_one_changes() -> None:
+    model = Annealed()
+    with qpool.parallelize(model, workers=1, strategy="processes") as generator:
+        first, pids = generator(Z).numpy(), workers_of(generator)
+        model.noise = 1.0
+        np.testing.assert_allclose(generator(Z), 2 * first, rtol=1e-5)
+        assert workers_of(generator) == pids
+
+
+def workers_of(generator) -> list[int]:
+    return [worker["pid"] for worker in generator.stats()["pool"]["workers"]]

@@ -13,12 +13,13 @@ uses, of its own module and of those of the user's that it calls, and in what it
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import inspect
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ from workers.replica import serialization
 #: Where libraries lie, whose functions hold nothing of the user's; and packages that are ours.
 _LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")})
 _OURS = ("qpool", "workers")
+
+#: What is compiled as a constant, and may be another one later.
+_SETTINGS = (bool, int, float, complex, str)
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 
@@ -79,6 +83,48 @@ class Place:
         return _found(self.space, self.key) is self.value
 
 
+@dataclass(frozen=True, eq=False)
+class Setting(Place):
+    """A number or a text that a call looks at: what was compiled has it as a constant."""
+
+    def is_there(self) -> bool:
+        """Whether it is the same."""
+        found = _found(self.space, self.key)
+        return found is self.value or bool(found == self.value)
+
+
+def settings(model: Any, methods: Iterable[str]) -> list[Setting]:
+    """What calls of these methods look at, and do not set themselves: plain attributes of the
+    model, and plain globals of the user's modules."""
+    found, seen = [], set()
+    functions = [f for root in _called(model, methods) for f in _functions(root)]
+    plain = list(dict.fromkeys(map(_plain, functions)))
+    read, stored = _attributes(plain)
+    spaces = [(vars(model), sorted((read & vars(model).keys()) - stored))]
+    for function in plain:
+        spaces += [
+            (s, [k for k in keys if k not in stored]) for s, keys in _spaces(function, function)
+        ]
+    for space, keys in spaces:
+        for key in keys:
+            value = _found(space, key)
+            if isinstance(value, _SETTINGS) and (id(space), key) not in seen:
+                seen.add((id(space), key))
+                found.append(Setting(space, key, value))
+    return found
+
+
+def constants(model: Any) -> tuple[tuple[str, str, Any], ...]:
+    """The plain globals of imported modules that its calls look at, by module and name."""
+    return tuple(
+        (module, setting.key, setting.value)
+        for setting in settings(model, ())
+        if (module := setting.space.get("__name__") if isinstance(setting.space, dict) else None)
+        and module != "__main__"
+        and setting.space is getattr(sys.modules.get(module), "__dict__", None)
+    )
+
+
 def is_function(value: Any) -> bool:
     """Of Python's: also a method of an object, a partial one, and what ``tf.function`` makes."""
     return isinstance(_plain(value), types.FunctionType)
@@ -120,14 +166,14 @@ def travelling(model: Any) -> Iterator[None]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _called(model: Any) -> Iterator[Any]:
+def _called(model: Any, methods: Iterable[str] = ()) -> Iterator[Any]:
     """The functions that a model holds, and those of its parts' classes that a call of it may come
     to: by the names that it names."""
     parts = list(serialization.walk(model))
     yield from filter(is_function, parts)
     kinds = dict.fromkeys(kind for part in parts for kind in type(part).__mro__)
     own = [kind for kind in kinds if not _is_of_a_library(kind.__module__)]
-    asked = {"__call__", "call", "generate", *getattr(model, "pooled_methods", ())}
+    asked = {"__call__", "call", "generate", *getattr(model, "pooled_methods", ()), *methods}
     ahead = list(asked)
     while ahead:
         name = ahead.pop()
@@ -143,10 +189,29 @@ def _called(model: Any) -> Iterator[Any]:
 
 def names(code: types.CodeType) -> Iterator[str]:
     """All names that a function, and those within it, may look up in its module."""
-    yield from code.co_names
+    for part in _codes(code):
+        yield from part.co_names
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from names(constant)
+            yield from _codes(constant)
+
+
+def _attributes(functions: Iterable[types.FunctionType]) -> tuple[set[str], set[str]]:
+    """Names of attributes that functions look at; of those, and of globals, that they set."""
+    read: set[str] = set()
+    stored: set[str] = set()
+    for function in functions:
+        for code in _codes(function.__code__):
+            for instruction in dis.get_instructions(code):
+                if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                    read.add(instruction.argval)
+                elif instruction.opname in ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF"):
+                    stored.add(instruction.argval)
+    return read, stored
 
 
 def _variables(value: Any) -> list[Any]:

@@ -56,6 +56,7 @@ class Replica:
                 f"{in_force}, this model needs {shipped.settings}; give it a pool of its own"
             )
         serialization.apply_settings(shipped.settings)
+        serialization.apply_constants(shipped.constants)
         self.settings = shipped.settings
         self._model = shipped.model
         self._sources = [shipped.variables[index] for index in shipped.differentiable]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +24,15 @@ class Shipped:
     ``variables`` are tf.Variables, in the order in which their values lie in the arena; gradients
     are taken for all of those that are real or complex, so that a layer may be frozen and thawed
     later. ``draws`` are the sources of random numbers that the model holds. ``settings`` are
-    those of the coordinator's process that change what a model computes.
+    those of the coordinator's process that change what a model computes; ``constants`` are numbers
+    and texts of the user's modules that it looks at, by module and name.
     """
 
     model: Any
     variables: list[Any]
     draws: list[Any]
     settings: dict[str, Any]
+    constants: tuple[tuple[str, str, Any], ...] = ()
 
     @property
     def differentiable(self) -> tuple[int, ...]:
@@ -73,6 +75,13 @@ def apply_settings(wanted: dict[str, Any]) -> None:
         import strawberryfields
 
         strawberryfields.hbar = wanted["hbar"]
+
+
+def apply_constants(wanted: Iterable[tuple[str, str, Any]]) -> None:
+    """Have this process's modules hold what the coordinator's did."""
+    for module, name, value in wanted:
+        if module in sys.modules:
+            setattr(sys.modules[module], name, value)
 
 
 def as_tf_variable(variable: Any) -> Any:

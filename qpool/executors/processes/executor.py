@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from qpool.executors.base import Options
@@ -38,6 +39,15 @@ class ProcessExecutor(TiledExecutor):
                 "leave workers= out"
             )
         return options.pool
+
+    def renewed(self) -> ProcessExecutor:
+        """In the same pool."""
+        owned, self._owns = self._owns, False
+        self.close()
+        options = dataclasses.replace(self.options, pool=self.pool, workers=None, devices=None)
+        found = ProcessExecutor(self.model, options)
+        found._owns = owned
+        return found
 
     def stats(self) -> dict[str, Any]:
         return {"strategy": "processes", **super().stats()}
