@@ -170,7 +170,7 @@ def _called(model: Any, methods: Iterable[str] = ()) -> Iterator[Any]:
     """The functions that a model holds, and those of its parts' classes that a call of it may come
     to: by the names that it names."""
     parts = list(serialization.walk(model))
-    yield from filter(is_function, parts)
+    yield from (f for f in parts if is_function(f) and not _is_of_a_library(_plain(f).__module__))
     kinds = dict.fromkeys(kind for part in parts for kind in type(part).__mro__)
     own = [kind for kind in kinds if not _is_of_a_library(kind.__module__)]
     asked = {"__call__", "call", "generate", *getattr(model, "pooled_methods", ()), *methods}

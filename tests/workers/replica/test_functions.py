@@ -6,6 +6,7 @@ import functools
 import json
 
 import cloudpickle
+import keras
 import pytest
 import scripted
 import tensorflow as tf
@@ -116,7 +117,49 @@ class Plain:
         return z * HELD
 
 
-@pytest.mark.parametrize(("kind", "travels"), [(OfTheModule, True), (Plain, False)])
+class HoldsALibrarys:
+    """What a library's function leads to is the library's."""
+
+    def __init__(self) -> None:
+        self.activation = keras.activations.get("tanh")
+
+    def __call__(self, z):
+        return self.activation(z)
+
+
+LIMIT, COUNT = 2.0, 0
+
+
+class Looks:
+    def __init__(self) -> None:
+        self.noise, self.calls, self.epoch, self.names = 0.5, 0, 3, ["a"]
+
+    def __call__(self, z):
+        global COUNT
+        COUNT += 1
+        self.calls += 1
+        return self.scaled(z) * len(self.names)
+
+    def scaled(self, z):
+        return z * self.noise * LIMIT
+
+
+def test_settings_are_what_calls_look_at_and_do_not_set(monkeypatch) -> None:
+    model = Looks()
+    found = functions.settings(model, ("__call__",))
+    assert {(setting.key, setting.value) for setting in found} == {("noise", 0.5), ("LIMIT", 2.0)}
+    assert functions.constants(model) == ((__name__, "LIMIT", 2.0),)
+    model.noise = 0.5000
+    assert all(setting.is_there() for setting in found)
+    model.noise = 0.25
+    monkeypatch.setitem(globals(), "LIMIT", 3.0)
+    assert not any(setting.is_there() for setting in found)
+    assert not functions.settings(HoldsALibrarys(), ("__call__",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "travels"), [(OfTheModule, True), (Plain, False), (HoldsALibrarys, False)]
+)
 def test_so_do_classes_whose_calls_lead_to_some(kind, travels: bool) -> None:
     with functions.travelling(kind()):
         assert (__name__ in cloudpickle.list_registry_pickle_by_value()) == travels
