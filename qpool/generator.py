@@ -288,13 +288,13 @@ def _model_and_factory(
 ) -> tuple[Any, Callable[[], Any] | None]:
     """The model itself, and the factory it came from if it came from one. A function of a batch is
     a model. What has the methods that were named, or is called with a batch, needs no variables."""
-    named = bool(methods) and all(hasattr(given, name) for name in methods)
+    named = all(hasattr(given, name) for name in methods or ("generate",))
     if isinstance(given, type) or not (named or hasattr(given, "trainable_variables")):
         if not callable(given):
             raise ModelError(
-                f"{type(given).__name__} has no trainable_variables and is no function or factory: "
-                "expected an object with .trainable_variables that is callable on z or has "
-                ".generate(z), or methods=(...) that it has"
+                f"{type(given).__name__} has no trainable_variables, and is not a factory "
+                "or a function: expected an object with .trainable_variables that is callable on "
+                "z or has .generate(z), or methods=(...) that it has"
             )
         if not functions.takes_arguments(given):
             made = given()

@@ -17,7 +17,7 @@ import tensorflow as tf
 from qpool.bridge import tapes
 from qpool.bridge.arguments import argument_names, is_eager
 from qpool.bridge.gradient import Bridge
-from workers.errors import InputError
+from workers.errors import InputError, RemoteError
 from workers.exchange.protocol import stands_for
 from workers.replica.with_weights import Given, Weight, WithWeights
 
@@ -84,9 +84,38 @@ class Weighted:
         positional, named = marked[: len(args)], marked[len(args) :]
         values = dict(zip(map(id, model.weights), weights, strict=True))
         every = [values.get(id(v), v) for v in bridge.remote.variables]
-        return lambda: bridge.call(
-            "__call__", tuple(positional), dict(zip(kwargs, named, strict=True)), every
-        )
+
+        def call() -> Any:
+            try:
+                keywords = dict(zip(kwargs, named, strict=True))
+                return bridge.call("__call__", tuple(positional), keywords, every)
+            except RemoteError as error:
+                given = dict(zip(names, (*args, *kwargs.values()), strict=True))
+                if suspects := self._as_long_as_the_batch(given):
+                    raise InputError(
+                        f"{', '.join(suspects)}: as many rows as the batch has, all of which "
+                        "workers get with some of the batch's. If that is a batch too, name it: "
+                        f"sharded={tuple(suspects)!r}"
+                    ) from error
+                raise
+
+        return call
+
+    def _as_long_as_the_batch(self, given: dict[str, Any]) -> list[str]:
+        """Which arguments are weights that have a row for each of the first one's."""
+        first, *further = given
+        rows = (getattr(given[first], "shape", None) or [None])[0]
+        return [
+            name
+            for name in further
+            if name not in self._sharded and rows is not None
+            for leaf in tf.nest.flatten(given[name])
+            if _is_weight(leaf) and tuple(leaf.shape)[:1] == (rows,)
+        ]
+
+    def takes_nothing(self, method: str) -> bool:
+        """Whether a method has no arguments, and so no batch."""
+        return not argument_names(self._model, method)
 
     def _names(self, method: str, positional: int, *named: str) -> tuple[str, ...]:
         key = method, positional, named

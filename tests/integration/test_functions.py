@@ -85,6 +85,15 @@ def test_a_global_that_is_bound_anew_is_the_new_one(monkeypatch) -> None:
         assert any(other is variable for variable in generate.trainable_variables)
 
 
+def test_an_attribute_that_is_bound_anew_is_the_new_one() -> None:
+    gan = scripted.Gan()
+    with qpool.parallelize(gan, strategy="cpu_batch") as pooled:
+        pooled.generate(Z)
+        gan.scale = tf.Variable(-0.5)
+        expected = step(lambda: scripted.Gan.generate(gan, Z), [gan.scale])
+        assert_same(step(lambda: pooled.generate(Z), [gan.scale]), expected)
+
+
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
 def test_weights_are_given_with_each_call(pool, strategy: str) -> None:
     first, second = tf.Variable([0.5, -0.3]), tf.Variable([0.1, 0.2])
@@ -205,6 +214,11 @@ def test_an_object_without_variables_may_be_given_them(pool) -> None:
     with qpool.parallelize(Circuit(), pool=pool) as circuit:
         expected = step(lambda: scripted.circuit(Z, weights), [weights])
         assert_same(step(lambda: circuit(Z, weights), [weights]), expected)
+
+
+def test_a_function_may_do_without_variables_and_without_circuits(pool) -> None:
+    with qpool.parallelize(lambda z: 2 * z, pool=pool) as pooled:
+        np.testing.assert_allclose(pooled(Z), 2 * Z)
 
 
 def test_a_class_is_told_from_an_object_of_it() -> None:

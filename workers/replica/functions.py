@@ -93,24 +93,31 @@ class Setting(Place):
         return found is self.value or bool(found == self.value)
 
 
-def settings(model: Any, methods: Iterable[str]) -> list[Setting]:
+def settings(model: Any, methods: Iterable[str]) -> list[Place]:
     """What calls of these methods look at, and do not set themselves: plain attributes of the
-    model, and plain globals of the user's modules."""
-    found, seen = [], set()
+    model, or variables, and plain globals of the user's modules."""
+    import tensorflow as tf
+
+    found: list[Place] = []
+    seen = set()
     functions = [f for root in _called(model, methods) for f in _functions(root)]
     plain = list(dict.fromkeys(map(_plain, functions)))
     read, stored = _attributes(plain)
     spaces = [(vars(model), sorted((read & vars(model).keys()) - stored))]
     for function in plain:
-        spaces += [
-            (s, [k for k in keys if k not in stored]) for s, keys in _spaces(function, function)
-        ]
+        for space, keys in _spaces(function, function):
+            if not isinstance(space, dict) or "__name__" in space:  # around it, or its module's
+                spaces.append((space, [key for key in keys if key not in stored]))
     for space, keys in spaces:
         for key in keys:
             value = _found(space, key)
-            if isinstance(value, _SETTINGS) and (id(space), key) not in seen:
-                seen.add((id(space), key))
+            if (id(space), key) in seen:
+                continue
+            seen.add((id(space), key))
+            if isinstance(value, _SETTINGS):
                 found.append(Setting(space, key, value))
+            elif isinstance(value, tf.Variable) and space is vars(model):
+                found.append(Place(space, key, value))
     return found
 
 
@@ -119,6 +126,7 @@ def constants(model: Any) -> tuple[tuple[str, str, Any], ...]:
     return tuple(
         (module, setting.key, setting.value)
         for setting in settings(model, ())
+        if isinstance(setting, Setting)
         if (module := setting.space.get("__name__") if isinstance(setting.space, dict) else None)
         and module != "__main__"
         and setting.space is getattr(sys.modules.get(module), "__dict__", None)

@@ -157,6 +157,14 @@ def test_settings_are_what_calls_look_at_and_do_not_set(monkeypatch) -> None:
     assert not functions.settings(HoldsALibrarys(), ("__call__",))
 
 
+def test_variables_that_are_bound_anew_are_others() -> None:
+    gan = scripted.Gan()
+    (scale,) = functions.settings(gan, ())
+    assert (scale.key, scale.is_there()) == ("scale", True)
+    gan.scale = tf.Variable(1.5)
+    assert not scale.is_there()
+
+
 @pytest.mark.parametrize(
     ("kind", "travels"), [(OfTheModule, True), (Plain, False), (HoldsALibrarys, False)]
 )
