@@ -33,6 +33,9 @@ log = logging.getLogger("qpool")
 #: so many calls come between two changes.
 _CHANGES, _CALLS = 3, 20
 
+#: For how many values of them what was made is kept, beside the present ones.
+_VARIANTS = 3
+
 #: Engines that a replica can hold.
 _ENGINES = ("traced", "stock")
 
@@ -51,6 +54,7 @@ class _Handle:
         self.pooled_calls = 0
         self._executors: dict[type[Executor], Executor] = {}
         self._unpooled: Unpooled | None = None
+        self._variants: dict[Any, dict[type[Executor], Executor]] = {}
         self._changes = self._renewed_at = 0
         self._look()
 
@@ -59,7 +63,7 @@ class _Handle:
         if self.closed:
             raise PoolClosedError("this generator was closed; parallelize the model again")
         if not all(held.is_there() for held in (*self._engines, *self._places)):
-            log.info("an engine, or a variable of a function's, was replaced: all is made anew")
+            log.info("an engine, or a variable, was replaced: all is made anew")
             self._let_go()
             self._look()
         if not all(setting.is_there() for setting in self._settings):
@@ -104,28 +108,40 @@ class _Handle:
     def _look(self) -> None:
         """See which engines the model holds, and what a function finds in its module."""
         function = isinstance(self.model, functions.FunctionModel)
-        self._places = self.model.look() if function else []
+        looked_at = functions.settings(self.model, self.methods)
+        self._settings = [place for place in looked_at if isinstance(place, functions.Setting)]
+        self._told = tuple((s.key, id(s.space), s.value) for s in self._settings)
+        self._places = [place for place in looked_at if place not in self._settings]
+        self._places += self.model.look() if function else []
         self._engines = held_engines(self.model)
-        self._settings = functions.settings(self.model, self.methods)
 
     def _renew(self) -> None:
-        """Make anew what has numbers of the model's for constants that are others now."""
+        """Take what was made for the numbers that calls look at now, or make it."""
         others = [setting.key for setting in self._settings if not setting.is_there()]
-        log.info("%s changed: what was computed with it is made anew", ", ".join(others))
-        often = self.pooled_calls - self._renewed_at < _CALLS
-        self._changes, self._renewed_at = self._changes + 1 if often else 0, self.pooled_calls
+        log.info("%s changed: what was computed with it is for another time", ", ".join(others))
+        self._variants[self._told] = self._executors
         self._look()
-        if self._changes > _CHANGES:
-            notices.restless(self.model, others, self.options)
-            self._let_go()
-        self._unpooled = None
-        for kind, executor in self._executors.items():
-            self._executors[kind] = executor.renewed()
+        known = self._variants.pop(self._told, None)
+        if known is None:
+            often = self.pooled_calls - self._renewed_at < _CALLS
+            self._changes, self._renewed_at = self._changes + 1 if often else 0, self.pooled_calls
+            if self._changes > _CHANGES:
+                notices.restless(self.model, others, self.options)
+                self._let_go()
+                return
+            known = {kind: executor.sibling() for kind, executor in self._executors.items()}
+        self._executors = known
+        for told in list(self._variants)[:-_VARIANTS]:
+            if not any(executor.is_needed for executor in self._variants[told].values()):
+                for executor in self._variants.pop(told).values():
+                    executor.close()
 
     def _let_go(self) -> None:
-        for executor in self._executors.values():
-            executor.close()
-        self._executors.clear()
+        for executors in (self._executors, *self._variants.values()):
+            for executor in executors.values():
+                executor.close()
+        self._executors = {}
+        self._variants.clear()
         self._unpooled = None
 
 

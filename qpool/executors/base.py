@@ -111,10 +111,14 @@ class Executor(abc.ABC):
             "samples_per_second": rate,
         }
 
-    def renewed(self) -> Executor:
-        """Another one in its place, for the model as it is now."""
-        self.close()
+    def sibling(self) -> Executor:
+        """Another one beside it, for the model as it is now."""
         return type(self)(self.model, self.options)
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether a sibling lives by what this one holds."""
+        return False
 
     def close(self) -> None:  # noqa: B027 - optional: most strategies hold nothing
         """Give back what the strategy holds."""

@@ -239,12 +239,16 @@ def test_numbers_that_calls_look_at_are_those_of_now(pool, monkeypatch, strategy
         assert generator.stats()["strategy"] == "sequential"
 
 
-def test_a_pool_of_its_own_is_kept_where_one_changes() -> None:
+def test_a_pool_of_its_own_is_kept_where_one_changes_and_what_was_compiled() -> None:
     model = Annealed()
     with qpool.parallelize(model, workers=1, strategy="processes") as generator:
         first, pids = generator(Z).numpy(), workers_of(generator)
-        model.noise = 1.0
-        np.testing.assert_allclose(generator(Z), 2 * first, rtol=1e-5)
+        found = []
+        for noise in (1.0, 0.5) * 4:  # to and fro, as between training and validation
+            model.noise = noise
+            np.testing.assert_allclose(generator(Z), 2 * noise * first, rtol=1e-5)
+            found.append(generator._qpool.executor())
+        assert len(set(found)) == 2
         assert workers_of(generator) == pids
 
 

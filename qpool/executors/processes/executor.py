@@ -40,14 +40,15 @@ class ProcessExecutor(TiledExecutor):
             )
         return options.pool
 
-    def renewed(self) -> ProcessExecutor:
+    def sibling(self) -> ProcessExecutor:
         """In the same pool."""
-        owned, self._owns = self._owns, False
-        self.close()
         options = dataclasses.replace(self.options, pool=self.pool, workers=None, devices=None)
-        found = ProcessExecutor(self.model, options)
-        found._owns = owned
-        return found
+        return ProcessExecutor(self.model, options)
+
+    @property
+    def is_needed(self) -> bool:
+        """It owns the pool."""
+        return self._owns
 
     def stats(self) -> dict[str, Any]:
         return {"strategy": "processes", **super().stats()}
