@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpool import notices
 from qpool.bridge.arguments import argument_names
-from qpool.engines import held_engines
+from qpool.engines import HeldEngine, held_engines
 from qpool.executors import Executor, Options, executor_class
 from qpool.pooled import ParallelGenerator, pooled_class
 from workers import sf_compat
@@ -62,7 +62,7 @@ class _Handle:
         """The strategy's executor, made when it is first asked for."""
         if self.closed:
             raise PoolClosedError("this generator was closed; parallelize the model again")
-        if not all(held.is_there() for held in (*self._engines, *self._places)):
+        if not all(held.is_there() for held in self._held):
             log.info("an engine, or a variable, was replaced: all is made anew")
             self._let_go()
             self._look()
@@ -111,9 +111,10 @@ class _Handle:
         looked_at = functions.settings(self.model, self.methods)
         self._settings = [place for place in looked_at if isinstance(place, functions.Setting)]
         self._told = tuple((s.key, id(s.space), s.value) for s in self._settings)
-        self._places = [place for place in looked_at if place not in self._settings]
-        self._places += self.model.look() if function else []
+        places = [place for place in looked_at if place not in self._settings]
+        places += self.model.look() if function else []
         self._engines = held_engines(self.model)
+        self._held: list[HeldEngine | functions.Place] = [*self._engines, *places]
 
     def _renew(self) -> None:
         """Take what was made for the numbers that calls look at now, or make it."""
