@@ -55,6 +55,7 @@ class _Handle:
         self._executors: dict[type[Executor], Executor] = {}
         self._unpooled: Unpooled | None = None
         self._variants: dict[Any, dict[type[Executor], Executor]] = {}
+        self._retired: list[Executor] = []
         self._changes = self._renewed_at = 0
         self._look()
 
@@ -118,9 +119,16 @@ class _Handle:
 
     def _renew(self) -> None:
         """Take what was made for the numbers that calls look at now, or make it."""
-        others = [setting.key for setting in self._settings if not setting.is_there()]
+        changed = [setting for setting in self._settings if not setting.is_there()]
+        others = [setting.key for setting in changed]
         log.info("%s changed: what was computed with it is for another time", ", ".join(others))
-        self._variants[self._told] = self._executors
+        before = self._executors
+        self._variants[self._told] = before
+        if any(setting.space is not vars(self.model) for setting in changed):
+            # Each replica has attributes of its own, but all of a process have one module.
+            for executors in self._variants.values():
+                self._retire(executors)
+            self._variants.clear()
         self._look()
         known = self._variants.pop(self._told, None)
         if known is None:
@@ -130,19 +138,28 @@ class _Handle:
                 notices.restless(self.model, others, self.options)
                 self._let_go()
                 return
-            known = {kind: executor.sibling() for kind, executor in self._executors.items()}
+            known = {kind: executor.sibling() for kind, executor in before.items()}
         self._executors = known
-        for told in list(self._variants)[:-_VARIANTS]:
-            if not any(executor.is_needed for executor in self._variants[told].values()):
-                for executor in self._variants.pop(told).values():
-                    executor.close()
+        while len(self._variants) > _VARIANTS:
+            self._retire(self._variants.pop(next(iter(self._variants))))
+
+    def _retire(self, executors: dict[type[Executor], Executor]) -> None:
+        """Close them, but for those that others live by."""
+        for executor in executors.values():
+            if executor.is_needed:
+                self._retired.append(executor)
+            else:
+                executor.close()
 
     def _let_go(self) -> None:
         for executors in (self._executors, *self._variants.values()):
             for executor in executors.values():
                 executor.close()
+        for executor in self._retired:
+            executor.close()
         self._executors = {}
         self._variants.clear()
+        self._retired.clear()
         self._unpooled = None
 
 

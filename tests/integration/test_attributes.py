@@ -252,5 +252,23 @@ def test_a_pool_of_its_own_is_kept_where_one_changes_and_what_was_compiled() -> 
         assert workers_of(generator) == pids
 
 
+class EagerlyAnnealed(Annealed):
+    """Not compiled: it looks at its numbers, and at the module's, in every call."""
+
+    def __call__(self, z):
+        return super().__call__(z) + 0.0 * float(z[0, 0])
+
+
+@pytest.mark.filterwarnings("ignore::qpool.errors.NotCompiledWarning")
+def test_a_number_of_the_module_is_that_of_now_however_often_it_was_before(monkeypatch) -> None:
+    model = EagerlyAnnealed()
+    with qpool.parallelize(model, workers=1, strategy="processes") as generator:
+        first, pids = generator(Z).numpy(), workers_of(generator)
+        for factor in (3.0, 1.0, 3.0):
+            monkeypatch.setitem(globals(), "FACTOR", factor)
+            np.testing.assert_allclose(generator(Z), factor * first, rtol=1e-5)
+        assert workers_of(generator) == pids
+
+
 def workers_of(generator) -> list[int]:
     return [worker["pid"] for worker in generator.stats()["pool"]["workers"]]
