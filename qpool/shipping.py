@@ -60,7 +60,8 @@ def pack(model: Any, factory: Callable[[], Any] | None = None) -> Shipment:
     if factory is not None:
         shipped = serialization.inspect(model, settings)
         sizes = {_engine_batch_size(part) for part in serialization.walk(model)} - {0}
-        payload = _dump(_FromFactory(factory, settings), factory, "the factory")
+        made = _FromFactory(factory, settings, functions.constants(model))
+        payload = _dump(made, factory, "the factory")
     else:
         found = _Pickler(io.BytesIO())
         with functions.travelling(model):
@@ -127,12 +128,15 @@ def engines_batch_size(model: Any) -> int:
 class _FromFactory:
     """Unpickles to what the factory makes, with its variables found there."""
 
-    def __init__(self, factory: Callable[[], Any], settings: dict[str, Any]) -> None:
+    def __init__(
+        self, factory: Callable[[], Any], settings: dict[str, Any], constants: Any
+    ) -> None:
         self._factory = factory
         self._settings = settings
+        self._constants = constants
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return serialization.from_factory, (self._factory, self._settings)
+        return serialization.from_factory, (self._factory, self._settings, self._constants)
 
 
 class _Pickler(cloudpickle.Pickler):

@@ -10,7 +10,7 @@ import abc
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ class Executor(abc.ABC):
         }
 
     def sibling(self) -> Executor:
-        """Another one beside it, for the model as it is now."""
-        return type(self)(self.model, self.options)
+        """Another one beside it, for the model as it is now, not as a factory made it."""
+        return type(self)(self.model, replace(self.options, factory=None))
 
     @property
     def is_needed(self) -> bool:

@@ -252,6 +252,13 @@ def test_a_pool_of_its_own_is_kept_where_one_changes_and_what_was_compiled() -> 
         assert workers_of(generator) == pids
 
 
+def test_an_attribute_of_what_a_factory_made_is_seen_too(pool) -> None:
+    with qpool.parallelize(Annealed, pool=pool) as generator:
+        first = generator(Z).numpy()
+        generator.noise = 0.25
+        np.testing.assert_allclose(generator(Z), first / 2, rtol=1e-5)
+
+
 class EagerlyAnnealed(Annealed):
     """Not compiled: it looks at its numbers, and at the module's, in every call."""
 

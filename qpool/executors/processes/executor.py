@@ -42,8 +42,8 @@ class ProcessExecutor(TiledExecutor):
 
     def sibling(self) -> ProcessExecutor:
         """In the same pool."""
-        options = dataclasses.replace(self.options, pool=self.pool, workers=None, devices=None)
-        return ProcessExecutor(self.model, options)
+        alone = dataclasses.replace(self.options, factory=None, workers=None, devices=None)
+        return ProcessExecutor(self.model, dataclasses.replace(alone, pool=self.pool))
 
     @property
     def is_needed(self) -> bool:
