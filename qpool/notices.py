@@ -195,4 +195,6 @@ def _level(way: dict[str, Any]) -> str:
     level = {"xla": "compiled by XLA", "graph": "a graph"}[way["level"]]
     if "loop is unrolled" in way["why_not_better"]:
         return f"{level}; {way['why_not_better']}"
+    if way.get("together"):
+        return f"{level}, circuits that do not wait for each other as one"
     return level + (", its loop over rows traced once" if way.get("by_rows") else "")

@@ -26,6 +26,8 @@ with program.context as q:
 weights = tf.Variable([0.2, 0.3])
 shifts = {"photons": [tf.Variable(0.1)]}
 unused = tf.Variable(1.0)
+data = np.linspace(-0.5, 0.5, 4).astype("float32")
+targets = np.sin(3 * data)
 
 
 def run(x: Any, w: Any) -> Any:
@@ -52,6 +54,14 @@ def of_labels(inputs: Any) -> Any:
 
 def weights_first(w: Any, x: Any) -> Any:
     return circuit(x, w)
+
+
+def fit(parameters: Any) -> Any:
+    """A cost over data of the module, one circuit for each."""
+    loss = 0.0
+    for x, y in zip(data, targets, strict=True):
+        loss += (run(tf.constant(x), parameters).quad_expectation(0)[0] - y) ** 2
+    return loss / len(data)
 
 
 def cost(parameters: Any) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pickle
 import re
 from collections.abc import Callable, Sequence
@@ -80,7 +81,8 @@ class CompiledCall:
         return {
             "method": self.method.plan.method,
             "level": self.choice.level,
-            "by_rows": any(self.method.plan.by_rows),
+            "by_rows": any(self.method.plan.form.by_rows),
+            "together": self.method.plan.form.together,
             "why_not_better": self.choice.reason,
             "seconds": self.choice.seconds,
         }
@@ -148,6 +150,8 @@ class CompiledCalls:
 
         def mark(value: Any, name: str, first: bool) -> Any:
             shared = batched and (first or name in self._sharded)
+            if first and isinstance(value, tf.Variable) and name not in self._sharded:
+                shared = False  # weights
             if isinstance(value, list | tuple | dict):
                 of_rows = shared and not any(
                     isinstance(leaf, tf.Variable) for leaf in tf.nest.flatten(value)
@@ -174,7 +178,7 @@ class CompiledCalls:
         shapes = () if batched else tuple((*x.shape, x.dtype.name) for x in inputs)
         key: tuple[Any, ...] = (method, constants, shapes, arrays)
         known = self._known.get(key)
-        if known is not None and any(known.method.plan.by_rows):
+        if known is not None and any(known.method.plan.form.by_rows):
             # Traced for one row: what it does with another count of rows is to be seen first.
             rows = inputs[0].shape[0]
             if rows != known.rows:
@@ -216,12 +220,15 @@ class CompiledCalls:
         if reason:
             return compiled.Choice("eager", reason, 0.0)
         effects: set[str] = set()
-        choice = self._choose(compiled_call, inputs, outputs, looped, levels, effects)
+        find = functools.partial(
+            self._choose, compiled_call, inputs, outputs, looped, circuits, levels, effects
+        )
+        choice = find()
         if choice.level != "eager" or not _only_draws(effects):
             return choice
         original = compiled_call.method
         compiled_call.method = dataclasses.replace(original, stream=Stream())
-        found = self._choose(compiled_call, inputs, outputs, looped, levels, effects)
+        found = find()
         if found.level == "eager":
             compiled_call.method = original
             return choice
@@ -244,6 +251,7 @@ class CompiledCalls:
         inputs: list[tf.Tensor],
         outputs: list[Any],
         looped: bool,
+        circuits: int,
         levels: Sequence[str],
         effects: set[str],
     ) -> compiled.Choice:
@@ -251,10 +259,12 @@ class CompiledCalls:
         original = compiled_call.method
         stream, rows = original.stream, compiled_call.rows or 0
         choice: compiled.Choice | None = None
-        for form in probe.forms(original.plan, outputs, looped=looped):
-            by_rows = compiled_call.sharded if form.by_rows else ()
-            form = dataclasses.replace(form, by_rows=by_rows)
-            trial = dataclasses.replace(original, plan=form)
+        for form in probe.forms(original.plan, outputs, looped=looped, circuits=circuits):
+            if form.by_rows:
+                form = dataclasses.replace(form, by_rows=compiled_call.sharded)
+            trial = dataclasses.replace(
+                original, plan=dataclasses.replace(original.plan, form=form)
+            )
 
             def use(function: Any, level: str, trial: Method = trial) -> None:
                 plan = dataclasses.replace(trial.plan, level=level)
@@ -278,7 +288,8 @@ class CompiledCalls:
                 alike=alike,
                 levels=levels,
             )
-            choice = found if choice is None or form.by_rows or not looped else found.after(choice)
+            instead = probe.instead_of_rows(form) if looped else ""
+            choice = found.after(choice, instead) if choice and instead else found
             if choice.level != "eager" or (stream is None and _only_draws(effects)):
                 break
         assert choice is not None
@@ -288,7 +299,7 @@ class CompiledCalls:
 def _draws_row_by_row(method: Method, inputs: list[tf.Tensor], rows: int) -> bool:
     """Whether a call that has just been made with so many rows drew as many times what it draws for
     one. What it draws once, for all rows, must not become a draw for each."""
-    stream, over = method.stream, method.plan.by_rows
+    stream, over = method.stream, method.plan.form.by_rows
     assert stream is not None
     drawn = stream.numbers
     stream.seed(0)

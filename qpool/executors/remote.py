@@ -22,7 +22,7 @@ from qpool import notices, tiles
 from qpool.executors.worker_pool import Operands, Results, Task, WorkerPool
 from qpool.shipping import Shipment
 from workers.errors import ConfigurationError, PoolClosedError
-from workers.exchange.protocol import Kind, Purpose
+from workers.exchange.protocol import Form, Kind, Purpose
 from workers.layout import ArraySpec
 
 log = logging.getLogger("qpool")
@@ -50,7 +50,7 @@ class Plan:
     reason: str
     compile_seconds: float
     method: str
-    by_rows: bool
+    form: Form
     with_loss: bool = False
     arguments: bytes = b""
     as_tensor: tuple[bool, ...] = ()
@@ -155,7 +155,7 @@ class RemoteModel:
             found.reason,
             found.compile_seconds,
             method,
-            any(found.by_rows),
+            found.form,
             bool(wanted),
             arguments,
             as_tensor,
@@ -277,7 +277,8 @@ class RemoteModel:
                     "method": method,
                     "with_loss": p.with_loss,
                     "level": p.level,
-                    "by_rows": p.by_rows,
+                    "by_rows": any(p.form.by_rows),
+                    "together": p.form.together,
                     "why_not_better": p.reason,
                     "seconds": p.compile_seconds,
                 }

@@ -241,7 +241,6 @@ class WorkerPool(abc.ABC):
             draws=probed.draws,
             reproducible=probed.reproducible,
             level=probed.level,
-            by_rows=probed.by_rows,
-            narrowed=probed.narrowed,
+            form=probed.form,
             outputs=probed.outputs,
         )

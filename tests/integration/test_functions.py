@@ -189,6 +189,17 @@ def test_without_a_batch_it_is_computed_here(pool, strategy: str) -> None:
                 cost(tf.constant([0.2, 0.3]))
 
 
+def test_a_cost_over_data_is_one_circuit() -> None:
+    weights = tf.Variable([0.2, 0.3])
+    with qpool.parallelize(scripted.fit) as fit:
+        for factor in (1.0, 1.3):
+            weights.assign(weights * factor)
+            expected = step(lambda: scripted.fit(weights), [weights])
+            assert_same(step(lambda: fit(weights), [weights]), expected)
+        (way,) = fit.stats()["compiled"]
+    assert (way["level"], way["together"]) == ("xla", True)
+
+
 def test_auto_takes_them_all(monkeypatch) -> None:
     monkeypatch.setattr(course, "SHARE", 0.0)
     labels = tf.constant([1, 0, 2, 1, 3])

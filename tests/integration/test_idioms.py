@@ -11,6 +11,7 @@ from idioms import BATCH, IDIOMS
 
 import qpool
 from qpool.executors.auto import course
+from workers import errors
 from workers.replica import serialization
 
 ROWS = np.random.default_rng(1).normal(0, 0.5, (BATCH, 2))
@@ -399,6 +400,67 @@ def test_another_number_of_rows_is_another_call_of_a_loop() -> None:
             np.testing.assert_allclose(
                 generator(arrays.astype(dtype)), model(arrays.astype(dtype)), atol=1e-5
             )
+
+
+class SharedMean(idioms.LoopByIndex):
+    """Each row has a little of the mean of all of them, and noise."""
+
+    NOISE = 0.0
+
+    def __call__(self, z):
+        z = 0.9 * z + 0.1 * tf.reduce_mean(z, axis=0)
+        found = []
+        for n in range(tf.shape(z)[0]):
+            x = z[n] + self.NOISE * tf.random.normal(tf.shape(z[n]))
+            found.append(idioms.photons(self.state(x[0], x[1])))
+        return tf.stack(found)
+
+
+class SharedMeanAndNoise(SharedMean):
+    NOISE = 1e-3
+
+
+@pytest.mark.parametrize("idiom", [SharedMean, SharedMeanAndNoise])
+def test_rows_that_share_what_is_made_of_all_are_computed_together_and_not_in_tiles(
+    pool, monkeypatch, idiom
+) -> None:
+    monkeypatch.setattr(course, "SHARE", 0.0)
+    model, quiet = idiom(), SharedMean()
+    z = rows_of(idiom)
+    stock = step(quiet, z, quiet)
+    for strategy in ("cpu_batch", "auto"):
+        with qpool.parallelize(model, strategy=strategy) as generator:
+            for _ in range(2):
+                ours = step(generator, z, model)
+                if not model.NOISE:
+                    assert_like_stock(ours, stock)
+                np.testing.assert_allclose(ours[0], stock[0], atol=0.02)
+            (way,) = generator.stats()["compiled"]
+            assert (way["level"], way["by_rows"], way["together"]) == ("xla", False, True)
+            assert "circuits that do not wait for each other as one" in str(generator)
+    with pytest.raises(errors.InputError, match="when others changed"):
+        qpool.parallelize(model, pool=pool)(z)
+
+
+class Conditional(idioms.LoopByIndex):
+    """A tf.cond in each row's turn, of numbers that are the same for all."""
+
+    def __call__(self, z):
+        found = []
+        for row in tf.unstack(z):
+            numbers = idioms.photons(self.state(row[0], row[1]))
+            weight = tf.constant(0.5) + 1.0
+            found.append(tf.cond(weight > 1e-8, lambda: numbers / weight, lambda: numbers))  # noqa: B023
+        return tf.stack(found)
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "threads"])
+def test_a_loop_with_a_condition_of_the_graph_has_its_gradient(strategy: str) -> None:
+    model, z = Conditional(), rows_of(Conditional)
+    stock = step(model, z, model)
+    with qpool.parallelize(model, strategy=strategy) as generator:
+        for _ in range(2):
+            assert_like_stock(step(generator, z, model), stock)
 
 
 class HomodyneLoop(idioms.Base):

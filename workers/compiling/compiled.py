@@ -47,9 +47,10 @@ class Choice:
     reason: str
     seconds: float
 
-    def after(self, other: Choice) -> Choice:
-        """This one, with the reason for which ``other``, a better form, was not taken."""
-        reason = "; ".join(filter(None, (f"its loop is unrolled: {other.reason}", self.reason)))
+    def after(self, other: Choice, instead: str) -> Choice:
+        """This one, with the reason for which ``other``, a better form, was not taken, and what is
+        done ``instead``."""
+        reason = "; ".join(filter(None, (f"{instead}: {other.reason}", self.reason)))
         return Choice(self.level, reason, self.seconds + other.seconds)
 
 

@@ -28,7 +28,10 @@ from workers.compiling import branches, dependence, streams
 from workers.compiling.turns import in_turn
 from workers.engine import circuit, plan, symbols
 from workers.errors import UntraceableError
-from workers.tensors import leaves, mapped
+from workers.tensors import leaves, mapped, within_xla
+
+#: What TensorFlow makes of a ``tf.cond``, a ``tf.while_loop``.
+_BRANCHES = frozenset(("If", "StatelessIf", "Case", "StatelessCase", "While", "StatelessWhile"))
 
 #: Rows for which the call's own graph is looked at: as many as it has, up to this.
 _LOOKED_AT = 16
@@ -64,6 +67,11 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., A
         if any("_gradient_op_type" in op.node_def.attr for op in made):
             raise UntraceableError(  # vectorised, it would have the gradient of its operations
                 "a loop over rows is not vectorised where a tf.custom_gradient is in it"
+            )
+        if within_xla() and any(op.type in _BRANCHES for op in made):
+            raise UntraceableError(
+                "a loop over rows is not vectorised for XLA where a tf.cond or a tf.while_loop is "
+                "in it: its gradient would take shapes from its values"
             )
         # Not tf.vectorized_map: for XLA that makes a function of the whole, whose backward pass
         # takes shapes from its forward pass, so that XLA compiles anew for each value.

@@ -152,9 +152,9 @@ def noting_failures() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def computed_by(function: Callable[..., tf.Tensor]) -> Iterator[None]:
+def computed_by(function: Callable[..., tf.Tensor] | None) -> Iterator[None]:
     """What is traced within this has ``function`` compute circuits, with the arguments of
-    ``run``."""
+    ``run``; None is ``run`` itself."""
     before = _computed_by.set(function)
     try:
         yield

@@ -121,6 +121,21 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Form:
+    """How a method is rewritten before it is compiled.
+
+    ``by_rows``: which of its inputs it is vectorised over because it loops over their rows, empty
+    for none (``compiling.rows``). ``together``: circuits that do not wait for each other are run as
+    one (``compiling.together``). ``narrowed``: its ndarrays of double precision are tensors of
+    single precision; eagerly TensorFlow converts them to whatever they meet.
+    """
+
+    by_rows: tuple[bool, ...] = ()
+    together: bool = False
+    narrowed: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
     """One method of one model, called in one way.
 
@@ -130,12 +145,10 @@ class Plan:
     ``least_rows`` is how many it needs (engines made for one row at a time are of another kind:
     Strawberry Fields' ``batch_size`` is at least 2). A probe
     finds out whether the method ``draws`` random numbers, and whether seeding makes the draws
-    ``reproducible``, at which ``level`` it can be compiled (``compiling.compiled``), which of its
-    inputs it is vectorised over because it loops over their rows (``by_rows``, empty for none),
-    whether its ndarrays of double precision are tensors of single precision where it is compiled
-    (``narrowed``; eagerly TensorFlow converts them to whatever they meet), and what one
-    row of its ``outputs`` is; the plan is then told anew. ``twin`` counts the plans before it that
-    are called alike, of models with variables alike: what is compiled for it has its name by that.
+    ``reproducible``, at which ``level`` it can be compiled (``compiling.compiled``) and in which
+    ``form``, and what one row of its ``outputs`` is; the plan is then told anew. ``twin`` counts
+    the plans before it that are called alike, of models with variables alike: what is compiled for
+    it has its name by that.
     """
 
     plan: int
@@ -148,15 +161,9 @@ class Plan:
     draws: bool = False
     reproducible: bool = True
     level: str = "eager"
-    by_rows: tuple[bool, ...] = ()
-    narrowed: bool = False
+    form: Form = Form()
     outputs: tuple[ArraySpec, ...] = ()
     twin: int = 0
-
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """What is compiled: plans of one form share it."""
-        return self.level, self.by_rows, self.narrowed
 
 
 @dataclass(frozen=True)
@@ -323,8 +330,8 @@ class Probed:
 
     ``draws``: the model draws random numbers; ``reproducible``: seeding makes them the same.
     ``fixed_cost``: interpreter work per call that does not depend on its rows, in rows.
-    ``level``, ``reason``, ``compile_seconds``: see ``compiling.compiled.Choice``. ``by_rows``,
-    ``narrowed``: see ``Plan``. ``circuits``: how many circuits a call of few rows runs.
+    ``level``, ``reason``, ``compile_seconds``: see ``compiling.compiled.Choice``. ``form``: see
+    ``Form``. ``circuits``: how many circuits a call of few rows runs.
     ``connected``: for each gradient source, whether any output depends on it; empty if not asked.
     ``caught``: what a circuit raised and the model caught. ``attributes``: those that the call set
     to tensors.
@@ -343,8 +350,7 @@ class Probed:
     level: str
     reason: str
     compile_seconds: float
-    by_rows: tuple[bool, ...] = ()
-    narrowed: bool = False
+    form: Form = Form()
     circuits: int = 0
     caught: str = ""
     attributes: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from workers.compiling import compiled, rows
 from workers.compiling.streams import Stream
+from workers.compiling.together import together
 from workers.engine import exported
 from workers.engine.scope import traced_engines
 from workers.exchange.protocol import Plan, filled
@@ -145,7 +146,7 @@ class Method:
         name = getattr(self.call, "__qualname__", type(self.call).__qualname__)
         shapes = [tuple(variable.shape) for variable in self.variables]
         plan = self.plan
-        told = name, plan.arguments, plan.twin, plan.by_rows, plan.narrowed, shapes, of
+        told = name, plan.arguments, plan.twin, plan.form, shapes, of
         return repr(told)
 
     def anew(self) -> Method:
@@ -158,12 +159,15 @@ class Method:
         return [x for x, as_tensor in pairs if as_tensor and differentiable(x)]
 
     def __call__(self, *inputs: Any) -> Any:
-        if self.plan.narrowed and not tf.executing_eagerly():
+        if tf.executing_eagerly():
+            return self._call(*inputs)
+        form = self.plan.form
+        if form.narrowed:
             pairs = zip(inputs, self.plan.as_tensor, strict=True)
             inputs = tuple(x if as_tensor else narrow(x) for x, as_tensor in pairs)
-        if self.plan.by_rows and not tf.executing_eagerly():
-            return rows.by_rows(self._call, self.plan.by_rows)(*inputs)
-        return self._call(*inputs)
+        if form.by_rows:
+            return rows.by_rows(self._call, form.by_rows)(*inputs)
+        return (together(self._call) if form.together else self._call)(*inputs)
 
     def _call(self, *inputs: Any) -> Any:
         args = [filled(a, inputs) for a in self.args]

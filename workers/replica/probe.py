@@ -18,16 +18,15 @@ import numpy as np
 import tensorflow as tf
 
 from workers.errors import BatchAxisError, InputError, StatefulCallError
-from workers.exchange.protocol import Plan
+from workers.exchange.protocol import Form, Plan
 from workers.layout import ArraySpec
 from workers.tensors import leaves, mapped
 
-#: How far, relative to the largest output, a row may move when other rows join it: far above
-#: rounding in single precision, far below what a batch mean does.
-_INDEPENDENT = 1e-2
-
-#: What an output that should be 0 may differ by: a mean of a symmetric state is 0 but for rounding.
-_ROUNDING = 1e-5
+#: How far, relative to the largest output and absolutely, a row may move. When other rows join it,
+#: it is computed in another order: far above rounding in single precision, a mean of a symmetric
+#: state being 0 but for that. When as many others are in their places, its bits should be the same.
+MEANS = 1e-2, 1e-5
+BITS = 1e-5, 1e-6
 
 
 def losses(model: Any) -> int:
@@ -67,21 +66,26 @@ def check_rows_are_alike(few: Sequence[Any], many: Sequence[Any], rows: int, mor
         )
 
 
-def check_rows_are_independent(few: Sequence[Any], many: Sequence[Any], rows: int) -> None:
-    """Refuse a model whose samples depend on each other: a tile would not be what it is."""
-    for a, b in zip(few, many, strict=True):
-        alone, together = np.asarray(a), np.asarray(b)[:rows]
+def check_rows_are_alone(
+    those: Sequence[Any], these: Sequence[Any], rows: int, when: str, near: tuple[float, float]
+) -> None:
+    """Refuse a model whose samples depend on each other: a tile would not be what it is. The first
+    rows of two calls are compared, beside other ones; ``near``: see ``BITS``."""
+    relative, absolute = near
+    for a, b in zip(those, these, strict=True):
+        alone, together = np.asarray(a)[:rows], np.asarray(b)[:rows]
         if alone.dtype.kind not in "fc":
             continue
         finite = np.isfinite(alone) & np.isfinite(together)
         if not finite.any():
             continue
         apart = np.abs(alone - together)[finite].max()
-        if apart > _INDEPENDENT * np.abs(alone[finite]).max() + _ROUNDING:
+        if apart > relative * np.abs(alone[finite]).max() + absolute:
             raise InputError(
                 f"a sample's output depends on the other samples of its batch (it changed by "
-                f"{apart:.2g} when rows were added): expected one row of output for one row of "
-                "input. Batch statistics belong in the caller"
+                f"{apart:.2g} when {when}): expected one row of output for one row of "
+                "input. Batch statistics belong in the caller, or in strategy='cpu_batch', which "
+                "computes whole batches"
             )
 
 
@@ -165,14 +169,26 @@ def why_eager(outputs: Sequence[Any], *, traced: bool, seedable: bool) -> str:
     return ""
 
 
-def forms(plan: Plan, outputs: Sequence[Any], *, looped: bool) -> Iterator[Plan]:
-    """The forms in which the plan may be compiled, the best one first."""
+def forms(plan: Plan, outputs: Sequence[Any], *, looped: bool, circuits: int) -> Iterator[Form]:
+    """The forms in which the plan may be compiled, the best one first.
+
+    ``looped``: it runs circuits for one row after another. ``circuits``: how many in a call.
+    """
     wide = not all(plan.as_tensor) and all(
         np.asarray(x).dtype not in (np.float64, np.complex128) for x in outputs
     )
-    for by_rows in [(True,) * len(plan.as_tensor)] * looped + [()]:
+    found = [Form(by_rows=(True,) * len(plan.as_tensor))] * looped
+    found += [Form(together=True)] * (circuits > 1) + [Form()]
+    for form in found:
         for narrowed in [False] + [True] * wide:
-            yield dataclasses.replace(plan, by_rows=by_rows, narrowed=narrowed)
+            yield dataclasses.replace(form, narrowed=narrowed)
+
+
+def instead_of_rows(form: Form) -> str:
+    """What becomes of a loop over rows in this form; empty where it is vectorised."""
+    if form.by_rows:
+        return ""
+    return "its rows are not vectorised" if form.together else "its loop is unrolled"
 
 
 def loops(few: tuple[int, int], many: tuple[int, int]) -> bool:

@@ -20,7 +20,7 @@ from workers.compiling.streams import Stream
 from workers.engine import circuit
 from workers.engine.scope import GOES_ON
 from workers.errors import StatefulCallError
-from workers.exchange.protocol import Frame, Plan, Probe, Probed
+from workers.exchange.protocol import Form, Frame, Plan, Probe, Probed
 from workers.layout import Buffer, tile_worth
 from workers.replica import probe, serialization, tile_arrays
 from workers.replica.calls import Calls
@@ -95,8 +95,11 @@ class Prober:
             known, plan=dataclasses.replace(known.plan, level="eager")
         )
 
-        def run(rows: int) -> Any:
-            return self._calls.run(method, tile_arrays.first(frame, rows, buffer), buffer)
+        def run(rows: int, others: int = 0) -> Any:
+            arrays = tile_arrays.first(frame, rows, buffer)
+            if others:  # again and again the first ones, in the places of the others
+                arrays = [np.resize(array[:others], array.shape) for array in arrays]
+            return self._calls.run(method, arrays, buffer)
 
         seen = self._observe(method.plan, run, buffer)
         connected: tuple[bool, ...] = ()
@@ -109,7 +112,7 @@ class Prober:
         choice, fixed_cost, connected = self._choose(
             request, known, method, seen, connected, frame, buffer
         )
-        form = self._plans[request.plan].plan
+        form = self._plans[request.plan].plan.form
         return Probed(
             request.ticket,
             finished,
@@ -124,15 +127,14 @@ class Prober:
             choice.level,
             choice.reason,
             choice.seconds,
-            form.by_rows,
-            form.narrowed,
+            form,
             seen.ran_few.runs,
             next(iter(seen.ran_few.failures), ""),
             seen.attributes,
         )
 
-    def _observe(self, plan: Plan, run: Callable[[int], Any], buffer: Buffer) -> Observed:
-        """Run few rows twice, and many; raise for what no tile may do."""
+    def _observe(self, plan: Plan, run: Callable[..., Any], buffer: Buffer) -> Observed:
+        """Run few rows twice, and many twice; raise for what no tile may do."""
         few, many = (plan.rows,) * 2 if plan.rows else _ROWS
         losses = probe.losses(self._model)
         before = dict(getattr(self._model, "__dict__", {}))
@@ -175,10 +177,15 @@ class Prober:
             of_many = probe.flatten(run(many), many)[1]
         later = self._stream.numbers if self._stream is not None else 0
         by_row = not streamed or (few != many and later * few == streamed * many)
-        calls_many, _ = probe.interpreter_calls(lambda: run(many))
+        self._draws.seed(0, 0)
+        calls_many, beside = probe.interpreter_calls(
+            lambda: run(many, others=few if few < many else 0)
+        )
         probe.check_rows_are_alike(outputs, of_many, few, many)
-        if not drew and reproducible:
-            probe.check_rows_are_independent(outputs, of_many, few)
+        if reproducible:
+            if not drew:
+                probe.check_rows_are_alone(outputs, of_many, few, "rows were added", probe.MEANS)
+            probe.check_rows_are_alone(of_many, leaves(beside), few, "others changed", probe.BITS)
         per_row = max(calls_many - calls_few, 0) / max(many - few, 1)
         fixed = max(calls_few - per_row * few, 0.0)
         return Observed(
@@ -216,7 +223,10 @@ class Prober:
         if reason:
             return choice, seen.fixed_cost, connected
         purpose = request.purpose
-        for form in probe.forms(method.plan, seen.outputs, looped=seen.loops):
+        forms = probe.forms(
+            method.plan, seen.outputs, looped=seen.loops, circuits=seen.ran_few.runs
+        )
+        for form in forms:
             cost = float("inf") if form.by_rows else seen.fixed_cost
             rows = method.plan.rows or tile_worth(cost, purpose.largest_tile)
             arrays = tile_arrays.first(frame, rows, buffer)
@@ -232,7 +242,9 @@ class Prober:
                 with branches.noticed() as conditions:
                     found = self._compile(
                         known,
-                        dataclasses.replace(method, plan=form),
+                        dataclasses.replace(
+                            method, plan=dataclasses.replace(method.plan, form=form)
+                        ),
                         arrays,
                         seen,
                         gradient=purpose.gradient,
@@ -243,7 +255,8 @@ class Prober:
                     )
                 if not conditions:
                     break
-            choice = found.after(choice) if seen.loops and not form.by_rows else found
+            instead = probe.instead_of_rows(form) if seen.loops else ""
+            choice = found.after(choice, instead) if instead else found
             if choice.level != "eager":
                 if conditions and connected:
                     connected = tuple(depends) or everything
@@ -272,10 +285,12 @@ class Prober:
         sources.
         """
         # Vectorised, a loop draws in another order: then the rest is compared, without the draws.
-        alike = streams.constant if seen.drew and method.plan.by_rows else contextlib.nullcontext
+        alike = (
+            streams.constant if seen.drew and method.plan.form.by_rows else contextlib.nullcontext
+        )
         rows = len(arrays[0])
         self._draws.seed(0, 0)
-        if method.plan.by_rows and rows >= len(seen.of_many[0]) and not seen.drew:
+        if method.plan.form.by_rows and rows >= len(seen.of_many[0]) and not seen.drew:
             expected = seen.of_many
         else:
             with alike():
@@ -322,7 +337,7 @@ class Prober:
             use_first=gradient_first,
         )
         if choice.level == "eager":
-            plan = dataclasses.replace(method.plan, by_rows=(), narrowed=False)
+            plan = dataclasses.replace(method.plan, form=Form())
             self._plans[plan.plan] = dataclasses.replace(method, plan=plan)
         return choice
 

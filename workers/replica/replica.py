@@ -97,7 +97,7 @@ class Replica:
                 self._sources,
                 self._stream,
             )
-            if known is not None and known.plan.form == plan.form:
+            if known is not None and (known.plan.level, known.plan.form) == (plan.level, plan.form):
                 self._plans[plan.plan].__dict__.update(known.functions)
 
     def forget(self, calls: Sequence[int]) -> None:

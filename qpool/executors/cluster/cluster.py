@@ -387,7 +387,6 @@ def _of_bits(probed: protocol.Probed) -> Any:
         probed.draws,
         probed.reproducible,
         probed.level,
-        probed.by_rows,
-        probed.narrowed,
+        probed.form,
         probed.outputs,
     )
