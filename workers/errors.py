@@ -8,6 +8,7 @@ QPoolError
 │   ├── ShippingError                 part of it cannot be sent to another process
 │   ├── StatefulCallError             calling it changes variables that the pool keeps in step
 │   └── UntraceableError              an operation that a tf.function cannot hold
+│       └── NotForXLAError            or that XLA cannot compile
 ├── GradientError                     a derivative that cannot be had
 │   └── SecondOrderGradientError      a derivative of a derivative through the pool
 ├── PoolError
@@ -66,6 +67,10 @@ class StatefulCallError(ModelError):
 
 class UntraceableError(ModelError):
     """An operation needs numbers, where a graph has only tensors."""
+
+
+class NotForXLAError(UntraceableError):
+    """An operation has a place in a graph, and none in a program of XLA's."""
 
 
 class NotCompiledWarning(UserWarning):

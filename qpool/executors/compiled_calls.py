@@ -51,9 +51,10 @@ class CompiledCall:
     """One way of calling one method.
 
     ``sharded``: which of its inputs have a row a sample. ``choice`` is None until it is made, for
-    so many ``rows``; ``calls`` and ``seconds`` are those of its eager calls before that. ``sets``
-    are attributes of the model that what was compiled returns with the result. ``engines`` are
-    those that it begins with as they are after a reset; ``reset_before`` says that there may be
+    so many ``rows``; ``calls`` and ``seconds`` are those of its eager calls before that, ``ran``
+    the circuits of the last one, and ``drew`` says that it drew what a stream would take over.
+    ``sets`` are attributes of the model that what was compiled returns with the result. ``engines``
+    are those that it begins with as they are after a reset; ``reset_before`` says that there may be
     some, which the next call will show.
     """
 
@@ -63,6 +64,8 @@ class CompiledCall:
     rows: int | None = None
     calls: int = 0
     seconds: float = 0.0
+    ran: circuit.Tally = dataclasses.field(default_factory=circuit.Tally)
+    drew: bool = False
     attributes: Any = None
     changes: int = 0
     sets: tuple[str, ...] = ()
@@ -198,16 +201,16 @@ class CompiledCalls:
         inputs: list[tf.Tensor],
         result: Any,
         reason: str,
-        circuits: int,
         levels: Sequence[str] = compiled.LEVELS[:-1],
         sets: tuple[str, ...] = (),
     ) -> compiled.Choice:
         """Compile, unless for a ``reason``, to what gives the ``result`` of the eager call.
 
-        ``circuits``: how many that call ran. As many as it had rows: it is vectorised over them, if
-        it can be. ``sets``: attributes that it set to tensors, which what is compiled sets too,
-        unless it is a loop.
+        If that ran as many circuits as it had rows, it is vectorised over them, if it can be.
+        ``sets``: attributes that it set to tensors, which what is compiled sets too, unless it is a
+        loop.
         """
+        circuits = compiled_call.ran.runs
         rows = int(inputs[0].shape[0]) if any(compiled_call.sharded) and inputs[0].shape.rank else 0
         compiled_call.rows = rows
         looped = rows > 1 and probe.loops((rows, circuits), (rows, circuits))
@@ -221,17 +224,19 @@ class CompiledCalls:
             return compiled.Choice("eager", reason, 0.0)
         effects: set[str] = set()
         find = functools.partial(
-            self._choose, compiled_call, inputs, outputs, looped, circuits, levels, effects
+            self._choose, compiled_call, inputs, outputs, looped, levels, effects
         )
-        choice = find()
-        if choice.level != "eager" or not _only_draws(effects):
-            return choice
+        choice = compiled.Choice("eager", "the model draws random numbers", 0.0)
+        if not compiled_call.drew or compiled_call.method.stream is not None:
+            choice = find()
+            if choice.level != "eager" or not _only_draws(effects):
+                return choice
         original = compiled_call.method
         compiled_call.method = dataclasses.replace(original, stream=Stream())
         found = find()
         if found.level == "eager":
             compiled_call.method = original
-            return choice
+            return found if compiled_call.drew else choice
         return found
 
     def _have_set(self, compiled_call: CompiledCall, names: tuple[str, ...]) -> None:
@@ -251,13 +256,13 @@ class CompiledCalls:
         inputs: list[tf.Tensor],
         outputs: list[Any],
         looped: bool,
-        circuits: int,
         levels: Sequence[str],
         effects: set[str],
     ) -> compiled.Choice:
         """``effects`` takes what it was found to do more than compute."""
         original = compiled_call.method
         stream, rows = original.stream, compiled_call.rows or 0
+        circuits = compiled_call.ran.runs
         choice: compiled.Choice | None = None
         for form in probe.forms(original.plan, outputs, looped=looped, circuits=circuits):
             if form.by_rows:
@@ -285,6 +290,7 @@ class CompiledCalls:
                 use,
                 before=lambda: stream.seed(0) if stream is not None else None,
                 draws=stream is not None,
+                failed=bool(compiled_call.ran.failures),
                 alike=alike,
                 levels=levels,
             )

@@ -12,6 +12,7 @@ from qpool import notices
 from qpool.executors.base import Executor, Options
 from qpool.executors.compiled_calls import CompiledCall, CompiledCalls, State, as_it_is
 from qpool.shipping import engines_batch_size
+from workers.compiling import streams
 from workers.engine import circuit
 from workers.engine.scope import GOES_ON, reset_before
 from workers.errors import ConfigurationError
@@ -51,9 +52,15 @@ class CpuBatchExecutor(Executor):
         if compiled_call.choice is None:
             if tf.executing_eagerly():
                 before = State(self.model)
-                with circuit.untraced(), circuit.tally() as run, self._counted(args):
+                with (
+                    circuit.untraced(),
+                    circuit.tally() as run,
+                    streams.noticing() as drawn,
+                    self._counted(args),
+                ):
                     result = as_it_is(function, args, kwargs)
-                self._choose(compiled_call, inputs, result, before, run)
+                compiled_call.ran, compiled_call.drew = run, bool(drawn)
+                self._choose(compiled_call, inputs, result, before)
                 return result
             self._choose_by_draws(compiled_call, inputs)
         with self._counted(args) if tf.executing_eagerly() else contextlib.nullcontext():
@@ -99,13 +106,13 @@ class CpuBatchExecutor(Executor):
         inputs: list[tf.Tensor],
         result: Any,
         before: State,
-        run: circuit.Tally,
     ) -> None:
+        run = compiled_call.ran
         sets, reason = before.set_to_tensors(), before.what_changed()
         anew = compiled_call.reset_before and not run.went_on
         with reset_before(anew):
             compiled_call.choice = self._compiled_calls.choose(
-                compiled_call, inputs, result, reason, run.runs, sets=sets
+                compiled_call, inputs, result, reason, sets=sets
             )
         if anew:
             compiled_call.engines = run.began
@@ -143,7 +150,8 @@ class CpuBatchExecutor(Executor):
             try:
                 with circuit.untraced(), circuit.tally() as run:
                     found = compiled_call.method(*draws)
-                self._choose(compiled_call, draws, found, before, run)
+                compiled_call.ran = run
+                self._choose(compiled_call, draws, found, before)
             except Exception as error:  # the model's own, of draws that it does not take
                 log.info("it is traced as it is, not compiled: on normal draws %r", error)
             finally:

@@ -111,6 +111,7 @@ class Unpooled:
             result = as_it_is(function, args, kwargs)
         compiled_call.seconds += time.perf_counter() - began
         compiled_call.calls += 1
+        compiled_call.ran = run
         sets = state.set_to_tensors()
         compiled_call.attributes = {n: value for n, value in attributes.items() if n not in sets}
         reason = ""
@@ -129,7 +130,7 @@ class Unpooled:
         elif compiled_call.calls > 1:
             with circuit.uncompiled():
                 compiled_call.choice = self._compiled_calls.choose(
-                    compiled_call, inputs, result, "", run.runs, ("graph",), sets
+                    compiled_call, inputs, result, "", ("graph",), sets
                 )
             compiled_call.seconds = 0.0
         return result
@@ -142,7 +143,7 @@ class Unpooled:
         compiled_call.seconds += time.perf_counter() - began
         if compiled_call.seconds > _COMPILING * compiled_call.choice.seconds:
             better = self._compiled_calls.choose(
-                compiled_call, inputs, result, "", 0, ("xla",), compiled_call.sets
+                compiled_call, inputs, result, "", ("xla",), compiled_call.sets
             )
             if better.level == "eager":
                 compiled_call.choice = dataclasses.replace(

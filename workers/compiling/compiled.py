@@ -23,6 +23,7 @@ import tensorflow as tf
 from workers import collector
 from workers.compiling import compile_cache, gradients
 from workers.engine import circuit
+from workers.errors import NotForXLAError, UntraceableError
 from workers.tensors import in_graph, leaves
 
 gradients.register()
@@ -111,6 +112,7 @@ def choose(
     before: Callable[[], Any] = lambda: None,
     *,
     draws: bool = False,
+    failed: bool = False,
     alike: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     levels: Sequence[str] = LEVELS[:-1],
     program: str = "",
@@ -130,6 +132,7 @@ def choose(
         draws: whether it draws. XLA has generators of its own, which from the same seed give other
             draws; then the graph that it compiles is what is compared with the eager function,
             within ``alike``.
+        failed: whether circuits failed eagerly, which the model caught.
         levels: those to try, in turn.
         program: see ``at_level``.
         use_first: to ``use`` it before it is compared, since another process begins with that.
@@ -154,15 +157,18 @@ def choose(
                 if apart and not _other_kind(outputs, expected):
                     roundings = _roundings(function, inputs)[: len(expected)]
                     apart = _first_difference(outputs, expected, roundings)
+            if traced.failures and (apart or not failed):
+                apart = f"a circuit fails, which the model catches: {traced.failures[0]}"
             if apart:
-                if traced.failures:
-                    apart = f"a circuit fails, which the model catches: {traced.failures[0]}"
                 reasons.append(f"{level}: {apart}")
                 continue
             if not use_first:
                 use(compiled, level)
             return Choice(level, _joined(reasons), time.perf_counter() - began)
         except Exception as error:  # whatever stops a trace: the next level is tried
+            if isinstance(error, UntraceableError) and not isinstance(error, NotForXLAError):
+                reasons += [f"{other}: {_why(error)}" for other in levels[levels.index(level) :]]
+                break
             reasons.append(f"{level}: {_why(error)}")
     return Choice("eager", _joined(reasons), time.perf_counter() - began)
 

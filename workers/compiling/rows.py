@@ -27,7 +27,7 @@ from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
 from workers.compiling import branches, dependence, streams
 from workers.compiling.turns import in_turn
 from workers.engine import circuit, plan, symbols
-from workers.errors import UntraceableError
+from workers.errors import NotForXLAError, UntraceableError
 from workers.tensors import leaves, mapped, within_xla
 
 #: What TensorFlow makes of a ``tf.cond``, a ``tf.while_loop``.
@@ -69,7 +69,7 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., A
                 "a loop over rows is not vectorised where a tf.custom_gradient is in it"
             )
         if within_xla() and any(op.type in _BRANCHES for op in made):
-            raise UntraceableError(
+            raise NotForXLAError(
                 "a loop over rows is not vectorised for XLA where a tf.cond or a tf.while_loop is "
                 "in it: its gradient would take shapes from its values"
             )

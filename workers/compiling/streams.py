@@ -30,6 +30,9 @@ from workers.errors import UntraceableError
 _within: ContextVar[Stream | None] = ContextVar("within", default=None)
 _constant: ContextVar[bool] = ContextVar("constant", default=False)
 
+#: What was drawn outside of streams.
+_noticed: ContextVar[list[str] | None] = ContextVar("noticed", default=None)
+
 #: Within a call for one row that is to be vectorised: makes the place of a row's draw.
 Maker = Callable[[list[int], Any, Callable[..., tf.Tensor]], tf.Tensor]
 _row_of: ContextVar[Maker | None] = ContextVar("row_of", default=None)
@@ -121,6 +124,24 @@ def of_rows(maker: Maker, *, nested_from: int | None = None) -> Iterator[None]:
         _nested.reset(tokens[1])
 
 
+@contextlib.contextmanager
+def noticing() -> Iterator[list[str]]:
+    """The operations, of those that a stream would take over, that are called within this."""
+    _install()
+    noticed: list[str] = []
+    token = _noticed.set(noticed)
+    try:
+        yield noticed
+    finally:
+        _noticed.reset(token)
+
+
+def _notice(name: str) -> None:
+    noticed = _noticed.get()
+    if noticed is not None and getattr(_asked, "seed", None) is None:
+        noticed.append(name)
+
+
 def position() -> int:
     """How many draws there have been in the call that is being traced."""
     stream = _within.get()
@@ -152,6 +173,7 @@ def _install() -> None:
     def random_uniform_int(shape: Any, minval: Any, maxval: Any, *args: Any, **kwargs: Any) -> Any:
         stream = _within.get()
         if stream is None or getattr(_asked, "seed", None) is not None:
+            _notice("random_uniform_int")
             return whole(shape, minval, maxval, *args, **kwargs)
         dtype = tf.convert_to_tensor(minval).dtype
         made = functools.partial(
@@ -171,6 +193,8 @@ def _take_over(name: str, made: Callable[..., tf.Tensor], fixed: float) -> None:
         found = None
         if stream is not None and getattr(_asked, "seed", None) is None:
             found = stream.draw(shape, dtype, functools.partial(made, dtype=dtype), fixed)
+        if stream is None:
+            _notice(name)
         return original(shape, dtype, *args, **kwargs) if found is None else found
 
     setattr(gen_random_ops, name, draw)

@@ -331,6 +331,7 @@ class Prober:
             {} if wanted else _ready(known, method.plan),
             before=lambda: self._draws.seed(0, 0, everywhere=False),
             draws=seen.drew,
+            failed=bool(seen.ran_few.failures),
             alike=alike,
             levels=self._levels,
             program=method.program(f"both {(given, wanted)}" if wanted else "compiled"),
