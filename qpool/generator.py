@@ -362,19 +362,22 @@ def _pooled_methods(model: Any, extra: tuple[str, ...]) -> tuple[str, ...]:
     extra = (*getattr(model, "pooled_methods", ()), *extra)
     for name in extra:
         if not callable(getattr(model, name, None)):
-            known = [
-                n for n in dir(model) if not n.startswith("_") and callable(getattr(model, n, None))
-            ]
             raise ConfigurationError(
                 f"methods= names {name!r}, which {type(model).__name__} does not have: "
-                f"{nearest(name, known)}"
+                f"{nearest(name, _public_methods(model))}"
             )
     if not own and not extra:
+        known = ", ".join(_public_methods(model)) or "no method"
         raise ModelError(
             f"{type(model).__name__} is not callable and has no .generate(z): expected one of "
-            "them, or methods=(...) to say what to pool"
+            f"them, or methods=(...) to say what to pool. It has {known}"
         )
     return tuple(dict.fromkeys((*own, *extra)))
+
+
+def _public_methods(model: Any) -> list[str]:
+    names = (name for name in dir(model) if not name.startswith("_"))
+    return [name for name in names if callable(getattr(model, name, None))]
 
 
 def _check_sharded(model: Any, methods: tuple[str, ...], sharded: tuple[str, ...]) -> None:

@@ -152,6 +152,7 @@ class CpuBatchExecutor(Executor):
                     found = compiled_call.method(*draws)
                 compiled_call.ran = run
                 self._choose(compiled_call, draws, found, before)
+                compiled_call.rows = inputs[0].shape[0] if inputs[0].shape.rank else 0
             except Exception as error:  # the model's own, of draws that it does not take
                 log.info("it is traced as it is, not compiled: on normal draws %r", error)
             finally:

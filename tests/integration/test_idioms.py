@@ -382,6 +382,18 @@ def test_attributes_that_change_between_calls_of_what_is_not_pooled_are_seen() -
         assert "again and again" in way["why_not_better"]
 
 
+def test_what_was_chosen_in_a_graph_is_not_chosen_again_there() -> None:
+    """As in a trainer whose steps are functions of TensorFlow: each of them calls the generator."""
+    model = idioms.LoopByIndex()
+    z = rows_of(idioms.LoopByIndex)
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        for _ in range(2):
+            assert_like_stock(
+                tf.function(lambda z: step(generator, z, model))(z), step(model, z, model)
+            )
+        assert len(generator.stats()["compiled"]) == 1
+
+
 class CountsRows(idioms.LoopByIndex):
     def __call__(self, z):
         found = super().__call__(z)
