@@ -92,6 +92,33 @@ class Gan:
         return self.scale**power * generate(z)
 
 
+class Gate:
+    """A cost of plain values alone. Its engine has the name of the module's."""
+
+    def __init__(self) -> None:
+        self.engine = sf.Engine("tf", backend_options={"cutoff_dim": 3, "batch_size": 2})
+        self.weights = tf.Variable([0.2, 0.3])
+
+    def cost(self, success: float | None, factor: float, norms: list[int]) -> Any:
+        if self.engine.run_progs:
+            self.engine.reset()
+        args = dict(zip(names, ([0.1, 0.2], *tf.unstack(self.weights)), strict=True))
+        ket = self.engine.run(program, args=args).state.ket()
+        kept = tf.boolean_mask(ket, [True, False, True], axis=1)
+        cost = factor * tf.math.real(tf.norm(kept, norms[0])) ** 2
+        return cost if success is None else cost - success
+
+
+def handed(parameters: Any, symbols: Any, of_others: Any, of_whom: Any, target: Any) -> Any:
+    """A cost that is handed what it needs: symbols, an engine, a program."""
+    if of_others.run_progs:
+        of_others.reset()
+    values = tf.concat([[0.1], tf.reshape(parameters, [-1])], 0)
+    args = {p.name: w for p, w in zip(symbols.flatten(), values)}  # noqa: B905
+    ket = of_others.run(of_whom, args=args).state.ket()
+    return tf.reduce_sum(tf.abs(ket - target)) ** 2
+
+
 def latent(rows: int) -> tf.Tensor:
     draws = np.random.default_rng(rows).normal(0, 0.4, (rows, 1))
     return tf.constant(draws.astype("float32"))

@@ -125,6 +125,15 @@ def _marks(count: int) -> bytes:
     return dumps((tuple(map(Sharded, range(count))), {}), "the arguments")
 
 
+#: What a call may be given that is no array.
+PLAIN = (type(None), bool, int, float, complex, str)
+
+
+def are_plain(values: Any) -> bool:
+    """Whether there is nothing but such values in a nest."""
+    return all(isinstance(x, PLAIN) for x in tf.nest.flatten(values, expand_composites=False))
+
+
 def is_eager(x: Any) -> bool:
     """Whether it is an array, or a tensor that has a value already."""
     return isinstance(x, np.ndarray) or (isinstance(x, tf.Tensor) and hasattr(x, "numpy"))

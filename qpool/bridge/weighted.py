@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from qpool.bridge import tapes
-from qpool.bridge.arguments import argument_names, is_eager
+from qpool.bridge.arguments import PLAIN, are_plain, argument_names, is_eager
 from qpool.bridge.gradient import Bridge
 from workers.errors import InputError, RemoteError
 from workers.exchange.protocol import stands_for
@@ -44,7 +44,7 @@ class Weighted:
         self._in_place = in_place
         self._known: dict[Any, tuple[WithWeights, Bridge]] = {}
         self._signatures: dict[Any, tuple[str, ...]] = {}
-        #: Methods, and shapes of the one variable that they are called with.
+        #: Methods, and shapes of the variable that they are called with, alone or first.
         self._alone: set[tuple[str, tuple[int, ...]]] = set()
 
     def find(
@@ -52,10 +52,11 @@ class Weighted:
     ) -> Callable[[], Any] | None:
         """The call, if it is one. One that is given weights and no batch to share out is computed
         in this process."""
-        if len(args) == 1 and not kwargs and isinstance(args[0], _VARIABLES):
-            if (method, tuple(args[0].shape)) not in self._alone:
+        if args and isinstance(args[0], _VARIABLES):
+            if (method, tuple(args[0].shape)) in self._alone:
+                return lambda: self._in_place(method, args, kwargs)
+            if len(args) == 1 and not kwargs:
                 return None
-            return lambda: self._in_place(method, args, kwargs)
         if not any(isinstance(x, _PERHAPS) for x in (*args[1:], *kwargs.values())) and not (
             args and isinstance(args[0], list | tuple | dict)
         ):
@@ -113,9 +114,13 @@ class Weighted:
             if _is_weight(leaf) and tuple(leaf.shape)[:1] == (rows,)
         ]
 
-    def takes_nothing(self, method: str) -> bool:
-        """Whether a method has no arguments, and so no batch."""
-        return not argument_names(self._model, method)
+    def has_no_batch(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a method has no arguments, or is given nothing but plain values, a number first,
+        say."""
+        if not (args or kwargs):
+            return not argument_names(self._model, method)
+        first = args[0] if args else next(iter(kwargs.values()))
+        return isinstance(first, PLAIN) and are_plain((args, kwargs))
 
     def _names(self, method: str, positional: int, *named: str) -> tuple[str, ...]:
         key = method, positional, named
@@ -133,7 +138,7 @@ class Weighted:
     def are_weights(self, method: str, args: tuple[Any, ...]) -> bool:
         """Whether what was taken for a batch, and could not be one, is a variable: then it is one
         of weights from now on, with no batch at all."""
-        if len(args) != 1 or not isinstance(args[0], _VARIABLES):
+        if not args or not isinstance(args[0], _VARIABLES):
             return False
         self._alone.add((method, tuple(args[0].shape)))
         return True

@@ -35,6 +35,9 @@ from workers.replica.draws import global_states
 from workers.replica.method import Method
 from workers.tensors import leaves
 
+#: First arguments that are no batch, and no number that may be another one each time.
+_CONSTANTS = (type(None), bool, int, str)
+
 #: Operations that do more than compute, or whose checks XLA drops. Reads of variables, and draws
 #: from a seed that is an argument, are none of them.
 _EFFECTS = re.compile(
@@ -162,7 +165,7 @@ class CompiledCalls:
                 return tf.nest.map_structure(
                     lambda leaf: put(leaf, of_rows) if tf.is_tensor(leaf) else leaf, value
                 )
-            if first and batched and not tf.is_tensor(value):
+            if first and batched and not (tf.is_tensor(value) or isinstance(value, _CONSTANTS)):
                 value = tf.convert_to_tensor(value)
             return put(value, shared) if tf.is_tensor(value) else value
 

@@ -56,7 +56,7 @@ class TiledExecutor(Executor):
         self.pool.calls = number
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not (args or kwargs) and self._weighted.takes_nothing(method):
+        if self._weighted.has_no_batch(method, args, kwargs):
             return self._in_place(method, args, kwargs)
         if len(args) != 1 or kwargs or self._weighted.may_be(args[0]):
             weighted = self._weighted.find(method, args, kwargs)

@@ -190,7 +190,7 @@ def test_a_simulation_without_variables(pool, strategy: str) -> None:
     assert found.shape == (600, 2)
     each = 0.7 * np.mean(amplitudes**2) / 2  # photons, of a Poisson distribution with that mean
     np.testing.assert_allclose(found.mean(0), each, atol=5 * np.sqrt(each / 600))
-    with pytest.raises(ModelError, match=r"or methods=\(...\).* It has measure"):
+    with pytest.raises(ModelError, match="or methods="):
         qpool.parallelize(Detectors())
 
 

@@ -189,6 +189,34 @@ def test_without_a_batch_it_is_computed_here(pool, strategy: str) -> None:
                 cost(tf.constant([0.2, 0.3]))
 
 
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes", "auto"])
+def test_plain_values_alone_are_no_batch(pool, monkeypatch, strategy: str) -> None:
+    monkeypatch.setattr(course, "SHARE", 0.0)
+    gate = scripted.Gate()
+    for success in (None, 0.25):
+        expected = step(lambda: gate.cost(success, 1.5, [2, 2]), [gate.weights])  # noqa: B023
+        for pooled in (
+            qpool.parallelize(gate, methods="cost", **options(strategy, pool)).cost,
+            qpool.parallelize(gate.cost, **options(strategy, pool)),
+        ):
+            for _ in range(2):
+                found = step(lambda: pooled(success, 1.5, [2, 2]), [gate.weights])  # noqa: B023
+                assert_same(found, expected)
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
+def test_an_engine_and_a_program_may_be_handed_on(pool, strategy: str) -> None:
+    weights = tf.Variable([[0.2, 0.3]])
+    symbols = np.array([scripted.z_, scripted.w0_, scripted.w1_])
+    target = np.array([0.0, 1.0, 0.0, 0.0])
+    rest = symbols, scripted.engine, scripted.program, target
+    with qpool.parallelize(scripted.handed, **options(strategy, pool)) as handed:
+        expected = step(lambda: scripted.handed(weights, *rest), [weights])
+        for _ in range(2):
+            assert_same(step(lambda: handed(weights, *rest), [weights]), expected)
+        assert compiled(handed) == [("xla", False)]
+
+
 def test_a_cost_over_data_is_one_circuit() -> None:
     weights = tf.Variable([0.2, 0.3])
     with qpool.parallelize(scripted.fit) as fit:

@@ -196,9 +196,21 @@ def _called(model: Any, methods: Iterable[str] = ()) -> Iterator[Any]:
 
 
 def names(code: types.CodeType) -> Iterator[str]:
-    """All names that a function, and those within it, may look up in its module."""
+    """All names that a function, and those within it, may look up in its module, or in objects."""
     for part in _codes(code):
         yield from part.co_names
+
+
+@functools.lru_cache(maxsize=4096)
+def _globals_of(code: types.CodeType) -> tuple[str, ...]:
+    """Those of them that it does look up there: not names of attributes."""
+    found = (
+        instruction.argval
+        for part in _codes(code)
+        for instruction in dis.get_instructions(part)
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    )
+    return tuple(dict.fromkeys(found))
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -297,7 +309,7 @@ def _spaces(function: Any, root: Any) -> Iterator[tuple[Any, list[str]]]:
             for name, cell in zip(layer.__code__.co_freevars, layer.__closure__ or (), strict=True):
                 yield cell, [name]
             if _is_the_users(layer, root):
-                yield layer.__globals__, list(dict.fromkeys(names(layer.__code__)))
+                yield layer.__globals__, list(_globals_of(layer.__code__))
 
 
 def _found(space: Any, key: str) -> Any:
