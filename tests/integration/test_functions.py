@@ -14,6 +14,7 @@ import tensorflow as tf
 import qpool
 from qpool.executors.auto import course
 from workers import errors
+from workers.compiling import together
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*disconnected components.*")
 
@@ -217,7 +218,9 @@ def test_an_engine_and_a_program_may_be_handed_on(pool, strategy: str) -> None:
         assert compiled(handed) == [("xla", False)]
 
 
-def test_a_cost_over_data_is_one_circuit() -> None:
+@pytest.mark.parametrize(("most", "level"), [(48, "xla"), (3, "graph")])
+def test_a_cost_over_data_is_one_circuit(monkeypatch, most: int, level: str) -> None:
+    monkeypatch.setattr(together, "_FOR_XLA", most)
     weights = tf.Variable([0.2, 0.3])
     with qpool.parallelize(scripted.fit) as fit:
         for factor in (1.0, 1.3):
@@ -225,7 +228,7 @@ def test_a_cost_over_data_is_one_circuit() -> None:
             expected = step(lambda: scripted.fit(weights), [weights])
             assert_same(step(lambda: fit(weights), [weights]), expected)
         (way,) = fit.stats()["compiled"]
-    assert (way["level"], way["together"]) == ("xla", True)
+    assert (way["level"], way["together"]) == (level, True)
 
 
 def test_auto_takes_them_all(monkeypatch) -> None:
