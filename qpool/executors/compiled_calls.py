@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from qpool.bridge.arguments import argument_names
 from qpool.shipping import dumps
-from workers.compiling import compiled, streams
+from workers.compiling import compiled, streams, updates
 from workers.compiling.streams import Stream
 from workers.engine import circuit
 from workers.engine.scope import traced_engines
@@ -55,8 +55,10 @@ class CompiledCall:
 
     ``sharded``: which of its inputs have a row a sample. ``choice`` is None until it is made, for
     so many ``rows``; ``calls`` and ``seconds`` are those of its eager calls before that, ``ran``
-    the circuits of the last one, and ``drew`` says that it drew what a stream would take over.
-    ``sets`` are attributes of the model that what was compiled returns with the result. ``engines``
+    the circuits of the last one, ``drew`` says that it drew what a stream would take over, and
+    ``assigned`` which variables it assigned to, by identity.
+    ``sets`` are attributes of the model that what was compiled returns with the result, ``updates``
+    variables of whose new values that is so. ``engines``
     are those that it begins with as they are after a reset; ``reset_before`` says that there may be
     some, which the next call will show.
     """
@@ -69,9 +71,11 @@ class CompiledCall:
     seconds: float = 0.0
     ran: circuit.Tally = dataclasses.field(default_factory=circuit.Tally)
     drew: bool = False
+    assigned: Container[int] = ()
     attributes: Any = None
     changes: int = 0
     sets: tuple[str, ...] = ()
+    updates: Sequence[tf.Variable] = ()
     engines: Sequence[Any] = ()
     reset_before: bool = False
 
@@ -111,6 +115,10 @@ class CompiledCalls:
         found = compiled_call.method.compiled(*inputs)
         for engine in compiled_call.engines:
             engine.has_run()
+        if compiled_call.updates:
+            found, values = found
+            for variable, value in zip(compiled_call.updates, values, strict=True):
+                variable.assign(value)
         if compiled_call.sets:
             found, values = found
             vars(self._model).update(zip(compiled_call.sets, values, strict=True))
@@ -206,20 +214,28 @@ class CompiledCalls:
         reason: str,
         levels: Sequence[str] = compiled.LEVELS[:-1],
         sets: tuple[str, ...] = (),
+        updated: Sequence[tuple[tf.Variable, Any]] = (),
     ) -> compiled.Choice:
         """Compile, unless for a ``reason``, to what gives the ``result`` of the eager call.
 
         If that ran as many circuits as it had rows, it is vectorised over them, if it can be.
         ``sets``: attributes that it set to tensors, which what is compiled sets too, unless it is a
-        loop.
+        loop. ``updated``: variables to which it gave these values, and which have those of before
+        now; what is compiled updates them, and no row stands for all.
         """
         circuits = compiled_call.ran.runs
         rows = int(inputs[0].shape[0]) if any(compiled_call.sharded) and inputs[0].shape.rank else 0
         compiled_call.rows = rows
-        looped = rows > 1 and probe.loops((rows, circuits), (rows, circuits))
-        self._have_set(compiled_call, () if looped or reason else sets)
+        looped = not updated and rows > 1 and probe.loops((rows, circuits), (rows, circuits))
+        self._have_returned(
+            compiled_call,
+            () if looped or reason else sets,
+            () if reason else [variable for variable, _ in updated],
+        )
         if compiled_call.sets:
             result = result, [vars(self._model)[name] for name in compiled_call.sets]
+        if compiled_call.updates:
+            result = result, [tf.convert_to_tensor(value) for _, value in updated]
         outputs = leaves(result)
         if not reason and not (outputs and all(map(tf.is_tensor, outputs))):
             reason = "it returns NumPy arrays"
@@ -242,16 +258,23 @@ class CompiledCalls:
             return found if compiled_call.drew else choice
         return found
 
-    def _have_set(self, compiled_call: CompiledCall, names: tuple[str, ...]) -> None:
-        """Have what will be compiled return these attributes with its result."""
-        if compiled_call.sets == names:
-            return
+    def _have_returned(
+        self,
+        compiled_call: CompiledCall,
+        sets: tuple[str, ...],
+        updated: Sequence[tf.Variable],
+    ) -> None:
+        """Have what will be compiled return these attributes and variables with its result."""
         call = compiled_call.method.call
-        plain = call.plain if isinstance(call, _Setting) else call
-        compiled_call.sets = names
-        compiled_call.method = dataclasses.replace(
-            compiled_call.method, call=_Setting(plain, self._model, names) if names else plain
-        )
+        while isinstance(call, _Wrapped):
+            call = call.plain
+        if sets:
+            call = _Setting(call, self._model, sets)
+        if updated:
+            call = _Updating(call, self._model, updated)
+        compiled_call.sets, compiled_call.updates = sets, updated
+        if call is not compiled_call.method.call:
+            compiled_call.method = dataclasses.replace(compiled_call.method, call=call)
 
     @staticmethod
     def _choose(
@@ -320,17 +343,30 @@ def _only_draws(effects: set[str]) -> bool:
     return bool(effects) and all(map(_DRAWS.match, effects))
 
 
-class _Setting:
-    """A call of a model's, which returns what it has set attributes to with its result."""
+class _Wrapped:
+    """A call of a model's that returns more with its result."""
 
-    def __init__(self, call: Callable[..., Any], model: Any, names: tuple[str, ...]) -> None:
-        self.plain, self._names = call, names
+    def __init__(self, call: Callable[..., Any], model: Any, what: Sequence[Any]) -> None:
+        self.plain, self._what = call, what
         self.__self__ = model
         self.__qualname__ = getattr(call, "__qualname__", type(call).__qualname__)
 
+
+class _Setting(_Wrapped):
+    """What it has set attributes to."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         result = self.plain(*args, **kwargs)
-        return result, [vars(self.__self__)[name] for name in self._names]
+        return result, [vars(self.__self__)[name] for name in self._what]
+
+
+class _Updating(_Wrapped):
+    """What it would have assigned to variables."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        with updates.held_back(self._what) as values:
+            result = self.plain(*args, **kwargs)
+            return result, values()
 
 
 def as_it_is(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -368,10 +404,20 @@ class State:
         self._attributes = dict(getattr(model, "__dict__", {}))
         self._sources = global_states()
 
-    def what_changed(self) -> str:
-        """Why the call did more than compute; empty if it did not."""
+    def updated(self, assigned: Container[int]) -> list[tuple[tf.Variable, Any]]:
+        """Those that no gradient is for of the variables that were ``assigned`` to, known by
+        identity, with their values now."""
+        return [
+            (variable, variable.numpy())
+            for variable in self._shipped.variables
+            if id(variable) in assigned and not (variable.trainable and variable.dtype.is_floating)
+        ]
+
+    def what_changed(self, besides: Sequence[tuple[tf.Variable, Any]] = ()) -> str:
+        """Why the call did more than compute, or update variables; empty if it did not."""
+        known = {id(variable) for variable, _ in besides}
         for variable, value in zip(self._shipped.variables, self._values, strict=True):
-            if not _same(variable.numpy(), value):
+            if id(variable) not in known and not _same(variable.numpy(), value):
                 return f"the call changes its variable {variable.name!r}"
         if self._shipped.draws or global_states() != self._sources:
             return "the model draws random numbers"
@@ -384,6 +430,17 @@ class State:
     def set_to_tensors(self) -> tuple[str, ...]:
         """Attributes that are other tensors now."""
         return serialization.set_to_tensors(self._model, self._attributes)
+
+    @contextlib.contextmanager
+    def again(self, updated: Sequence[tuple[tf.Variable, Any]]) -> Iterator[None]:
+        """Within this, variables have the values of before again."""
+        if updated:
+            self.put_back()
+        try:
+            yield
+        finally:
+            for variable, value in updated:
+                variable.assign(value)
 
     def put_back(self) -> None:
         """Give the variables that were changed their values again."""

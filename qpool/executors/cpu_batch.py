@@ -12,7 +12,7 @@ from qpool import notices
 from qpool.executors.base import Executor, Options
 from qpool.executors.compiled_calls import CompiledCall, CompiledCalls, State, as_it_is
 from qpool.shipping import engines_batch_size
-from workers.compiling import streams
+from workers.compiling import streams, updates
 from workers.engine import circuit
 from workers.engine.scope import GOES_ON, reset_before
 from workers.errors import ConfigurationError
@@ -56,10 +56,12 @@ class CpuBatchExecutor(Executor):
                     circuit.untraced(),
                     circuit.tally() as run,
                     streams.noticing() as drawn,
+                    updates.noticing() as assigned,
                     self._counted(args),
                 ):
                     result = as_it_is(function, args, kwargs)
                 compiled_call.ran, compiled_call.drew = run, bool(drawn)
+                compiled_call.assigned = assigned
                 self._choose(compiled_call, inputs, result, before)
                 return result
             self._choose_by_draws(compiled_call, inputs)
@@ -108,11 +110,12 @@ class CpuBatchExecutor(Executor):
         before: State,
     ) -> None:
         run = compiled_call.ran
-        sets, reason = before.set_to_tensors(), before.what_changed()
+        sets, updated = before.set_to_tensors(), before.updated(compiled_call.assigned)
+        reason = before.what_changed(updated)
         anew = compiled_call.reset_before and not run.went_on
-        with reset_before(anew):
+        with reset_before(anew), before.again([] if reason else updated):
             compiled_call.choice = self._compiled_calls.choose(
-                compiled_call, inputs, result, reason, sets=sets
+                compiled_call, inputs, result, reason, sets=sets, updated=updated
             )
         if anew:
             compiled_call.engines = run.began
@@ -148,9 +151,13 @@ class CpuBatchExecutor(Executor):
             ]
             before = State(self.model)
             try:
-                with circuit.untraced(), circuit.tally() as run:
+                with (
+                    circuit.untraced(),
+                    circuit.tally() as run,
+                    updates.noticing() as assigned,
+                ):
                     found = compiled_call.method(*draws)
-                compiled_call.ran = run
+                compiled_call.ran, compiled_call.assigned = run, assigned
                 self._choose(compiled_call, draws, found, before)
                 compiled_call.rows = inputs[0].shape[0] if inputs[0].shape.rank else 0
             except Exception as error:  # the model's own, of draws that it does not take
