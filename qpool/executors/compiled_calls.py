@@ -55,8 +55,9 @@ class CompiledCall:
 
     ``sharded``: which of its inputs have a row a sample. ``choice`` is None until it is made, for
     so many ``rows``; ``calls`` and ``seconds`` are those of its eager calls before that, ``ran``
-    the circuits of the last one, ``drew`` says that it drew what a stream would take over, and
-    ``assigned`` which variables it assigned to, by identity.
+    the circuits of the last one, ``drew`` says that it drew what a stream would take over,
+    ``seeded`` that it drew from sources that it updates, and ``assigned`` which variables it
+    assigned to, by identity.
     ``sets`` are attributes of the model that what was compiled returns with the result, ``updates``
     variables of whose new values that is so. ``engines``
     are those that it begins with as they are after a reset; ``reset_before`` says that there may be
@@ -72,6 +73,7 @@ class CompiledCall:
     ran: circuit.Tally = dataclasses.field(default_factory=circuit.Tally)
     drew: bool = False
     assigned: Container[int] = ()
+    seeded: bool = False
     attributes: Any = None
     changes: int = 0
     sets: tuple[str, ...] = ()
@@ -315,7 +317,7 @@ class CompiledCalls:
                 outputs,
                 use,
                 before=lambda: stream.seed(0) if stream is not None else None,
-                draws=stream is not None,
+                draws=stream is not None or compiled_call.seeded,
                 failed=bool(compiled_call.ran.failures),
                 alike=alike,
                 levels=levels,
@@ -413,13 +415,26 @@ class State:
             if id(variable) in assigned and not (variable.trainable and variable.dtype.is_floating)
         ]
 
+    def drew(self, updated: Sequence[tuple[tf.Variable, Any]]) -> bool:
+        """Whether it drew from sources of the model's that stand in variables that it updated."""
+        return not self._states().isdisjoint(id(variable) for variable, _ in updated)
+
+    def _states(self) -> set[int]:
+        """The variables that sources of random numbers stand in, by identity."""
+        sources = self._shipped.draws
+        return {id(v) for source in sources for v in serialization.state_variables(source)}
+
     def what_changed(self, besides: Sequence[tuple[tf.Variable, Any]] = ()) -> str:
         """Why the call did more than compute, or update variables; empty if it did not."""
         known = {id(variable) for variable, _ in besides}
+        states = self._states()
         for variable, value in zip(self._shipped.variables, self._values, strict=True):
             if id(variable) not in known and not _same(variable.numpy(), value):
+                if id(variable) in states:
+                    return "the model draws random numbers"
                 return f"the call changes its variable {variable.name!r}"
-        if self._shipped.draws or global_states() != self._sources:
+        unseen = not all(map(serialization.state_variables, self._shipped.draws))
+        if unseen or global_states() != self._sources:
             return "the model draws random numbers"
         weights = getattr(self._model, "trainable_weights", ())
         regularised = sum(getattr(v, "regularizer", None) is not None for v in weights)

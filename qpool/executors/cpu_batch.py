@@ -26,9 +26,10 @@ log = logging.getLogger("qpool")
 class CpuBatchExecutor(Executor):
     """Calls the model here, with Strawberry Fields' engines traced and the call compiled.
 
-    Gradients are TensorFlow's own, of any order. A model that changes variables, draws from a
-    source of its own or from NumPy's, or has TensorFlow check numbers is not compiled, and neither
-    is a call with a list of numbers for its first argument (the model would find tensors in it).
+    Gradients are TensorFlow's own, of any order. Variables that a call updates, and that no
+    gradient is for, are updated. A model that changes others, draws from NumPy's sources or from a
+    ``tf.random.Generator``, or has TensorFlow check numbers is not compiled, and neither is a call
+    with a list of numbers for its first argument (the model would find tensors in it).
 
     From now on this process keeps the memory that it frees (``affinity.keep_memory``).
     """
@@ -112,6 +113,7 @@ class CpuBatchExecutor(Executor):
         run = compiled_call.ran
         sets, updated = before.set_to_tensors(), before.updated(compiled_call.assigned)
         reason = before.what_changed(updated)
+        compiled_call.seeded = before.drew(updated)
         anew = compiled_call.reset_before and not run.went_on
         with reset_before(anew), before.again([] if reason else updated):
             compiled_call.choice = self._compiled_calls.choose(

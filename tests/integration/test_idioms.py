@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import idioms
+import keras
 import numpy as np
 import pytest
 import strawberryfields as sf
@@ -380,6 +381,74 @@ def test_attributes_that_change_between_calls_of_what_is_not_pooled_are_seen() -
             np.testing.assert_allclose(generator.distribution(z[0]), theirs, atol=1e-5)
         (way,) = generator.stats()["unpooled"]
         assert "again and again" in way["why_not_better"]
+
+
+class Spectral(idioms.LoopByIndex):
+    """A power iteration in each call, batch normalisation and dropout; what was seen is counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        keras.utils.set_random_seed(1)
+        self.u = tf.Variable([[1.0, 0.5]], trainable=False)
+        self.kernel = tf.Variable([[0.5, 0.2], [-0.3, 0.6]])
+        self.norm = keras.layers.BatchNormalization()
+        self.dropout = keras.layers.Dropout(0.3, seed=2)
+        self.norm(tf.zeros((1, 2)))
+        self.seen = tf.Variable(0)
+
+    @property
+    def trainable_variables(self):
+        return [self.w, self.kernel, *self.norm.trainable_variables]
+
+    @property
+    def kept(self):
+        return [self.u, *self.norm.non_trainable_variables, self.seen]
+
+    def generate(self, z, drop=False):
+        self.seen.assign_add(tf.shape(z)[0])
+        v = tf.math.l2_normalize(tf.matmul(self.u, self.kernel, transpose_b=True))
+        u = tf.math.l2_normalize(tf.matmul(v, self.kernel))
+        self.u.assign(u)
+        sigma = tf.matmul(tf.matmul(v, self.kernel), u, transpose_b=True)
+        found = self(self.norm(tf.matmul(z, self.kernel / sigma), training=True))
+        return self.dropout(found, training=drop)
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
+def test_variables_that_calls_update_are_those_of_the_loop(graph) -> None:
+    def train(call, model):
+        found = []
+        for n in range(4):
+            values, *gradients = step(call, (1 + n / 4) * z, model)
+            found += [values, *gradients, *map(np.asarray, model.kept)]
+            for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+                variable.assign_sub(0.1 * gradient)
+        return found
+
+    z = rows_of(idioms.LoopByIndex)
+    stock, model = Spectral(), Spectral()
+    expected = train(stock.generate, stock)
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        call = tf.function(generator.generate) if graph else generator.generate
+        assert_like_stock(train(call, model), expected)
+        (way,) = generator.stats()["compiled"]
+        assert (way["level"], way["together"]) == ("xla", True)
+
+
+def test_dropout_in_place_draws_anew_with_each_call_and_the_same_again_from_its_seed() -> None:
+    z = rows_of(idioms.LoopByIndex)
+
+    def draws():
+        model = Spectral()
+        with qpool.parallelize(model, strategy="cpu_batch") as generator:
+            found = [np.asarray(generator.generate(z, drop=True)) for _ in range(4)]
+            (way,) = generator.stats()["compiled"]
+            assert way["level"] == "xla"
+        return [tuple((x == 0).ravel()) for x in found[1:]]
+
+    first = draws()
+    assert len(set(first)) == 3
+    assert draws() == first
 
 
 def test_what_was_chosen_in_a_graph_is_not_chosen_again_there() -> None:

@@ -89,7 +89,8 @@ class Weights:
                 raise StatefulCallError(
                     f"calling the model changed its variable {variable.name!r}, which the pool "
                     "cannot hand back (each worker would change its own). Call it with "
-                    "training=False, or keep that statistic out of the pooled call"
+                    "training=False, keep that statistic out of the pooled call, or take "
+                    "strategy='cpu_batch', which updates it"
                 )
 
 
