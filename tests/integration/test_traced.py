@@ -135,7 +135,7 @@ def test_cpu_batch_differentiates_twice() -> None:
 
 
 class Restless(tf.Module):
-    """Counts its calls, in a variable or by its draws."""
+    """Counts its calls, in a weight, in a variable beside them, or by its draws."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -145,21 +145,27 @@ class Restless(tf.Module):
 
     def __call__(self, z):
         if self.how == "counts":
+            self.w.assign_add(1.0)
+        if self.how == "updates":
             self.fixed.assign_add(1.0)
         if self.how == "draws":
             return z * self.w + 1e-4 * np.random.normal()
         return z * self.w * self.fixed
 
 
-@pytest.mark.parametrize("how", ["counts", "draws"])
-def test_cpu_batch_does_not_compile_what_does_more_than_compute(how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "level"), [("counts", "eager"), ("draws", "eager"), ("updates", "xla")]
+)
+def test_cpu_batch_compiles_what_computes_and_updates_and_does_no_more(
+    how: str, level: str
+) -> None:
     model = Restless(how)
     generator = qpool.parallelize(model, strategy="cpu_batch")
     values = {float(generator(tf.ones((1, 1)))[0, 0]) for _ in range(3)}
     assert len(values) == 3
-    assert generator.stats()["compiled"][0]["level"] == "eager"
-    if how == "counts":
-        assert float(model.fixed) == 5.0
+    assert generator.stats()["compiled"][0]["level"] == level
+    assert float(model.w) == (4.0 if how == "counts" else 1.0)
+    assert float(model.fixed) == (5.0 if how == "updates" else 2.0)
 
 
 def test_cpu_batch_pulls_back_through_the_call_that_was_made() -> None:
