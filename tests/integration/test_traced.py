@@ -318,7 +318,7 @@ def test_cpu_batch_keeps_constants_as_they_were_and_lists_as_they_are() -> None:
 
 
 def test_cpu_batch_with_an_ndarray_calls_the_model_once() -> None:
-    model = Restless("counts")
+    model = Restless("updates")
     generator = qpool.parallelize(model, strategy="cpu_batch")
     generator(np.ones((2, 1), np.float32))
     assert float(model.fixed) == 3.0
