@@ -27,7 +27,7 @@ from qpool.shipping import dumps
 from workers.compiling import compiled, streams, updates
 from workers.compiling.streams import Stream
 from workers.engine import circuit
-from workers.engine.scope import traced_engines
+from workers.engine.scope import called
 from workers.errors import ModelError
 from workers.exchange.protocol import Plan, Sharded
 from workers.replica import probe, serialization
@@ -373,8 +373,7 @@ class _Updating(_Wrapped):
 
 def as_it_is(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Called with what is around it, compiled or not."""
-    with traced_engines():
-        return function(*args, **kwargs)
+    return called(function, args, kwargs)
 
 
 def _computing(method: Method, noticed: set[str]) -> Callable[..., Any]:

@@ -778,3 +778,41 @@ def test_a_program_that_runs_its_own_functions_eagerly_has_ours_compiled(
         assert tf.config.functions_run_eagerly()
     finally:
         tf.config.run_functions_eagerly(False)
+
+
+class OfAnyBatch(idioms.Base):
+    """Written for engines that take any batch, which Strawberry Fields' do not."""
+
+    def __call__(self, z):
+        return idioms.photons(self.state(z[:, 0], z[:, 1]))
+
+
+class WithALoopToFallBackOn(OfAnyBatch):
+    """One circuit for all rows, which the engine was not made for; then one for each."""
+
+    def __call__(self, z):
+        try:
+            return 2 * super().__call__(z)
+        except Exception:
+            return tf.stack([idioms.photons(self.state(row[0], row[1])) for row in tf.unstack(z)])
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
+def test_a_batch_that_an_engine_has_not_is_refused_where_that_is_caught(
+    pool, strategy: str
+) -> None:
+    options = {"pool": pool} if strategy == "processes" else {"strategy": strategy}
+    model, z = WithALoopToFallBackOn(), rows_of(idioms.LoopByIndex)
+    stock = step(model, z, model)
+    with qpool.parallelize(model, **options) as generator:
+        with pytest.warns(errors.CircuitFailedWarning, match="the engine has none"):
+            assert_like_stock(step(generator, z, model), stock)
+        assert_like_stock(step(generator, z, model), stock)
+        (way,) = generator.stats()["compiled"]
+        assert (way["level"], way["by_rows"]) == ("xla", True)
+    any_batch = OfAnyBatch()
+    with qpool.parallelize(any_batch, **options) as generator:
+        for _ in range(2):
+            assert_like_stock(step(generator, z, any_batch), stock)
+        (way,) = generator.stats()["compiled"]
+        assert (way["level"], way["by_rows"]) == ("xla", False)

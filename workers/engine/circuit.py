@@ -117,6 +117,21 @@ def tally() -> Iterator[Tally]:
             outer.began += counted.began
 
 
+def noted() -> Tally | None:
+    """What has been counted and noted so far."""
+    tally = _tally.get()
+    if tally is None:
+        return None
+    return replace(tally, failures=[*tally.failures], began=[*tally.began])
+
+
+def take_back(before: Tally | None) -> None:
+    """Have what was counted and noted be what it was ``before``: it is done again."""
+    tally = _tally.get()
+    if tally is not None and before is not None:
+        vars(tally).update(vars(before))
+
+
 def run_elsewhere() -> None:
     """Note that Strawberry Fields computes a state by itself."""
     tally = _tally.get()

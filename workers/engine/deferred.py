@@ -7,8 +7,10 @@ measurements that draw) is Strawberry Fields' own code, run on the state so far.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,21 @@ from strawberryfields.backends.tfbackend.circuit import Circuit as SFCircuit
 
 from workers.engine import circuit, gates, plan, projections
 from workers.tensors import origin
+
+#: Told of a batch that an engine was not made for, which then refuses it, as Strawberry Fields' own
+#: does; None where it takes any.
+_refusing: ContextVar[Callable[[], None] | None] = ContextVar("refusing", default=None)
+
+
+@contextlib.contextmanager
+def refusing_batches(told: Callable[[], None] | None) -> Iterator[None]:
+    """Within, what was made without a ``batch_size`` refuses arguments of gates that have a batch,
+    and ``told`` is called before that."""
+    token = _refusing.set(told)
+    try:
+        yield
+    finally:
+        _refusing.reset(token)
 
 
 class TracedCircuit(SFCircuit):
@@ -390,6 +407,13 @@ class TracedCircuit(SFCircuit):
             )
         if len(value.shape) == 1:
             size = value.shape[0]
+            told = _refusing.get()
+            if told is not None and self._asked_batch is None:
+                told()
+                raise ValueError(
+                    f"{name} has a batch, of shape {tuple(value.shape)}, and the engine has none: "
+                    "expected a scalar, or batch_size among the engine's backend_options"
+                )
             self._join_batch(tf.shape(value)[0] if size is None else size, name)
         return value
 

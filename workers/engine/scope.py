@@ -13,7 +13,7 @@ import contextlib
 import copy
 import functools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -24,6 +24,7 @@ from strawberryfields.backends.tfbackend.backend import TFBackend
 from strawberryfields.engine import Engine, LocalEngine
 
 from workers.engine import TracedEngine, circuit, projections, symbols
+from workers.engine.deferred import refusing_batches
 from workers.errors import StatefulCallError, UntraceableError
 
 #: Why a call is not one that can be traced, or computed anywhere.
@@ -34,11 +35,19 @@ GOES_ON = (
 
 
 class Scope:
-    """One call of a model: what its engines were used for."""
+    """One call of a model: what its engines were used for.
+
+    ``refuses``: its engines refuse a batch that they were not made for. ``refused``: one did.
+    """
 
     def __init__(self) -> None:
         self.left_alone: set[str] = set()  # backends of engines that are none of TensorFlow's
         self.traced: list[Scoped] = []
+        self.ran: list[Scoped] = []
+        self.refuses = self.refused = False
+
+    def refuse(self) -> None:
+        self.refused = True
 
 
 #: The scope that code runs in; False where stock engines were asked for, None where nobody said.
@@ -66,6 +75,54 @@ def traced_engines(wanted: bool = True) -> Iterator[Scope | None]:
         _scope.reset(token)
         for engine in scope.traced if scope else ():
             engine.reset()  # its state is a graph's, which others cannot use
+
+
+#: What does not catch it when a batch is refused, and is taken to be written for engines that take
+#: any: models (or functions), whichever of their methods it was.
+_TAKE_BATCHES: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def called(
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    wanted: bool = True,
+    *,
+    of: Any = None,
+) -> Any:
+    """What ``function``, which is ``of`` a model, returns, called within ``traced_engines``.
+
+    An engine that was made without a ``batch_size`` refuses a batch, as Strawberry Fields' does: a
+    model may catch that, and go another way. One that fails of it is called again, and from then
+    on, with engines that take any batch.
+    """
+    of = getattr(function, "__self__", function) if of is None else of
+    outer = _scope.get()
+    with traced_engines(wanted) as scope:
+        if scope is None or scope is outer or _is_known(of):
+            return function(*args, **kwargs)
+        scope.refuses = True
+        noted = circuit.noted()
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            if not scope.refused:
+                raise
+            circuit.take_back(noted)
+            for engine in scope.ran:
+                engine.reset()
+            scope.refuses = False
+            found = function(*args, **kwargs)
+            with contextlib.suppress(TypeError):  # what cannot be referred to weakly
+                _TAKE_BATCHES.add(of)
+            return found
+
+
+def _is_known(of: Any) -> bool:
+    try:
+        return of in _TAKE_BATCHES
+    except TypeError:
+        return False
 
 
 def stock_wanted() -> bool:
@@ -112,10 +169,13 @@ class Scoped(TracedEngine):
         if isinstance(scope, Scope):
             if self._last is not scope:
                 self._begin(scope, program)
+                scope.ran.append(self)
             if not tf.executing_eagerly() and self not in scope.traced:
                 scope.traced.append(self)
             self._last = scope
-        result = super().run(program, **kwargs)
+        refuse = scope.refuse if isinstance(scope, Scope) and scope.refuses else None
+        with refusing_batches(refuse):
+            result = super().run(program, **kwargs)
         self._programs = tuple(self.run_progs)
         return result
 

@@ -20,7 +20,7 @@ from workers.compiling import compiled, rows
 from workers.compiling.streams import Stream
 from workers.compiling.together import together
 from workers.engine import exported
-from workers.engine.scope import traced_engines
+from workers.engine.scope import called
 from workers.exchange.protocol import Plan, filled
 from workers.replica import serialization
 from workers.tensors import leaves, tensor_of
@@ -172,12 +172,15 @@ class Method:
     def _call(self, *inputs: Any) -> Any:
         args = [filled(a, inputs) for a in self.args]
         kwargs = {name: filled(a, inputs) for name, a in self.kwargs.items()}
-        draws = _NOTHING if self.stream is None else self.stream.call()
-        kept: contextlib.AbstractContextManager[None] = _NOTHING
-        if not tf.executing_eagerly():
-            kept = serialization.attributes_kept(getattr(self.call, "__self__", self.call))
-        with traced_engines(self.traced), draws, kept:
-            return self.call(*args, **kwargs)
+        of = getattr(self.call, "__self__", self.call)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            draws = _NOTHING if self.stream is None else self.stream.call()
+            eager = tf.executing_eagerly()
+            with draws, _NOTHING if eager else serialization.attributes_kept(of):
+                return self.call(*args, **kwargs)
+
+        return called(call, args, kwargs, self.traced, of=of)
 
 
 def as_the_model_wants(plan: Plan, arrays: list[np.ndarray]) -> list[Any]:

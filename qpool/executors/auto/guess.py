@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qpool.executors.auto.choices import Candidate
 from qpool.executors.base import Options
 from workers.engine import circuit
-from workers.engine.scope import aside, traced_engines
+from workers.engine.scope import aside, called
 
 if TYPE_CHECKING:
     from qpool.executors.topology import Budget
@@ -60,12 +60,11 @@ def work_of(
     began = time.perf_counter()
     with (
         contextlib.suppress(Exception),
-        traced_engines(options.engine != "stock"),
         aside(),
         circuit.untraced(),
         circuit.tally() as run,
     ):
-        function(*args, **kwargs)
+        called(function, args, kwargs, options.engine != "stock")
     return Work(run.runs, run.products, time.perf_counter() - began)
 
 
