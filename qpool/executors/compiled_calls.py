@@ -322,7 +322,7 @@ class CompiledCalls:
                 alike=alike,
                 levels=levels,
             )
-            instead = probe.instead_of_rows(form) if looped else ""
+            instead = probe.instead_of_rows(form) if looped and found.level != "eager" else ""
             choice = found.after(choice, instead) if choice and instead else found
             if choice.level != "eager" or (stream is None and _only_draws(effects)):
                 break

@@ -255,7 +255,8 @@ class Prober:
                     )
                 if not conditions:
                     break
-            instead = probe.instead_of_rows(form) if seen.loops else ""
+            compiles = found.level != "eager"
+            instead = probe.instead_of_rows(form) if seen.loops and compiles else ""
             choice = found.after(choice, instead) if instead else found
             if choice.level != "eager":
                 if conditions and connected:
