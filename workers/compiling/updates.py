@@ -8,23 +8,36 @@ A call that is compiled is traced, tried and traced again, and must do no more t
 whoever calls then assigns what was kept, once. Only for variables that no gradient is for: what was
 assigned to one has none.
 
-Owns what stands in for TensorFlow's own methods there. Updates of a part of a variable (scatter)
-are left alone.
+Owns what stands in for TensorFlow's own methods there. Updates of a part of a variable (scatter),
+and those in a branch, a loop or a function of TensorFlow's, are left alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, ResourceVariable
 
-#: Variables that are held back, by their identity, and what was assigned to them.
-_held: ContextVar[dict[int, tf.Tensor | None] | None] = ContextVar("held", default=None)
+from workers.errors import UntraceableError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """``kept``: what was assigned to the variables that are held back, by their identity.
+    ``graph``: that of the call; None if it is eager."""
+
+    kept: dict[int, tf.Tensor | None]
+    graph: Any
+
+
+_held: ContextVar[_Held | None] = ContextVar("held", default=None)
 
 #: Variables that were assigned to, by their identity.
 _noticed: ContextVar[dict[int, Any] | None] = ContextVar("noticed", default=None)
@@ -34,8 +47,7 @@ _noticed: ContextVar[dict[int, Any] | None] = ContextVar("noticed", default=None
 def held_back(variables: Sequence[tf.Variable]) -> Iterator[Callable[[], list[tf.Tensor]]]:
     """Have assignments to these variables within this be kept; gives what they come to."""
     _install()
-    held: dict[int, tf.Tensor | None] = {id(variable): None for variable in variables}
-    token = _held.set(held)
+    token = _held.set(_Held({id(variable): None for variable in variables}, _graph()))
 
     def values() -> list[tf.Tensor]:
         return [variable.read_value() for variable in variables]
@@ -72,10 +84,21 @@ def _install() -> None:
     @functools.wraps(read)
     def read_variable_op(self: Any, *args: Any, **kwargs: Any) -> Any:
         held = _held.get()
-        kept = None if held is None else held.get(id(self))
-        return read(self, *args, **kwargs) if kept is None else kept
+        kept = None if held is None else held.kept.get(id(self))
+        if kept is None or held is None:
+            return read(self, *args, **kwargs)
+        graph = _graph()
+        if graph is not held.graph and type(graph) is FuncGraph:
+            raise UntraceableError(  # which keeps its trace for other calls
+                f"{self.name}, which the call has updated, is read by a tf.function of its own"
+            )
+        return kept
 
     BaseResourceVariable._read_variable_op = read_variable_op
+
+
+def _graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
 def _take_over(name: str, combined: Callable[[Any, Any], Any]) -> None:
@@ -84,13 +107,13 @@ def _take_over(name: str, combined: Callable[[Any, Any], Any]) -> None:
     @functools.wraps(original)
     def assign(self: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         held = _held.get()
-        if held is None or id(self) not in held:
+        if held is None or id(self) not in held.kept or held.graph is not _graph():
             if (noticed := _noticed.get()) is not None:
                 noticed[id(self)] = self
             return original(self, value, *args, **kwargs)
         kept = tf.convert_to_tensor(combined(self, value), self.dtype)
         self.shape.assert_is_compatible_with(kept.shape)
-        held[id(self)] = tf.stop_gradient(kept)
+        held.kept[id(self)] = tf.stop_gradient(kept)
         return self
 
     for kind in (BaseResourceVariable, ResourceVariable):  # which has them again

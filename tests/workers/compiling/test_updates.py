@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from workers.compiling import updates
+from workers.errors import UntraceableError
 
 
 def counting(variable):
@@ -55,6 +56,32 @@ def test_a_value_of_another_shape_is_refused_as_before() -> None:
     variable = tf.Variable([1.0, 2.0], trainable=False)
     with updates.held_back([variable]), pytest.raises(ValueError, match="incompatible"):
         variable.assign(tf.zeros(3))
+
+
+def test_what_a_function_of_its_own_traces_is_left_alone() -> None:
+    """It keeps what it has traced, for calls in which nothing is held back."""
+    variable = tf.Variable(1.0, trainable=False)
+    inner = tf.function(lambda x: variable.assign_add(x))
+    reads = tf.function(lambda x: variable * x)
+
+    @tf.function
+    def outer(x):
+        with updates.held_back([variable]) as values:
+            inner(x)
+            return values()
+
+    outer(tf.constant(2.0))
+    assert float(variable) == 3.0
+
+    @tf.function
+    def updating(x):
+        with updates.held_back([variable]):
+            variable.assign(x)
+            return reads(x)
+
+    with pytest.raises(UntraceableError, match=r"a tf\.function of its own"):
+        updating(tf.constant(2.0))
+    assert float(reads(tf.constant(2.0))) == 6.0
 
 
 def test_layers_of_keras_have_theirs_held_back() -> None:
