@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from qpool import notices
 from qpool.executors.base import Executor, Options
-from qpool.executors.compiled_calls import CompiledCall, CompiledCalls, State, as_it_is
+from qpool.executors.compiled_calls import CompiledCall, CompiledCalls, as_it_is
+from qpool.executors.effects import State
 from qpool.shipping import engines_batch_size
 from workers.compiling import streams, updates
 from workers.engine import circuit

@@ -20,7 +20,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from qpool.executors.compiled_calls import CompiledCall, CompiledCalls, State, as_it_is
+from qpool.executors.compiled_calls import CompiledCall, CompiledCalls, as_it_is
+from qpool.executors.effects import State
 from workers.compiling import compiled
 from workers.engine import circuit
 from workers.errors import ShippingError

@@ -1,0 +1,131 @@
+"""What a call does beside returning: to a model's variables and attributes, and by drawing.
+
+Owns how that is seen, how a call that is compiled returns it, and how it is undone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from workers.compiling import updates
+from workers.replica import probe, serialization
+from workers.replica.draws import global_states
+
+
+class State:
+    """What a call may change in a model, and in what it draws from."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._shipped = serialization.inspect(model, {})
+        self._values = [variable.numpy() for variable in self._shipped.variables]
+        self._attributes = dict(getattr(model, "__dict__", {}))
+        self._sources = global_states()
+
+    def updated(self, assigned: Container[int]) -> list[tuple[tf.Variable, Any]]:
+        """Those that no gradient is for of the variables that were ``assigned`` to, known by
+        identity, with their values now."""
+        return [
+            (variable, variable.numpy())
+            for variable in self._shipped.variables
+            if id(variable) in assigned and not (variable.trainable and variable.dtype.is_floating)
+        ]
+
+    def drew(self, updated: Sequence[tuple[tf.Variable, Any]]) -> bool:
+        """Whether it drew from sources of the model's that stand in variables that it updated."""
+        return not self._states().isdisjoint(id(variable) for variable, _ in updated)
+
+    def _states(self) -> set[int]:
+        """The variables that sources of random numbers stand in, by identity."""
+        sources = self._shipped.draws
+        return {id(v) for source in sources for v in serialization.state_variables(source)}
+
+    def what_changed(self, besides: Sequence[tuple[tf.Variable, Any]] = ()) -> str:
+        """Why the call did more than compute, or update variables; empty if it did not."""
+        known = {id(variable) for variable, _ in besides}
+        states = self._states()
+        for variable, value in zip(self._shipped.variables, self._values, strict=True):
+            if id(variable) not in known and not _same(variable.numpy(), value):
+                if id(variable) in states:
+                    return "the model draws random numbers"
+                return f"the call changes its variable {variable.name!r}"
+        unseen = not all(map(serialization.state_variables, self._shipped.draws))
+        if unseen or global_states() != self._sources:
+            return "the model draws random numbers"
+        weights = getattr(self._model, "trainable_weights", ())
+        regularised = sum(getattr(v, "regularizer", None) is not None for v in weights)
+        if probe.losses(self._model) > regularised:
+            return "the call adds losses"
+        return ""
+
+    def set_to_tensors(self) -> tuple[str, ...]:
+        """Attributes that are other tensors now."""
+        return serialization.set_to_tensors(self._model, self._attributes)
+
+    @contextlib.contextmanager
+    def again(self, updated: Sequence[tuple[tf.Variable, Any]]) -> Iterator[None]:
+        """Within this, variables have the values of before again."""
+        if updated:
+            self.put_back()
+        try:
+            yield
+        finally:
+            for variable, value in updated:
+                variable.assign(value)
+
+    def put_back(self) -> None:
+        """Give the variables that were changed their values again."""
+        for variable, value in zip(self._shipped.variables, self._values, strict=True):
+            if not _same(variable.numpy(), value):
+                variable.assign(value)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """To the bit; of strings, which are objects, by value."""
+    a, b = np.asarray(a), np.asarray(b)
+    return bool(np.array_equal(a, b)) if a.dtype == object else a.tobytes() == b.tobytes()
+
+
+def returning(
+    call: Callable[..., Any], model: Any, sets: Sequence[str], updated: Sequence[tf.Variable]
+) -> Callable[..., Any]:
+    """A call of a model's that returns attributes that it has set, and values that it would have
+    given to variables, with its result: what it returned before, of others or none."""
+    while isinstance(call, _Wrapped):
+        call = call.plain
+    if sets:
+        call = _Setting(call, model, sets)
+    if updated:
+        call = _Updating(call, model, updated)
+    return call
+
+
+class _Wrapped:
+    """A call of a model's that returns more with its result."""
+
+    def __init__(self, call: Callable[..., Any], model: Any, what: Sequence[Any]) -> None:
+        self.plain, self._what = call, what
+        self.__self__ = model
+        self.__qualname__ = getattr(call, "__qualname__", type(call).__qualname__)
+
+
+class _Setting(_Wrapped):
+    """What it has set attributes to."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        result = self.plain(*args, **kwargs)
+        return result, [vars(self.__self__)[name] for name in self._what]
+
+
+class _Updating(_Wrapped):
+    """What it would have assigned to variables."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        with updates.held_back(self._what) as values:
+            result = self.plain(*args, **kwargs)
+            return result, values()
