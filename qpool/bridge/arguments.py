@@ -126,12 +126,13 @@ def _marks(count: int) -> bytes:
 
 
 #: What a call may be given that is no array.
-PLAIN = (type(None), bool, int, float, complex, str)
+_PLAIN = (type(None), bool, int, float, complex, str)
 
 
-def are_plain(values: Any) -> bool:
-    """Whether there is nothing but such values in a nest."""
-    return all(isinstance(x, PLAIN) for x in tf.nest.flatten(values, expand_composites=False))
+def are_plain(values: Sequence[Any]) -> bool:
+    """Whether arguments are such values, the first one, and lists and dicts of them: no batch."""
+    first = bool(values) and isinstance(values[0], _PLAIN)
+    return first and all(isinstance(x, _PLAIN) for x in tf.nest.flatten(values))
 
 
 def is_eager(x: Any) -> bool:

@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from qpool.bridge import tapes
-from qpool.bridge.arguments import PLAIN, are_plain, argument_names, is_eager
+from qpool.bridge.arguments import are_plain, argument_names, is_eager
 from qpool.bridge.gradient import Bridge
 from workers.errors import InputError, RemoteError
 from workers.exchange.protocol import stands_for
@@ -119,8 +119,7 @@ class Weighted:
         say."""
         if not (args or kwargs):
             return not argument_names(self._model, method)
-        first = args[0] if args else next(iter(kwargs.values()))
-        return isinstance(first, PLAIN) and are_plain((args, kwargs))
+        return are_plain([*args, *kwargs.values()])
 
     def _names(self, method: str, positional: int, *named: str) -> tuple[str, ...]:
         key = method, positional, named

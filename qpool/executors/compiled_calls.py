@@ -57,11 +57,10 @@ class CompiledCall:
     so many ``rows``; ``calls`` and ``seconds`` are those of its eager calls before that, ``ran``
     the circuits of the last one, ``drew`` says that it drew what a stream would take over,
     ``seeded`` that it drew from sources that it updates, and ``assigned`` which variables it
-    assigned to, by identity.
-    ``sets`` are attributes of the model that what was compiled returns with the result, ``updates``
-    variables of whose new values that is so. ``engines``
-    are those that it begins with as they are after a reset; ``reset_before`` says that there may be
-    some, which the next call will show.
+    assigned to, by identity. ``sets`` are attributes of the model that what was compiled returns
+    with the result, ``updates`` variables of whose new values that is so. ``engines`` are those
+    that it begins with as they are after a reset; ``reset_before`` says that there may be some,
+    which the next call will show.
     """
 
     method: Method

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from qpool.bridge.arguments import PLAIN, are_plain, is_eager
+from qpool.bridge.arguments import are_plain, is_eager
 from workers.errors import InputError
 from workers.replica import serialization
 
@@ -27,7 +27,7 @@ def in_graph(values: list[Any]) -> bool:
 def rows_of(values: list[Any]) -> int:
     """The batch of a call; 64 where a graph does not know it, or nothing says it."""
     first: Any = values[0] if values else None
-    if values and isinstance(first, PLAIN) and are_plain(values):
+    if are_plain(values):
         return 1  # nothing to share out
     if isinstance(first, list | tuple | dict):
         leaves = tf.nest.flatten(first)
