@@ -73,3 +73,10 @@ def pool_of() -> Iterator[Callable[[int], qpool.Pool]]:
 def pool(pool_of: Callable[[int], qpool.Pool]) -> qpool.Pool:
     """The session's pool of two workers."""
     return pool_of(2)
+
+
+@pytest.fixture(scope="session")
+def worker(pool_of: Callable[[int], qpool.Pool]) -> qpool.Pool:
+    """The session's pool of one worker: for how models are compiled and what they give, where it is
+    no matter how many compute it. Each of more would look at the model and trace it too."""
+    return pool_of(1)

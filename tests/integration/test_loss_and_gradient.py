@@ -63,10 +63,10 @@ def critic_of(width: int, dtype: str = "float32") -> keras.Model:
         ("auto", tf.complex64),
     ],
 )
-def test_it_is_what_a_tape_gives(pool, strategy: str, dtype: tf.DType) -> None:
+def test_it_is_what_a_tape_gives(worker, strategy: str, dtype: tf.DType) -> None:
     real = dtype.real_dtype
     model, critic = Displaced(dtype), critic_of(2, real.name)
-    options = {"pool": pool} if strategy == "processes" else {}
+    options = {"pool": worker} if strategy == "processes" else {}
 
     def loss(means: Any, targets: Any) -> Any:
         return -critic(means)[:, 0] + tf.reduce_sum((means - targets) ** 2, -1)
@@ -85,9 +85,9 @@ def test_it_is_what_a_tape_gives(pool, strategy: str, dtype: tf.DType) -> None:
             assert [entry["in_workers"] for entry in pooled.stats()["losses"]] == [True]
 
 
-def test_several_outputs_and_stock_engines(pool) -> None:
+def test_several_outputs_and_stock_engines(worker) -> None:
     model = Displaced()
-    with qpool.parallelize(model, pool=pool, engine="stock") as pooled:
+    with qpool.parallelize(model, pool=worker, engine="stock") as pooled:
         z = rows(5)
         step = pooled.loss_and_gradient(z, lambda x: x[:, 0] ** 2)
         assert_alike(step, of_tape(model, lambda x: x[:, 0] ** 2, z), 1e-5)
@@ -99,7 +99,7 @@ def test_several_outputs_and_stock_engines(pool) -> None:
         real = [x for x in tf.nest.flatten(outputs) if x.dtype.is_floating]
         return sum(tf.reduce_sum(tf.reshape(x, (x.shape[0], -1)) ** 2, -1) for x in real)
 
-    with qpool.parallelize(several, pool=pool) as pooled:
+    with qpool.parallelize(several, pool=worker) as pooled:
         step = pooled.loss_and_gradient(z, loss)
         assert tf.nest.map_structure(type, step.outputs) == kinds
         assert_alike(step, of_tape(several, loss, z), 1e-5)
@@ -149,12 +149,12 @@ def test_draws_follow_from_the_call(pool_of) -> None:
     assert found[0][0] != found[0][1]
 
 
-def test_a_frozen_variable_and_one_that_nothing_depends_on(pool) -> None:
+def test_a_frozen_variable_and_one_that_nothing_depends_on(worker) -> None:
     model = Scale()
     idle = tf.Variable(1.0)
     model.idle = idle
     model.trainable_variables = [model.w, idle]
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with qpool.parallelize(model, pool=worker) as pooled:
         step = pooled.loss_and_gradient(rows(4), squares)
         assert step.gradient[1] is None
         model.trainable_variables = [idle]
@@ -184,9 +184,9 @@ def mean(x: Any) -> Any:
         (mean, "with a row for each sample"),
     ],
 )
-def test_a_loss_that_workers_cannot_compute_is_computed_here(pool, loss: Any, why: str) -> None:
+def test_a_loss_that_workers_cannot_compute_is_computed_here(worker, loss: Any, why: str) -> None:
     model = Displaced()
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with qpool.parallelize(model, pool=worker) as pooled:
         for _ in range(2):
             assert_alike(
                 pooled.loss_and_gradient(rows(6), loss), of_tape(model, loss, rows(6)), 2e-5
@@ -196,9 +196,9 @@ def test_a_loss_that_workers_cannot_compute_is_computed_here(pool, loss: Any, wh
         assert why in entry["why_not"]
 
 
-def test_a_loss_made_anew_in_each_step_is_one_and_too_many_are_told_of(pool, caplog) -> None:
+def test_a_loss_made_anew_in_each_step_is_one_and_too_many_are_told_of(worker, caplog) -> None:
     model = Scale()
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with qpool.parallelize(model, pool=worker) as pooled:
         for _ in range(3):
             pooled.loss_and_gradient(rows(4), lambda x: squares(x) + 1.0)
         assert len(pooled.stats()["losses"]) == 1
@@ -226,7 +226,7 @@ class Weighing:
     __call__ = loss
 
 
-def test_a_loss_is_another_one_when_what_it_holds_is(pool) -> None:
+def test_a_loss_is_another_one_when_what_it_holds_is(worker) -> None:
     """A script's critic is a name of its module, not of a function around the loss."""
     global scale
     model, held = Scale(), Weighing()
@@ -237,7 +237,7 @@ def test_a_loss_is_another_one_when_what_it_holds_is(pool) -> None:
     def critical(x: Any) -> Any:
         return critic(x)
 
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with qpool.parallelize(model, pool=worker) as pooled:
         for turn in range(2):
             scale, held.weight = 1.0 + turn, 2.0 + turn
             critic = critic_of(2)
@@ -254,8 +254,8 @@ def times(factor: float, x: Any) -> Any:
     return (1.0 + factor) * squares(x)
 
 
-def test_what_cannot_be_asked_is_refused(pool) -> None:
-    with qpool.parallelize(Scale(), pool=pool) as pooled:
+def test_what_cannot_be_asked_is_refused(worker) -> None:
+    with qpool.parallelize(Scale(), pool=worker) as pooled:
         with pytest.raises(ConfigurationError, match="'generte' is not pooled"):
             pooled.loss_and_gradient(rows(4), squares, method="generte")
         pooled.loss_and_gradient(rows(4), squares)
@@ -263,8 +263,8 @@ def test_what_cannot_be_asked_is_refused(pool) -> None:
             pooled.loss_and_gradient(rows(4), lambda x, y: squares(x - y), rows(3))
 
 
-def test_its_samples_are_counted(pool) -> None:
-    with qpool.parallelize(Scale(), pool=pool) as pooled:
+def test_its_samples_are_counted(worker) -> None:
+    with qpool.parallelize(Scale(), pool=worker) as pooled:
         pooled(rows(3))
         for _ in range(2):
             pooled.loss_and_gradient(rows(8), squares)

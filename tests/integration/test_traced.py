@@ -55,19 +55,19 @@ def test_a_model_that_makes_engines_is_compiled_and_is_the_same_for_any_number_o
     assert bits[0] == bits[1]
 
 
-def test_engine_stock_is_strawberry_fields_as_it_is(pool) -> None:
+def test_engine_stock_is_strawberry_fields_as_it_is(worker) -> None:
     model = small()
-    with qpool.parallelize(model, pool=pool, engine="stock") as generator:
+    with qpool.parallelize(model, pool=worker, engine="stock") as generator:
         assert_close(generator(Z[:4]), model(Z[:4]))
         (compiled,) = generator.stats()["compiled"]
         assert compiled["level"] == "eager"
         assert "stock" in compiled["why_not_better"]
 
 
-def test_a_model_that_loops_over_its_batch_is_vectorised(pool) -> None:
+def test_a_model_that_loops_over_its_batch_is_vectorised(worker) -> None:
     model = models.Displaced(tf.complex128, cutoff=4)
     z = tf.constant(np.random.default_rng(1).normal(size=(5, 2)) * 0.5)
-    with qpool.parallelize(model, pool=pool) as generator:
+    with qpool.parallelize(model, pool=worker) as generator:
         ours = value_and_gradients(generator, model, z)
         assert_close(ours, value_and_gradients(model, model, z), atol=1e-9)
         assert generator.stats()["compiled"][0]["level"] == "xla"
@@ -75,10 +75,10 @@ def test_a_model_that_loops_over_its_batch_is_vectorised(pool) -> None:
         assert generator.stats()["tiles_by_batch"] == {5: 2}
 
 
-def test_what_cannot_be_traced_runs_eagerly_and_says_where(pool) -> None:
+def test_what_cannot_be_traced_runs_eagerly_and_says_where(worker) -> None:
     model = models.LooksAtNumbers()
     z = tf.constant([[1.0], [-2.0], [3.0]])
-    with qpool.parallelize(model, pool=pool) as generator:
+    with qpool.parallelize(model, pool=worker) as generator:
         ours = value_and_gradients(generator, model, z)
         assert_close(ours, value_and_gradients(model, model, z))
         (compiled,) = generator.stats()["compiled"]
@@ -363,16 +363,16 @@ def test_in_place_an_engine_that_is_reset_before_each_call_is_compiled() -> None
             generator(z)
 
 
-def test_an_engine_that_is_never_reset_is_refused_by_the_pool(pool) -> None:
+def test_an_engine_that_is_never_reset_is_refused_by_the_pool(worker) -> None:
     with (
-        qpool.parallelize(idioms.NeverReset(), pool=pool) as generator,
+        qpool.parallelize(idioms.NeverReset(), pool=worker) as generator,
         pytest.raises(errors.StatefulCallError, match=r"engine\.reset\(\) before"),
     ):
         generator(Z[: idioms.BATCH])
 
 
 @pytest.mark.filterwarnings("ignore::qpool.errors.AttributeNotSetWarning")
-def test_what_a_trace_puts_into_a_model_is_taken_out_again(pool) -> None:
+def test_what_a_trace_puts_into_a_model_is_taken_out_again(worker) -> None:
     model, z = idioms.KeptInAttributes(), Z[:4, :2]
     with qpool.parallelize(model, strategy="cpu_batch") as generator:
         found = generator(z)
@@ -381,7 +381,7 @@ def test_what_a_trace_puts_into_a_model_is_taken_out_again(pool) -> None:
         assert_close(generator(z), found)
         assert model.result.state is kept
     np.testing.assert_allclose(photons(kept).numpy(), found[-1], atol=1e-6)
-    with qpool.parallelize(model, pool=pool) as generator:  # it travels
+    with qpool.parallelize(model, pool=worker) as generator:  # it travels
         assert_close(generator(z), found)
 
 
@@ -391,12 +391,12 @@ def test_cpu_batch_refuses_the_stock_engine() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["classical_neural", "sparse_parameter"])
-def test_other_encodings_in_the_pool(pool, encoding: str) -> None:
+def test_other_encodings_in_the_pool(worker, encoding: str) -> None:
     model = qpool.models.QuantumSFGenerator(
         layers=1, latent_dim=2, cutoff_dim=4, encoding_strategy=encoding, seed=2
     )
     z = tf.constant(np.random.default_rng(3).normal(size=(3, 2)) * 0.4, tf.float32)
-    with qpool.parallelize(model, pool=pool, tile=2) as generator:
+    with qpool.parallelize(model, pool=worker, tile=2) as generator:
         for call in (generator, model):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_sum(call(z) ** 2)
@@ -407,10 +407,10 @@ def test_other_encodings_in_the_pool(pool, encoding: str) -> None:
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_a_keras_model_with_a_preprocessing_layer(pool) -> None:
+def test_a_keras_model_with_a_preprocessing_layer(worker) -> None:
     import keras
 
     model = keras.Sequential([keras.Input((2,)), keras.layers.Rescaling(3.0)])
     model.add(keras.layers.Dense(1))
-    with qpool.parallelize(model, pool=pool, engine="stock") as generator:
+    with qpool.parallelize(model, pool=worker, engine="stock") as generator:
         np.testing.assert_allclose(generator(tf.ones((3, 2))), model(tf.ones((3, 2))), rtol=1e-6)
