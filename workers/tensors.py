@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_ops, control_flow_util
+from tensorflow.python.ops import control_flow_ops, control_flow_util, gradients_util
 
 from workers.errors import InputError
 from workers.layout import ALIGNMENT
@@ -92,6 +92,57 @@ def beside(nest: Any, other: Any) -> list[Any]:
 def mapped(function: Callable[[Any], Any], nest: Any) -> Any:
     """The nest with ``function`` of each of its ``leaves`` in the leaf's place."""
     return tf.nest.map_structure(lambda leaf: None if leaf is None else function(leaf), nest)
+
+
+def graph_of_now() -> Any:
+    """The graph that operations go into, None if they are computed at once."""
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def matmul(a: tf.Tensor, b: tf.Tensor, **how: bool) -> tf.Tensor:
+    """``tf.matmul``, of matrices and not of stacks of them where each stack is of one.
+
+    oneDNN's product in TensorFlow (2.18 to 2.21) reads beyond its operand where it stretches
+    (1, 1, ...) to (n, 1, ...). That is what a derivative of stacks of one would have it do when a
+    Jacobian's rows are computed at once (``tf.GradientTape.jacobian``).
+    """
+    if a.shape.rank == b.shape.rank == 3 and a.shape[0] == b.shape[0] == 1:
+        return tf.matmul(a[0], b[0], **how)[None]
+    return tf.matmul(a, b, **how)
+
+
+def matvec(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """``tf.linalg.matvec``, with the same care."""
+    return matmul(a, b[..., None])[..., 0]
+
+
+def vjp(
+    function: Callable[..., Any], inputs: Sequence[tf.Tensor], cotangents: Sequence[tf.Tensor]
+) -> list[tf.Tensor]:
+    """The vector-Jacobian product of ``function(*inputs)``, a tensor or a list of them: a gradient
+    for each input, zeros where nothing depends on it.
+
+    In a graph it is made of the graph, not on a tape: where TensorFlow traces a function again to
+    differentiate it forwards (``tf.autodiff.ForwardAccumulator``), tapes record nothing (2.21), and
+    every gradient would be zero.
+    """
+    zero = tf.UnconnectedGradients.ZERO
+    graph = graph_of_now()
+    if graph is None:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(inputs)
+            outputs = function(*inputs)
+        found: list[tf.Tensor] = tape.gradient(
+            outputs, list(inputs), output_gradients=list(cotangents), unconnected_gradients=zero
+        )
+        return found
+    own = list(map(tf.identity, inputs))  # they may be another graph's
+    outputs = function(*own)
+    outputs = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+    found = gradients_util._GradientsHelper(
+        outputs, own, list(cotangents), unconnected_gradients=zero, src_graph=graph
+    )
+    return list(map(tf.convert_to_tensor, found))
 
 
 def in_graph(function: Callable[..., Any], *args: Any) -> Any:

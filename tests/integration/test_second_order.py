@@ -18,10 +18,10 @@ def critic_of(seed: int = 4):
 
 
 @pytest.fixture(scope="module")
-def critic(pool):
+def critic(worker):
     """A model, and the same model pooled."""
     model = critic_of()
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with qpool.parallelize(model, pool=worker) as pooled:
         yield model, pooled
 
 
@@ -99,7 +99,7 @@ def test_the_same_bits_for_any_number_of_workers(pool_of) -> None:
     assert found[0] == found[1]
 
 
-def test_complex_outputs_and_weights_are_pulled_back_twice(pool) -> None:
+def test_complex_outputs_and_weights_are_pulled_back_twice(worker) -> None:
     class Wave(tf.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -125,7 +125,7 @@ def test_complex_outputs_and_weights_are_pulled_back_twice(pool) -> None:
         assert found.pop() is None
         return found
 
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with qpool.parallelize(model, pool=worker) as pooled:
         for ours, theirs in zip(second(pooled), second(model), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
 
@@ -156,7 +156,7 @@ def test_a_residual_is_trained_through(critic, in_graph: bool) -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-9 * max(1.0, np.abs(theirs).max()))
 
 
-def test_a_cotangent_that_is_the_input_itself(pool) -> None:
+def test_a_cotangent_that_is_the_input_itself(worker) -> None:
     class Wave(tf.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -178,12 +178,12 @@ def test_a_cotangent_that_is_the_input_itself(pool) -> None:
         return [value, *tape.gradient(value, [model.w, x])]
 
     model, x = Wave(), rows(3)
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with qpool.parallelize(model, pool=worker) as pooled:
         for ours, theirs in zip(third(pooled, model, x), third(model, model, x), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-9)
 
 
-def test_a_third_derivative_in_place_is_of_what_the_workers_computed(pool) -> None:
+def test_a_third_derivative_in_place_is_of_what_the_workers_computed(worker) -> None:
     class Scaled(tf.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -193,7 +193,7 @@ def test_a_third_derivative_in_place_is_of_what_the_workers_computed(pool) -> No
             return tf.sin(self.w * x * self.scale)
 
     model, x = Scaled(), rows(2)
-    with qpool.parallelize(model, pool=pool) as pooled:
+    with qpool.parallelize(model, pool=worker) as pooled:
         with tf.GradientTape() as tape:
             value = penalty_slope(pooled, x)
         model.scale = 2.0
@@ -224,7 +224,7 @@ def test_a_third_derivative_is_of_the_weights_that_the_call_was_made_with(critic
         variable.assign(before)
 
 
-def test_what_cannot_be_had_says_why(critic, pool) -> None:
+def test_what_cannot_be_had_says_why(critic, worker) -> None:
     model, pooled = critic
     x = rows(2)
     with tf.GradientTape() as fourth:
@@ -234,14 +234,14 @@ def test_what_cannot_be_had_says_why(critic, pool) -> None:
         fourth.gradient(value, x)
     stock = models.Scale()
     z = tf.constant([[0.1, 0.2]])
-    with qpool.parallelize(stock, pool=pool, engine="stock") as pooled:
+    with qpool.parallelize(stock, pool=worker, engine="stock") as pooled:
         with tf.GradientTape() as outer:
             value = penalty(pooled, z)
         with pytest.raises(errors.SecondOrderGradientError, match="engine='stock'"):
             outer.gradient(value, stock.trainable_variables)
 
 
-def test_both_sides_of_a_gan_in_one_pool(pool) -> None:
+def test_both_sides_of_a_gan_in_one_pool(worker) -> None:
     """In a generator step gradients flow through the pooled critic to the pooled generator."""
     generator = qpool.models.QuantumSFGenerator(layers=1, cutoff_dim=4, seed=1, dtype="float64")
     critic = critic_of(2)
@@ -254,8 +254,30 @@ def test_both_sides_of_a_gan_in_one_pool(pool) -> None:
 
     expected = step(generator, critic)
     with (
-        qpool.parallelize(generator, pool=pool) as pooled_generator,
-        qpool.parallelize(critic, pool=pool) as pooled_critic,
+        qpool.parallelize(generator, pool=worker) as pooled_generator,
+        qpool.parallelize(critic, pool=worker) as pooled_critic,
     ):
         for ours, theirs in zip(step(pooled_generator, pooled_critic), expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-10)
+
+
+def test_forward_mode_and_what_is_traced_after_it() -> None:
+    """Tapes record nothing where TensorFlow traces for it: what was exported then was zero, and was
+    kept on disk."""
+    model = qpool.models.QuantumSFDiscriminator(
+        n_modes=1, layers=2, cutoff_dim=3, seed=2, dtype="float64"
+    )
+    x = rows(3)
+    with qpool.parallelize(model, strategy="cpu_batch") as pooled:
+        pooled(x)
+        direction = tf.ones_like(x)
+        with tf.autodiff.ForwardAccumulator(x, direction) as forwards:
+            score = pooled(x)
+        step = 1e-5
+        along = (pooled(x + step * direction) - pooled(x - step * direction)) / (2 * step)
+        np.testing.assert_allclose(forwards.jvp(score), along, atol=1e-8)
+        for ours, theirs in zip(
+            pulled_back(pooled, model, x), pulled_back(model, model, x), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, atol=1e-10 * max(1.0, np.abs(theirs).max()))
+            assert np.any(np.abs(ours) > 1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from workers.tensors import tensor_of, tensors_of
+from workers.tensors import matmul, matvec, tensor_of, tensors_of, vjp
 
 #: NumPy's names, with and without the other byte order.
 DTYPES = ("?", "u1", "u2", "i4", "i8", "f2", "f4", "f8", "c8", "c16", ">f4", ">i8", "S3")
@@ -74,3 +74,35 @@ def test_a_tape_takes_it_as_any_tensor() -> None:
         tape.watch(x)
         total = tf.reduce_sum(x**2)
     np.testing.assert_array_equal(tape.gradient(total, x), [2.0, 4.0])
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_vjp_is_that_of_a_tape_in_a_graph_too(graph: bool) -> None:
+    x, y, seed = tf.constant([0.3, 0.5]), tf.constant(2.0), tf.constant([1.0, -2.0])
+
+    def twice(x: tf.Tensor, y: tf.Tensor) -> list[tf.Tensor]:
+        once = vjp(lambda x, y: tf.sin(x) * y, [x, y], [seed])
+        return [*once, *vjp(lambda x, y: vjp(lambda x: x**3, [x], [y * seed]), [x, y], [seed])]
+
+    found = tf.function(twice)(x, y) if graph else twice(x, y)
+    expected = [2 * seed * np.cos(x), np.sum(seed * np.sin(x)), 6 * x * 2 * seed**2]
+    for ours, theirs in zip(found, [*expected, np.sum(3 * x**2 * seed**2)], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    unused = (tf.function(vjp) if graph else vjp)(lambda x, y: x, [x, y], [seed])
+    np.testing.assert_array_equal(unused[1], 0.0)
+
+
+def test_stacks_of_one_are_multiplied_as_matrices() -> None:
+    """Else, in a vectorised Jacobian, oneDNN writes where it may not."""
+    a, b = (tf.random.stateless_normal(shape, (0, 1)) for shape in ((1, 5, 5), (1, 5, 1)))
+    np.testing.assert_allclose(matmul(a, b), tf.matmul(a, b), atol=1e-5)
+    np.testing.assert_allclose(matmul(b, b, adjoint_b=True), b * b[:, None, :, 0], atol=1e-5)
+    np.testing.assert_allclose(matvec(a, b[..., 0]), tf.linalg.matvec(a, b[..., 0]), atol=1e-5)
+
+    @tf.function
+    def gradient(a: tf.Tensor, b: tf.Tensor) -> list[tf.Tensor]:
+        return vjp(matmul, [a, b], [tf.ones([1, 5, 1])])
+
+    kinds = {op.type for op in gradient.get_concrete_function(a, b).graph.get_operations()}
+    assert "MatMul" in kinds
+    assert not any(kind.startswith("BatchMatMul") for kind in kinds)

@@ -26,6 +26,7 @@ from tensorflow.python.framework import random_seed
 from tensorflow.python.ops import gen_random_ops
 
 from workers.errors import UntraceableError
+from workers.tensors import graph_of_now
 
 _within: ContextVar[Stream | None] = ContextVar("within", default=None)
 _constant: ContextVar[bool] = ContextVar("constant", default=False)
@@ -68,7 +69,7 @@ class Stream:
         """What is called, or traced, within this draws from the beginning of the stream."""
         _install()
         before = self._graph, self._number
-        self._graph, self._number = _graph(), 0
+        self._graph, self._number = graph_of_now(), 0
         token = _within.set(self)
         try:
             yield
@@ -78,7 +79,7 @@ class Stream:
 
     def draw(self, shape: Any, dtype: Any, made: Callable[..., tf.Tensor], fixed: Any) -> Any:
         """The next draw, ``made(shape, seed=)``; None if it is not to be taken over."""
-        if _graph() is not self._graph and not _nested.get():
+        if graph_of_now() is not self._graph and not _nested.get():
             return None
         self.taken += 1
         static = tf.get_static_value(shape)
@@ -146,10 +147,6 @@ def position() -> int:
     """How many draws there have been in the call that is being traced."""
     stream = _within.get()
     return 0 if stream is None else stream._number
-
-
-def _graph() -> Any:
-    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
 @functools.cache

@@ -26,6 +26,7 @@ from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, ResourceVariable
 
 from workers.errors import UntraceableError
+from workers.tensors import graph_of_now
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ _noticed: ContextVar[dict[int, Any] | None] = ContextVar("noticed", default=None
 def held_back(variables: Sequence[tf.Variable]) -> Iterator[Callable[[], list[tf.Tensor]]]:
     """Have assignments to these variables within this be kept; gives what they come to."""
     _install()
-    token = _held.set(_Held({id(variable): None for variable in variables}, _graph()))
+    token = _held.set(_Held({id(variable): None for variable in variables}, graph_of_now()))
 
     def values() -> list[tf.Tensor]:
         return [variable.read_value() for variable in variables]
@@ -87,7 +88,7 @@ def _install() -> None:
         kept = None if held is None else held.kept.get(id(self))
         if kept is None or held is None:
             return read(self, *args, **kwargs)
-        graph = _graph()
+        graph = graph_of_now()
         if graph is not held.graph and type(graph) is FuncGraph:
             raise UntraceableError(  # which keeps its trace for other calls
                 f"{self.name}, which the call has updated, is read by a tf.function of its own"
@@ -97,17 +98,13 @@ def _install() -> None:
     BaseResourceVariable._read_variable_op = read_variable_op
 
 
-def _graph() -> Any:
-    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-
-
 def _take_over(name: str, combined: Callable[[Any, Any], Any]) -> None:
     original = getattr(BaseResourceVariable, name)
 
     @functools.wraps(original)
     def assign(self: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         held = _held.get()
-        if held is None or id(self) not in held.kept or held.graph is not _graph():
+        if held is None or id(self) not in held.kept or held.graph is not graph_of_now():
             if (noticed := _noticed.get()) is not None:
                 noticed[id(self)] = self
             return original(self, value, *args, **kwargs)

@@ -36,7 +36,7 @@ from tensorflow.python.ops import gradients_util
 from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
 
 from workers import cache, names
-from workers.tensors import for_xla, within_xla
+from workers.tensors import for_xla, vjp, within_xla
 
 log = logging.getLogger("qpool")
 
@@ -149,17 +149,7 @@ class Exportable:
         for each input."""
 
         def pulled(*given: tf.Tensor) -> list[tf.Tensor]:
-            tensors, cotangents = given[:inputs], given[inputs:]
-            with tf.GradientTape() as tape:
-                tape.watch(tensors)
-                outputs = self.function(*tensors)
-            gradients: list[tf.Tensor] = tape.gradient(
-                outputs,
-                list(tensors),
-                output_gradients=list(cotangents),
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
-            return gradients
+            return vjp(self.function, given[:inputs], given[inputs:])
 
         return Exportable(f"vjp of {self.name}", pulled, self.constants, self.order + 1)
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 from workers.engine.gates import FLOAT, Complex, Pullback
 from workers.engine.plan import KINDS, TERMS, Circuit, Form, Step, partner, plan
 from workers.engine.repeats import Run
-from workers.tensors import permuted, within_xla
+from workers.tensors import matmul, matvec, permuted, within_xla
 
 #: The parameters without a batch axis as (P,), those with one as (Q, batch); None for none.
 Stacks = tuple[tf.Tensor | None, tf.Tensor | None]
@@ -372,7 +372,7 @@ def _times(x: Complex, phases: Complex | None, axis: int | None) -> Complex:
 
 
 def _compose(left: Complex, right: Complex, *, vector: bool) -> Complex:
-    product = tf.linalg.matvec if vector else tf.linalg.matmul
+    product = matvec if vector else matmul
     (a, b), (c, d) = left, right
     real, imaginary = product(a, c), None
     if b is not None and d is not None:

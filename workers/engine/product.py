@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from workers.engine.plan import Circuit, Form, Step, partner
 from workers.engine.scan import VECTOR, Place, scan
-from workers.tensors import within_xla
+from workers.tensors import matmul, within_xla
 
 #: Columns that a matrix product should have at least before rows are cut into more blocks: fewer
 #: starve it, more push the operands out of the cache.
@@ -129,11 +129,11 @@ class Product:
             parts = [size, rest, -1] if len(matrix.shape) == 3 else [blocks, size, rest, -1]
             last = len(parts) - 1
             split = tf.transpose(tf.reshape(rows, parts), [last, *range(last)])
-            made = tf.transpose(tf.matmul(matrix, split), [*range(1, last + 1), 0])
+            made = tf.transpose(matmul(matrix, split), [*range(1, last + 1), 0])
         else:
             if len(matrix.shape) == 2:
                 matrix = tf.tile(matrix[None], [blocks, 1, 1])
-            made = tf.matmul(matrix, tf.reshape(rows, [blocks, size, -1]))
+            made = matmul(matrix, tf.reshape(rows, [blocks, size, -1]))
         return tf.reshape(made, [count, -1])
 
     def _turned(self, rows: tf.Tensor, phases: tf.Tensor, blocks: int, step: Step) -> tf.Tensor:
@@ -171,7 +171,7 @@ class Product:
         real, imaginary = tf.unstack(tf.reshape(columns, [2, size, size]))
         matrix = tf.concat([columns, tf.concat([-imaginary, real], 0)], 1)
         rows, _ = self._by_parts()
-        self._put(_Factor(tuple(range(self._axes)), tf.matmul(matrix, rows), order))
+        self._put(_Factor(tuple(range(self._axes)), matmul(matrix, rows), order))
 
     def state(self) -> tf.Tensor:
         rows, _ = self._by_parts()

@@ -20,6 +20,7 @@ import tensorflow as tf
 from scipy.special import gammaln
 
 from workers.engine import gates
+from workers.tensors import matmul
 
 #: Positions at which the distribution of a quadrature is looked up, to be drawn from.
 _GRID = 2048
@@ -105,7 +106,7 @@ def draw_quadrature(
     rho = tf.math.real(
         tf.cast(rho, tf.complex128) * turned[:, :, None] * tf.math.conj(turned)[:, None]
     )
-    weights = tf.matmul(tf.reshape(rho, [-1, cutoff**2]), products)
+    weights = matmul(tf.reshape(rho, [-1, cutoff**2]), products)
     index, share = _draw(weights, batch)
     step = grid[1] - grid[0]
     x = tf.gather(tf.constant(grid - step / 2), index) + share * step
@@ -133,7 +134,7 @@ def _reduced(state: tf.Tensor, mode: int, *, pure: bool) -> tf.Tensor:
         others = [n for n in range(1, rank + 1) if n != mode + 1]
         flat = tf.transpose(state, [0, mode + 1, *others])
         flat = tf.reshape(flat, [-1, cutoff, cutoff ** (rank - 1)])
-        return tf.matmul(flat, flat, adjoint_b=True)
+        return matmul(flat, flat, adjoint_b=True)
     own = [2 * mode + 1, 2 * mode + 2]
     left = [n for n in range(1, rank + 1) if n not in own]
     moved = tf.transpose(state, [0, *own, *left[::2], *left[1::2]])
@@ -215,4 +216,4 @@ def _contract(state: tf.Tensor, vector: tf.Tensor, axis: int) -> tf.Tensor:
     flat = tf.reshape(moved, [-1, int(np.prod(shape[1:], dtype=int)), state.shape[axis]])
     vector = vector[..., None] if len(vector.shape) == 2 else vector[None, :, None]
     vector = tf.broadcast_to(vector, [tf.shape(flat)[0], *vector.shape[1:]])
-    return tf.reshape(tf.matmul(flat, vector), shape)
+    return tf.reshape(matmul(flat, vector), shape)

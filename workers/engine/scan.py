@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from workers import names
+from workers import names, tensors
 from workers.tensors import permuted
 
 #: Numbers of a row that are moved at once.
@@ -67,13 +67,11 @@ def _vjp(
     def vjp(cotangent: tf.Tensor, rows: tf.Tensor, *stacks: tf.Tensor) -> Any:
         def pull_back(*tangents: tf.Tensor) -> Any:
             given = [rows, *stacks]
-            with tf.GradientTape() as outer:
-                outer.watch([cotangent, *given])
-                with tf.GradientTape() as inner:
-                    inner.watch(given)
-                    found = _written_out(places, rows, stacks)
-                gradients = inner.gradient(found, given, output_gradients=cotangent)
-            return outer.gradient(gradients, [cotangent, *given], output_gradients=tangents)
+
+            def once(cotangent: tf.Tensor, *given: tf.Tensor) -> list[tf.Tensor]:
+                return tensors.vjp(lambda r, *s: _written_out(places, r, s), given, [cotangent])
+
+            return tensors.vjp(once, [cotangent, *given], tangents)
 
         return _backward(places, kept, stacks, cotangent), pull_back
 
@@ -132,10 +130,7 @@ def _backward(
         for number, place in reversed(list(enumerate(places))):
             where = wheres[number].at(n)
             rows, matrix = kept[n * each + number], stacks[place.stack][where]
-            with tf.GradientTape() as tape:
-                tape.watch([rows, matrix])
-                made = place.act(rows, matrix)
-            back, of_matrix = tape.gradient(made, [rows, matrix], output_gradients=back)
+            back, of_matrix = tensors.vjp(place.act, [rows, matrix], [back])
             found[place.stack] = found[place.stack].write(where, of_matrix)
             back = _gathered(back, inverses[number].at(n))
         return n - 1, back, *found

@@ -201,13 +201,17 @@ class Scoped(TracedEngine):
     def _go_on(self) -> None:
         if not tf.executing_eagerly():
             raise UntraceableError(GOES_ON)
+        self.check_state()
+        circuit.going_on()
+
+    def check_state(self) -> None:
+        """StatefulCallError if the state that it would go on with is gone."""
         if self._lost:
             raise StatefulCallError(
                 "the engine was not reset before this call, as it was before earlier ones, which "
                 "were compiled: the state that the last one left was not kept. Call "
                 "engine.reset() before each call, or within it"
             )
-        circuit.going_on()
 
 
 class StandIn(Scoped):
@@ -263,15 +267,21 @@ def aside() -> Iterator[None]:
         _stand_ins.reset(token)
 
 
+#: What an engine tells of what it has run.
+_OUTSIDE = ("run_progs", "reset", "run", "samples", "print_applied")
+
+
 def _outside(engine: LocalEngine, name: str) -> Any:
-    """What a program that is asked outside of any call whether an engine has been run, or resets
-    it before the next call, is told: of what has answered for it too."""
+    """What a program that asks outside of any call whether an engine has been run, runs it, or
+    resets it before the next call, is told: of what has answered for it too."""
     found = _stand_ins.get().get(engine) if type(engine) in (Engine, LocalEngine) else None
     own = object.__getattribute__(engine, name)
     if found is None or not found.run_progs:
         return own
-    if name == "run_progs":
-        return found.run_progs
+    if name != "reset":
+        if name == "run":
+            found.check_state()
+        return getattr(found, name)
 
     def reset(backend_options: dict[str, Any] | None = None) -> None:
         found.reset(backend_options)
@@ -317,7 +327,7 @@ def _install() -> None:
             answering = _stand_in(self)
             if answering is not None:
                 return getattr(answering, name)
-            if name in ("run_progs", "reset") and _scope.get() is None:
+            if name in _OUTSIDE and _scope.get() is None:
                 return _outside(self, name)
         return object.__getattribute__(self, name)
 

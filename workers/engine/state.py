@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 from strawberryfields.backends.tfbackend.states import FockStateTF
 
+from workers.tensors import matmul
+
 
 class TracedFockState(FockStateTF):
     """A ``FockStateTF`` that traces modes out of a ket without making its density matrix, whose
@@ -65,7 +67,7 @@ class TracedFockState(FockStateTF):
         traced = [mode for mode in range(self.num_modes) if mode not in kept]
         axes = [0, *(mode + 1 for mode in kept), *(mode + 1 for mode in traced)]
         ket = tf.reshape(tf.transpose(ket, axes), [-1, cutoff**count, cutoff ** len(traced)])
-        rho = tf.reshape(tf.matmul(ket, ket, adjoint_b=True), [-1, *[cutoff] * (2 * count)])
+        rho = tf.reshape(matmul(ket, ket, adjoint_b=True), [-1, *[cutoff] * (2 * count)])
         pairs = [axis for mode in range(1, count + 1) for axis in (mode, mode + count)]
         rho = tf.transpose(rho, [0, *pairs])
         return rho if self.batched else rho[0]
