@@ -111,7 +111,7 @@ class _Handle:
         function = isinstance(self.model, functions.FunctionModel)
         looked_at = functions.settings(self.model, self.methods)
         self._settings = [place for place in looked_at if isinstance(place, functions.Setting)]
-        self._told = tuple((s.key, id(s.space), s.value) for s in self._settings)
+        self._told = tuple(setting.told for setting in self._settings)
         places = [place for place in looked_at if place not in self._settings]
         places += self.model.look() if function else []
         self._engines = held_engines(self.model)
@@ -124,7 +124,7 @@ class _Handle:
         log.info("%s changed: what was computed with it is for another time", ", ".join(others))
         before = self._executors
         self._variants[self._told] = before
-        if any(setting.space is not vars(self.model) for setting in changed):
+        if not all(setting.own for setting in changed):
             # Each replica has attributes of its own, but all of a process have one module.
             for executors in self._variants.values():
                 self._retire(executors)

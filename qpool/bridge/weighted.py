@@ -44,7 +44,7 @@ class Weighted:
         self._in_place = in_place
         self._known: dict[Any, tuple[WithWeights, Bridge]] = {}
         self._signatures: dict[Any, tuple[str, ...]] = {}
-        #: Methods, and shapes of the variable that they are called with, alone or first.
+        #: Methods, and shapes of the weights that they are called with, alone or first.
         self._alone: set[tuple[str, tuple[int, ...]]] = set()
 
     def find(
@@ -119,6 +119,10 @@ class Weighted:
         say."""
         if not (args or kwargs):
             return not argument_names(self._model, method)
+        if self._alone and len(args) == 1 and not kwargs:
+            shape = getattr(args[0], "shape", None)
+            if shape is not None and (method, tuple(shape)) in self._alone:
+                return True
         return are_plain([*args, *kwargs.values()])
 
     def _names(self, method: str, positional: int, *named: str) -> tuple[str, ...]:
@@ -134,13 +138,18 @@ class Weighted:
         """Whether a call with this argument alone may be given weights."""
         return isinstance(only, list | tuple | dict | tf.Variable | keras.Variable)
 
-    def are_weights(self, method: str, args: tuple[Any, ...]) -> bool:
-        """Whether what was taken for a batch, and could not be one, is a variable: then it is one
-        of weights from now on, with no batch at all."""
-        if not args or not isinstance(args[0], _VARIABLES):
+    @staticmethod
+    def may_be_weights(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether what was taken for a batch, and could not be one, may be weights, or one vector:
+        a variable, or what has one axis and is alone."""
+        if not args:
             return False
+        alone = len(args) == 1 and not kwargs and len(getattr(args[0], "shape", ())) == 1
+        return alone or isinstance(args[0], _VARIABLES)
+
+    def are_weights(self, method: str, args: tuple[Any, ...]) -> None:
+        """They are, from now on: there is no batch at all."""
         self._alone.add((method, tuple(args[0].shape)))
-        return True
 
     @property
     def bridges(self) -> list[Bridge]:

@@ -17,7 +17,7 @@ from qpool.executors.base import Executor, Options
 from qpool.executors.remote import RemoteModel
 from qpool.executors.worker_pool import WorkerPool
 from qpool.shipping import pack
-from workers.errors import InputError, ModelError, RemoteError
+from workers.errors import InputError, ModelError, QPoolError, RemoteError
 from workers.replica.with_loss import WithLoss
 from workers.replica.with_weights import WithWeights
 
@@ -64,10 +64,23 @@ class TiledExecutor(Executor):
                 return weighted()
         try:
             return self._bridge.call(method, args, kwargs)
-        except (InputError, ModelError, RemoteError):
-            if not self._weighted.are_weights(method, args):
+        except Exception as error:
+            own = isinstance(error, QPoolError)
+            due_to_rows = not own or isinstance(error, InputError | ModelError | RemoteError)
+            if not (due_to_rows and self._weighted.may_be_weights(args, kwargs)):
                 raise
-            return self._in_place(method, args, kwargs)
+            return self._without_batch(method, args, kwargs, error)
+
+    def _without_batch(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
+    ) -> Any:
+        """A call that failed with some of its rows, made with all of what may be weights."""
+        try:
+            found = self._in_place(method, args, kwargs)
+        except Exception:
+            raise error from None
+        self._weighted.are_weights(method, args)
+        return found
 
     def loss_and_gradient(
         self, method: str, loss: Callable[..., Any], values: Sequence[Any]

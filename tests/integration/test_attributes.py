@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import idioms
+import keras
 import numpy as np
 import pytest
 import strawberryfields as sf
@@ -96,9 +101,9 @@ def test_what_a_call_goes_on_from_is_no_constant() -> None:
 
 
 @pytest.mark.parametrize(("model", "named"), [(Keeping, "norm, self.more"), (Looping, "seen")])
-def test_that_workers_do_not_is_said_once(pool, model, named: str) -> None:
+def test_that_workers_do_not_is_said_once(worker, model, named: str) -> None:
     stock = model()
-    with qpool.parallelize(model(), pool=pool) as generator:
+    with qpool.parallelize(model(), pool=worker) as generator:
         with pytest.warns(AttributeNotSetWarning, match=rf"sets self\.{named} in"):
             np.testing.assert_allclose(generator(Z), stock(Z), atol=1e-5)
         np.testing.assert_allclose(generator(Z), stock(Z), atol=1e-5)
@@ -121,17 +126,17 @@ class MadeOnce(DrawnOnce):
     random = False
 
 
-def test_what_the_first_call_draws_and_keeps_is_drawn_before_the_model_is_copied(pool) -> None:
+def test_what_the_first_call_draws_and_keeps_is_drawn_before_the_model_is_copied(worker) -> None:
     model = DrawnOnce()
     told = r"set self\.mixing, and drew .* call the model once on a batch before"
     with (
-        qpool.parallelize(model, pool=pool) as generator,
+        qpool.parallelize(model, pool=worker) as generator,
         pytest.raises(StatefulCallError, match=told),
     ):
         generator(Z)
     expected = model(Z)
     with (
-        qpool.parallelize(model, pool=pool) as generator,
+        qpool.parallelize(model, pool=worker) as generator,
         pytest.warns(AttributeNotSetWarning, match=r"sets self\.seen in"),
     ):
         np.testing.assert_allclose(generator(Z), expected, atol=1e-5)
@@ -146,8 +151,8 @@ def test_in_place_it_is_drawn_as_it_is_without_us() -> None:
         np.testing.assert_allclose(values, model(Z), atol=1e-5)
 
 
-def test_what_is_made_once_of_constants_is_no_news(pool) -> None:
-    with qpool.parallelize(MadeOnce(), pool=pool) as generator:
+def test_what_is_made_once_of_constants_is_no_news(worker) -> None:
+    with qpool.parallelize(MadeOnce(), pool=worker) as generator:
         with pytest.warns(AttributeNotSetWarning, match=r"sets self\.seen in"):
             found = generator(Z)
         np.testing.assert_allclose(found, MadeOnce()(Z), atol=1e-5)
@@ -180,9 +185,9 @@ class Detectors:
 
 @pytest.mark.filterwarnings("ignore::qpool.errors.NotCompiledWarning")  # it returns NumPy arrays
 @pytest.mark.parametrize("strategy", ["processes", "threads", "cpu_batch"])
-def test_a_simulation_without_variables(pool, strategy: str) -> None:
+def test_a_simulation_without_variables(worker, strategy: str) -> None:
     amplitudes = np.linspace(0, 0.9, 300, dtype=np.float32)
-    options = {"processes": {"pool": pool}, "threads": {"workers": 2}}.get(strategy, {})
+    options = {"processes": {"pool": worker}, "threads": {"workers": 2}}.get(strategy, {})
     with qpool.parallelize(
         Detectors(), strategy=strategy, methods="measure", sharded="phases", **options
     ) as simulation:
@@ -213,9 +218,9 @@ class Annealed(idioms.FixedBatch):
 
 
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
-def test_numbers_that_calls_look_at_are_those_of_now(pool, monkeypatch, strategy: str) -> None:
+def test_numbers_that_calls_look_at_are_those_of_now(worker, monkeypatch, strategy: str) -> None:
     model = Annealed()
-    options = {"pool": pool} if strategy == "processes" else {"strategy": strategy}
+    options = {"pool": worker} if strategy == "processes" else {"strategy": strategy}
     with qpool.parallelize(model, **options) as generator:
         first = generator(Z).numpy()
         executor = generator._qpool.executor()
@@ -252,8 +257,8 @@ def test_a_pool_of_its_own_is_kept_where_one_changes_and_what_was_compiled() -> 
         assert workers_of(generator) == pids
 
 
-def test_an_attribute_of_what_a_factory_made_is_seen_too(pool) -> None:
-    with qpool.parallelize(Annealed, pool=pool) as generator:
+def test_an_attribute_of_what_a_factory_made_is_seen_too(worker) -> None:
+    with qpool.parallelize(Annealed, pool=worker) as generator:
         first = generator(Z).numpy()
         generator.noise = 0.25
         np.testing.assert_allclose(generator(Z), first / 2, rtol=1e-5)
@@ -279,3 +284,84 @@ def test_a_number_of_the_module_is_that_of_now_however_often_it_was_before(monke
 
 def workers_of(generator) -> list[int]:
     return [worker["pid"] for worker in generator.stats()["pool"]["workers"]]
+
+
+@dataclasses.dataclass
+class Config:
+    scale: float = 1.0
+
+
+class Configured(idioms.FixedBatch):
+    """What a call looks at, in the places where it may be changed."""
+
+    of_the_class = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = Config()
+        self.array, self.tensor = np.ones(2), tf.constant(1.0)
+        self.function = tf.identity
+
+    def __call__(self, z):
+        scale = self.of_the_class * self.config.scale * self.array[1] * self.method()
+        return self.function(super().__call__(z) * scale) * self.tensor
+
+    def method(self) -> float:
+        return 1.0
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "the class's": lambda model: setattr(model, "of_the_class", 2.0),
+    "a part's": lambda model: setattr(model.config, "scale", 2.0),
+    "another part": lambda model: setattr(model, "config", Config(4.0)),
+    "an array": lambda model: model.array.__setitem__(1, 2.0),
+    "a tensor": lambda model: setattr(model, "tensor", tf.constant(2.0)),
+    "a function": lambda model: setattr(model, "function", lambda x: 2.0 * x),
+    "a method": lambda model: setattr(model, "method", lambda: 2.0),
+}
+
+
+def test_changes_are_seen_wherever_they_are_made() -> None:
+    model = Configured()
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        factor = 1.0
+        first = generator(Z).numpy()
+        for name, change in CHANGES.items():
+            change(model)
+            factor *= 2.0
+            np.testing.assert_allclose(generator(Z), factor * first, rtol=1e-4, err_msg=name)
+            generator._qpool.pooled_calls += 20  # they come seldom
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
+def test_so_is_another_program_and_one_with_more_gates(worker, strategy: str) -> None:
+    model = idioms.LoopByIndex()
+    options = {"pool": worker} if strategy == "processes" else {"strategy": strategy}
+    with qpool.parallelize(model, **options) as generator:
+        first = generator(Z)
+        model.program.locked = False  # which running it has done
+        with model.program.context as q:
+            sf.ops.Dgate(0.3) | q[0]
+        np.testing.assert_allclose(generator(Z), model(Z), atol=1e-5)
+        assert np.abs(generator(Z) - first).max() > 0.01
+        model.program = type(model)().program
+        np.testing.assert_allclose(generator(Z), first, atol=1e-5)
+
+
+def test_so_is_another_layer() -> None:
+    class Layered(idioms.FixedBatch):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = keras.layers.Dense(2)
+
+        def __call__(self, z):
+            return self.layer(super().__call__(z))
+
+    model = Layered()
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        generator(Z)
+        model.layer = keras.layers.Dense(2)
+        with tf.GradientTape() as tape:
+            found = generator(Z)
+        np.testing.assert_allclose(found, model(Z), atol=1e-5)
+        assert tape.gradient(found, model.layer.kernel.value) is not None

@@ -34,6 +34,9 @@ _OURS = ("qpool", "workers")
 #: What is compiled as a constant, and may be another one later.
 _SETTINGS = (bool, int, float, complex, str)
 
+#: Numbers of an array that is compared in each call.
+_LARGEST = 4096
+
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 
 
@@ -84,41 +87,126 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
+class Program(Place):
+    """A program of Strawberry Fields', to which gates may be added."""
+
+    gates: int
+
+    def is_there(self) -> bool:
+        """Whether it is the same. What had no gates is built by the call itself."""
+        return super().is_there() and self.gates in (0, len(self.value.circuit))
+
+
+@dataclass(frozen=True, eq=False)
 class Setting(Place):
-    """A number or a text that a call looks at: what was compiled has it as a constant."""
+    """A number, a text or a small array that a call looks at: what was compiled has it as a
+    constant. ``now`` is what it was, also of an array that is written to; ``own``: that of one
+    object, and not of all in a process that look there."""
+
+    now: Any
+    own: bool
 
     def is_there(self) -> bool:
         """Whether it is the same."""
         found = _found(self.space, self.key)
-        return found is self.value or bool(found == self.value)
+        if found is self.value and not _is_array(found):
+            return True
+        return bool(_as_it_is_now(found) == self.now)
+
+    @property
+    def told(self) -> tuple[Any, ...]:
+        """Equal where it is the same."""
+        space = self.space.own if isinstance(self.space, _Inherited) else self.space
+        return self.key, id(space), self.now
+
+
+@dataclass(frozen=True, eq=False)
+class _Inherited:
+    """Attributes of an object that are its class's until it has its own."""
+
+    own: dict[str, Any]
+    of_class: Any
 
 
 def settings(model: Any, methods: Iterable[str]) -> list[Place]:
-    """What calls of these methods look at, and do not set themselves: plain attributes of the
-    model, or variables, and plain globals of the user's modules."""
-    import tensorflow as tf
-
+    """What calls of these methods look at, and do not set themselves, in the model, its parts that
+    are the user's, and the user's modules: plain values, which are compiled as constants, and
+    variables, programs, functions, and what else is the user's or holds variables."""
     found: list[Place] = []
     seen = set()
     functions = [f for root in _called(model, methods) for f in _functions(root)]
     plain = list(dict.fromkeys(map(_plain, functions)))
     read, stored = _attributes(plain)
-    spaces = [(vars(model), sorted((read & vars(model).keys()) - stored))]
+    spaces: list[tuple[Any, list[str]]] = []
+    own: list[Any] = []
+    for part in (model, *serialization.walk(model)):
+        if part is model or not _is_of_a_library(type(part).__module__):
+            own += [(space, [key]) for key in sorted(read - stored) for space in _own(part, key)]
     for function in plain:
         for space, keys in _spaces(function, function):
             if not isinstance(space, dict) or "__name__" in space:  # around it, or its module's
                 spaces.append((space, [key for key in keys if key not in stored]))
-    for space, keys in spaces:
+    attributes = {id(space) for space, _ in own}
+    for space, keys in (*own, *spaces):
         for key in keys:
-            value = _found(space, key)
-            if (id(space), key) in seen:
-                continue
-            seen.add((id(space), key))
-            if isinstance(value, _SETTINGS):
-                found.append(Setting(space, key, value))
-            elif isinstance(value, tf.Variable) and space is vars(model):
-                found.append(Place(space, key, value))
+            where = space.own if isinstance(space, _Inherited) else space
+            if (id(where), key) not in seen:
+                seen.add((id(where), key))
+                attribute = id(space) in attributes
+                found += _watched(space, key, _found(space, key), attribute=attribute)
     return found
+
+
+def _own(part: Any, key: str) -> Iterator[Any]:
+    """Where an object has an attribute that is not computed when it is asked for."""
+    attributes = getattr(part, "__dict__", None)
+    if not isinstance(attributes, dict):
+        return
+    if key in attributes:
+        yield attributes
+        return
+    for kind in type(part).__mro__:
+        if key in vars(kind):
+            if isinstance(vars(kind)[key], (*_SETTINGS, types.FunctionType)):
+                yield _Inherited(attributes, vars(kind))
+            return
+
+
+def _watched(space: Any, key: str, value: Any, *, attribute: bool) -> Iterator[Place]:
+    """The place, if a change of it would go unnoticed; whether it is an ``attribute`` of the
+    model's, or of a part of it."""
+    now = _as_it_is_now(value) if attribute or isinstance(value, _SETTINGS) else None
+    if now is not None:
+        yield Setting(space, key, value, now, attribute and isinstance(space, dict))
+    elif not attribute:
+        return
+    elif type(value).__module__ == "strawberryfields.program":
+        yield Program(space, key, value, len(value.circuit))
+    elif not isinstance(value, _PLAIN) and not _is_an_engine(value):
+        own = is_function(value) or not _is_of_a_library(type(value).__module__)
+        if own or hasattr(value, "trainable_variables") or _variables(value):
+            yield Place(space, key, value)
+
+
+def _as_it_is_now(value: Any) -> Any:
+    """What stays equal while a plain value or a small array does; None of anything else."""
+    if isinstance(value, _SETTINGS):
+        return value
+    eager = type(value).__name__ == "EagerTensor"
+    array = sys.modules["numpy"].asarray(value._numpy()) if eager else value
+    if not _is_array(array) or array.size > _LARGEST or array.dtype.kind not in "biufc":
+        return None
+    return array.shape, array.dtype.str, array.tobytes()
+
+
+def _is_array(value: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def _is_an_engine(value: Any) -> bool:
+    """Which are watched elsewhere (``qpool.engines``)."""
+    return type(value).__module__ in ("strawberryfields.engine", "workers.engine.engine")
 
 
 def constants(model: Any) -> tuple[tuple[str, str, Any], ...]:
@@ -128,7 +216,7 @@ def constants(model: Any) -> tuple[tuple[str, str, Any], ...]:
         for setting in settings(model, ())
         if isinstance(setting, Setting)
         if (module := setting.space.get("__name__") if isinstance(setting.space, dict) else None)
-        and module != "__main__"
+        and module not in ("__main__", "__mp_main__")
         and setting.space is getattr(sys.modules.get(module), "__dict__", None)
     )
 
@@ -159,7 +247,7 @@ def as_model(made: Any) -> Any:
 def travelling(model: Any) -> Iterator[None]:
     """Have what a model calls be pickled with the variables that it leads to, not by the names
     under which another process would find it with variables of its own."""
-    modules: set[str] = set()
+    modules = {"__mp_main__"}  # the main script, in a child of multiprocessing's
     for root in _called(model):
         if any(_variables(place.value) for place in _places(root)):
             modules |= _modules(root)
@@ -316,6 +404,8 @@ def _found(space: Any, key: str) -> Any:
     """What is there, None if nothing is."""
     if isinstance(space, dict):
         return space.get(key)
+    if isinstance(space, _Inherited):
+        return space.own[key] if key in space.own else space.of_class.get(key)
     with contextlib.suppress(ValueError):  # an empty cell
         return space.cell_contents
     return None

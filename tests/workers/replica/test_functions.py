@@ -146,15 +146,18 @@ class Looks:
 
 def test_settings_are_what_calls_look_at_and_do_not_set(monkeypatch) -> None:
     model = Looks()
-    found = functions.settings(model, ("__call__",))
+    places = functions.settings(model, ("__call__",))
+    found = [place for place in places if isinstance(place, functions.Setting)]
     assert {(setting.key, setting.value) for setting in found} == {("noise", 0.5), ("LIMIT", 2.0)}
+    assert [place.key for place in places if place not in found] == ["scaled"]
     assert functions.constants(model) == ((__name__, "LIMIT", 2.0),)
     model.noise = 0.5000
     assert all(setting.is_there() for setting in found)
     model.noise = 0.25
     monkeypatch.setitem(globals(), "LIMIT", 3.0)
     assert not any(setting.is_there() for setting in found)
-    assert not functions.settings(HoldsALibrarys(), ("__call__",))
+    (activation,) = functions.settings(HoldsALibrarys(), ("__call__",))
+    assert activation.key == "activation"
 
 
 def test_variables_that_are_bound_anew_are_others() -> None:
