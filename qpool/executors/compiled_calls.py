@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import pickle
 import re
+import threading
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
@@ -100,12 +101,17 @@ class CompiledCall:
 
 
 class CompiledCalls:
-    """The ways in which the methods of one model have been called."""
+    """The ways in which the methods of one model have been called.
+
+    ``lock`` is for a call as a whole, from any thread: all have the model's engines, programs and
+    streams of draws.
+    """
 
     def __init__(self, model: Any, sharded: Sequence[str]) -> None:
         self._model = model
         self._sharded = sharded
         self._known: dict[Any, CompiledCall] = {}
+        self.lock = threading.RLock()
 
     def run(self, compiled_call: CompiledCall, inputs: list[tf.Tensor]) -> Any:
         """Call what was compiled."""

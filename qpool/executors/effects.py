@@ -25,7 +25,7 @@ class State:
         self._shipped = serialization.inspect(model, {})
         self._values = [variable.numpy() for variable in self._shipped.variables]
         self._attributes = dict(getattr(model, "__dict__", {}))
-        self._sources = global_states()
+        self._sources = self._stands()
 
     def updated(self, assigned: Container[int]) -> list[tuple[tf.Variable, Any]]:
         """Those that no gradient is for of the variables that were ``assigned`` to, known by
@@ -39,6 +39,11 @@ class State:
     def drew(self, updated: Sequence[tuple[tf.Variable, Any]]) -> bool:
         """Whether it drew from sources of the model's that stand in variables that it updated."""
         return not self._states().isdisjoint(id(variable) for variable, _ in updated)
+
+    def _stands(self) -> list[Any]:
+        """Where the sources stand that do not stand in variables, the process's own among them."""
+        unseen = [s for s in self._shipped.draws if not serialization.state_variables(s)]
+        return [*map(serialization.where_it_stands, unseen), global_states()]
 
     def _states(self) -> set[int]:
         """The variables that sources of random numbers stand in, by identity."""
@@ -54,8 +59,7 @@ class State:
                 if id(variable) in states:
                     return "the model draws random numbers"
                 return f"the call changes its variable {variable.name!r}"
-        unseen = not all(map(serialization.state_variables, self._shipped.draws))
-        if unseen or global_states() != self._sources:
+        if self._stands() != self._sources:
             return "the model draws random numbers"
         weights = getattr(self._model, "trainable_weights", ())
         regularised = sum(getattr(v, "regularizer", None) is not None for v in weights)

@@ -50,6 +50,12 @@ class Unpooled:
         """What ``function``, the pooled object's method of that name, returns."""
         if _within.get() or not tf.executing_eagerly():
             return as_it_is(function, args, kwargs)
+        with self._compiled_calls.lock:
+            return self._call(name, function, args, kwargs)
+
+    def _call(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         try:
             in_place = getattr(self._model, name)
             compiled_call, inputs = self._compiled_calls.find(

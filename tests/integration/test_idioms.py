@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import idioms
 import keras
 import numpy as np
@@ -92,12 +94,12 @@ LOOPS = {
     ],
     ids=str,
 )
-def test_every_strategy_compiles_it(pool, monkeypatch, strategy: str, idiom) -> None:
+def test_every_strategy_compiles_it(worker, monkeypatch, strategy: str, idiom) -> None:
     monkeypatch.setattr(course, "SHARE", 0.0)
     model = made(idiom)
     z = rows_of(idiom)
     stock = step(call_of(model), z, model)
-    options = {"processes": {"pool": pool}, "threads": {"workers": 2}, "auto": {}}[strategy]
+    options = {"processes": {"pool": worker}, "threads": {"workers": 2}, "auto": {}}[strategy]
     with qpool.parallelize(model, strategy=strategy, **options) as generator:
         for _ in range(2):
             assert_like_stock(step(generator.generate, z, model), stock)
@@ -113,11 +115,11 @@ class Tracking(idioms.LoopByIndex):
 
 
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes", "threads"])
-def test_what_is_none_beside_the_samples_stays_none(pool, strategy: str) -> None:
+def test_what_is_none_beside_the_samples_stays_none(worker, strategy: str) -> None:
     model = Tracking()
     z = rows_of(Tracking)
     stock = step(lambda z: model(z)[0], z, model)
-    options = {"processes": {"pool": pool}, "threads": {"workers": 2}}.get(strategy, {})
+    options = {"processes": {"pool": worker}, "threads": {"workers": 2}}.get(strategy, {})
     with qpool.parallelize(model, strategy=strategy, **options) as generator:
         for call in (generator, tf.function(generator)):
             assert_like_stock(step(lambda z, call=call: call(z)[0], z, model), stock)
@@ -128,7 +130,7 @@ def test_what_is_none_beside_the_samples_stays_none(pool, strategy: str) -> None
 
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes", "threads", "auto"])
 def test_noise_from_the_global_generator_is_drawn_in_compiled_code(
-    pool, monkeypatch, strategy: str
+    worker, monkeypatch, strategy: str
 ) -> None:
     monkeypatch.setattr(course, "SHARE", 0.0)
     model, z = idioms.Noisy(), rows_of(idioms.Noisy)
@@ -140,7 +142,7 @@ def test_noise_from_the_global_generator_is_drawn_in_compiled_code(
             loss = tf.reduce_sum(call(z))
         return tape.gradient(loss, variables)
 
-    options = {"processes": {"pool": pool}, "threads": {"workers": 2}}.get(strategy, {})
+    options = {"processes": {"pool": worker}, "threads": {"workers": 2}}.get(strategy, {})
     with qpool.parallelize(model, strategy=strategy, tile=BATCH, **options) as generator:
         # Added noise is in no gradient of a sum.
         found = of_sum(generator.generate, generator.trainable_variables)
@@ -167,9 +169,9 @@ class Shifted(idioms.Noisy):
 
 
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
-def test_what_is_drawn_once_for_all_rows_stays_one_draw(pool, strategy: str) -> None:
+def test_what_is_drawn_once_for_all_rows_stays_one_draw(worker, strategy: str) -> None:
     model, z = Shifted(), rows_of(Shifted)
-    options = {"pool": pool} if strategy == "processes" else {}
+    options = {"pool": worker} if strategy == "processes" else {}
     with qpool.parallelize(model, strategy=strategy, tile=BATCH, **options) as generator:
         drawn = [generator.generate(z).numpy() for _ in range(3)]
         (way,) = generator.stats()["compiled"]
@@ -201,10 +203,10 @@ def test_noise_follows_the_tile_in_a_pool_and_the_global_seed_in_place(pool_of) 
 
 
 @pytest.mark.parametrize("strategy", ["cpu_batch", "threads", "processes"])
-def test_outcomes_are_drawn_in_compiled_code(pool, monkeypatch, strategy: str) -> None:
+def test_outcomes_are_drawn_in_compiled_code(worker, monkeypatch, strategy: str) -> None:
     monkeypatch.setattr(course, "SHARE", 0.0)
     model, z = idioms.Sampled(), rows_of(idioms.Sampled)
-    options = {"processes": {"pool": pool}, "threads": {"workers": 2}}.get(strategy, {})
+    options = {"processes": {"pool": worker}, "threads": {"workers": 2}}.get(strategy, {})
     with qpool.parallelize(model, strategy=strategy, tile=BATCH, **options) as generator:
         drawn = []
         for _ in range(300):
@@ -253,9 +255,9 @@ def test_outcomes_follow_the_tile_and_not_the_worker(pool_of) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
-def test_a_failure_that_a_model_catches_is_told(pool, strategy: str) -> None:
+def test_a_failure_that_a_model_catches_is_told(worker, strategy: str) -> None:
     model, z = idioms.Caught(), rows_of(idioms.Caught)
-    options = {"pool": pool} if strategy == "processes" else {}
+    options = {"pool": worker} if strategy == "processes" else {}
     told = r"a circuit of Caught\.generate failed, and the model caught that.*Cannot convert 1j"
     with qpool.parallelize(model, strategy=strategy, **options) as generator:
         with pytest.warns(qpool.errors.CircuitFailedWarning, match=told):
@@ -503,7 +505,7 @@ class SharedMeanAndNoise(SharedMean):
 
 @pytest.mark.parametrize("idiom", [SharedMean, SharedMeanAndNoise])
 def test_rows_that_share_what_is_made_of_all_are_computed_together_and_not_in_tiles(
-    pool, monkeypatch, idiom
+    worker, monkeypatch, idiom
 ) -> None:
     monkeypatch.setattr(course, "SHARE", 0.0)
     model, quiet = idiom(), SharedMean()
@@ -520,7 +522,7 @@ def test_rows_that_share_what_is_made_of_all_are_computed_together_and_not_in_ti
             assert (way["level"], way["by_rows"], way["together"]) == ("xla", False, True)
             assert "circuits that do not wait for each other as one" in str(generator)
     with pytest.raises(errors.InputError, match="when others changed"):
-        qpool.parallelize(model, pool=pool)(z)
+        qpool.parallelize(model, pool=worker)(z)
 
 
 class Conditional(idioms.LoopByIndex):
@@ -668,13 +670,13 @@ class BranchingEagerly(Branching):
         return float(x) < 0
 
 
-def test_whose_loss_the_workers_compute(pool) -> None:
+def test_whose_loss_the_workers_compute(worker) -> None:
     model, z = Branching(), rows_of(Branching)[:3]
 
     def loss(found):
         return tf.sin(found)
 
-    with qpool.parallelize(model, pool=pool) as generator:
+    with qpool.parallelize(model, pool=worker) as generator:
         for rows in (abs(z), z):  # the first of which go one way
             ours = generator.loss_and_gradient(rows, loss)
             with tf.GradientTape() as tape:
@@ -700,10 +702,10 @@ def none_as_zero(found, model):
         ("cpu_batch", Branching),
     ],
 )
-def test_a_row_may_decide_which_variables_it_takes(pool, strategy: str, kind) -> None:
+def test_a_row_may_decide_which_variables_it_takes(worker, strategy: str, kind) -> None:
     model = kind()
     z = abs(rows_of(kind)[:2])
-    options = {"processes": {"pool": pool}, "threads": {"workers": 2}}.get(strategy, {})
+    options = {"processes": {"pool": worker}, "threads": {"workers": 2}}.get(strategy, {})
     with qpool.parallelize(model, strategy=strategy, **options) as generator:
         for signs in ([1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]):
             rows = z * tf.constant(signs)[:, None]
@@ -729,13 +731,13 @@ def test_a_row_may_decide_which_variables_it_takes(pool, strategy: str, kind) ->
 
 
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes", "threads"])
-def test_derivatives_within_a_pooled_method_are_compiled(pool, strategy: str) -> None:
+def test_derivatives_within_a_pooled_method_are_compiled(worker, strategy: str) -> None:
     """Stock's own second derivative is not that of its values: its gates lose it."""
     model = idioms.Physics()
     z = tf.constant(ROWS.astype("float32"))
     step = tf.constant([[0.1, 0.0]])
     up, here, down = (tf.reduce_sum(model(z + n * step), axis=1) for n in (1, 0, -1))
-    options = {"processes": {"pool": pool}, "threads": {"workers": 2}, "cpu_batch": {}}[strategy]
+    options = {"processes": {"pool": worker}, "threads": {"workers": 2}, "cpu_batch": {}}[strategy]
     with qpool.parallelize(model, strategy=strategy, methods=["generate"], **options) as generator:
         with tf.GradientTape() as tape:
             u, slope, curvature = generator.generate(z)
@@ -759,13 +761,13 @@ def test_derivatives_within_a_pooled_method_are_compiled(pool, strategy: str) ->
 
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes", "threads"])
 def test_a_program_that_runs_its_own_functions_eagerly_has_ours_compiled(
-    pool, strategy: str
+    worker, strategy: str
 ) -> None:
     model = idioms.FixedBatch()
     calls = []
     z = tf.constant(ROWS.astype("float32"))
     stock = step(model, z, model)
-    options = {"processes": {"pool": pool}, "threads": {"workers": 2}, "cpu_batch": {}}[strategy]
+    options = {"processes": {"pool": worker}, "threads": {"workers": 2}, "cpu_batch": {}}[strategy]
     tf.config.run_functions_eagerly(True)
     try:
         with qpool.parallelize(model, strategy=strategy, **options) as generator:
@@ -799,9 +801,9 @@ class WithALoopToFallBackOn(OfAnyBatch):
 
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
 def test_a_batch_that_an_engine_has_not_is_refused_where_that_is_caught(
-    pool, strategy: str
+    worker, strategy: str
 ) -> None:
-    options = {"pool": pool} if strategy == "processes" else {"strategy": strategy}
+    options = {"pool": worker} if strategy == "processes" else {"strategy": strategy}
     model, z = WithALoopToFallBackOn(), rows_of(idioms.LoopByIndex)
     stock = step(model, z, model)
     with qpool.parallelize(model, **options) as generator:
@@ -816,3 +818,97 @@ def test_a_batch_that_an_engine_has_not_is_refused_where_that_is_caught(
             assert_like_stock(step(generator, z, any_batch), stock)
         (way,) = generator.stats()["compiled"]
         assert (way["level"], way["by_rows"]) == ("xla", False)
+
+
+GENERATOR = np.random.default_rng(0)
+
+
+class DrawingElsewhere(idioms.LoopByIndex):
+    """Has sources of random numbers, which no call draws from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rng = np.random.default_rng(0)
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def sample_latent(self, rows: int):
+        return GENERATOR.normal(size=(rows, 2)) + self.rng.normal(size=2)
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
+def test_sources_that_no_call_draws_from_are_of_no_matter(worker, strategy: str) -> None:
+    model = DrawingElsewhere()
+    z = rows_of(DrawingElsewhere)
+    stock = step(model, z, model)
+    options = {"pool": worker} if strategy == "processes" else {"strategy": strategy}
+    with qpool.parallelize(model, **options) as generator:
+        for _ in range(2):
+            assert_like_stock(step(generator, z, model), stock)
+        (way,) = generator.stats()["compiled"]
+    assert (way["level"], way["by_rows"]) == ("xla", True)
+
+
+class ShiftRule(idioms.LoopByIndex):
+    """The gradient of each row written by hand, as a finite difference."""
+
+    def one(self, x, y):
+        @tf.custom_gradient
+        def shifted(x):
+            def run(x):
+                return self.state(x, y).mean_photon(0)[0]
+
+            def pull_back(cotangent, variables=()):
+                slope = (run(x + 0.1) - run(x - 0.1)) / 0.2
+                return cotangent * slope, [tf.zeros_like(variable) for variable in variables]
+
+            return run(x), pull_back
+
+        return shifted(x)
+
+    def __call__(self, z):
+        return tf.stack([self.one(z[n, 0], z[n, 1]) for n in range(z.shape[0])])
+
+
+@pytest.mark.filterwarnings("ignore::qpool.errors.NotCompiledWarning")
+def test_gradients_written_by_hand_are_kept_for_any_number_of_rows() -> None:
+    model = ShiftRule()
+    with qpool.parallelize(model, strategy="threads", workers=2) as generator:
+        for rows in (3, 4):
+            z = tf.constant(ROWS.astype("float32"))[:rows]
+            found = []
+            for call in (generator, model):
+                with tf.GradientTape() as tape:
+                    tape.watch(z)
+                    samples = call(z)
+                found.append([samples, tape.gradient(samples, z)])
+            assert_like_stock(*found)
+
+
+def test_callers_from_several_threads_take_turns() -> None:
+    model = idioms.LoopByIndex()
+    expected = {rows: model(tf.ones((rows, 2))) for rows in (2, 3, 4)}
+    with (
+        qpool.parallelize(model, strategy="cpu_batch") as generator,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        futures = {
+            rows: threads.submit(lambda n=rows: [generator(tf.ones((n, 2))) for _ in range(3)])
+            for rows in expected
+        }
+        for rows, future in futures.items():
+            for found in future.result():
+                np.testing.assert_allclose(found, expected[rows], atol=1e-5)
+
+
+def test_an_engine_that_compiled_calls_have_run_goes_on_with_no_other_state() -> None:
+    model = idioms.LoopByIndex()
+    z = rows_of(idioms.LoopByIndex)
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        for _ in range(2):
+            generator(z)
+        args = dict.fromkeys(model.names, 0.1) | {"z0": 0.1, "z1": 0.2}
+        if model.engine.run_progs:
+            with pytest.raises(errors.StatefulCallError, match="was not reset before this call"):
+                model.engine.run(model.program, args=args)
+            model.engine.reset()
+        assert model.engine.run(model.program, args=args).state.ket().shape == (4, 4)

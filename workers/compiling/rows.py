@@ -64,10 +64,6 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., A
         ):
             found = mapped(lambda x: x[0], call(*row))
         made = graph.get_operations()[known:]
-        if any("_gradient_op_type" in op.node_def.attr for op in made):
-            raise UntraceableError(  # vectorised, it would have the gradient of its operations
-                "a loop over rows is not vectorised where a tf.custom_gradient is in it"
-            )
         if within_xla() and any(op.type in _BRANCHES for op in made):
             raise NotForXLAError(
                 "a loop over rows is not vectorised for XLA where a tf.cond or a tf.while_loop is "
@@ -111,7 +107,8 @@ def _looked_at(
             raise UntraceableError("its Python decides too often by numbers that are not known")
         return holds
 
-    with FuncGraph("rows").as_default():
+    graph = FuncGraph("rows")
+    with graph.as_default():
         given = [
             tf.compat.v1.placeholder(x.dtype, [few if flag else x.shape[0], *x.shape[1:]])
             if flag
@@ -124,6 +121,11 @@ def _looked_at(
             symbols.deciding(decide),
         ):
             found = mapped(tf.convert_to_tensor, call(*given))
+        custom = any("_gradient_op_type" in op.node_def.attr for op in graph.get_operations())
+        if custom and not conditions:
+            raise UntraceableError(  # vectorised, it would have the gradient of its operations
+                "a loop over rows is not vectorised where a tf.custom_gradient is in it"
+            )
         sharded = [x for x, flag in zip(given, over, strict=True) if flag]
         each, left = divmod(len(conditions), few)
         asked = [tf.stack(conditions[n::each]) for n in range(each)]

@@ -37,14 +37,18 @@ class Draws:
         self._alone = alone
         self._before: Any = None
 
-    def __bool__(self) -> bool:
-        return bool(self._sources)
+    def stands(self) -> list[bytes]:
+        """Where the model's own sources stand."""
+        return list(map(serialization.where_it_stands, self._sources))
 
-    @property
-    def in_variables(self) -> bool:
-        """Whether each source of the model's own stands in a variable: a compiled call reads that,
-        and draws what it is seeded to."""
-        return all(serialization.state_variables(source) for source in self._sources)
+    def in_variables(self, before: list[bytes]) -> bool:
+        """Whether each source of the model's own that was drawn from since it stood there stands in
+        a variable: a compiled call reads that, and draws what it is seeded to."""
+        return all(
+            serialization.state_variables(source)
+            for source, then, now in zip(self._sources, before, self.stands(), strict=True)
+            if then != now
+        )
 
     def seed(self, call: int, index: int, *, everywhere: bool = True) -> None:
         """Set every source to where it stands at the beginning of this tile of this call.

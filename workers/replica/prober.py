@@ -38,7 +38,8 @@ class Observed:
     """What the model as it is did with ``few`` rows, and with ``many``.
 
     ``drew``: at all; ``beyond``: from another source than the stream; ``globally``: from a
-    library's global one. ``attributes``: those that it sets to tensors each time. ``by_row``: what
+    library's global one; ``in_variables``: of its own from none but such as stand in variables.
+    ``attributes``: those that it sets to tensors each time. ``by_row``: what
     it drew was so many numbers a row. ``fixed_cost`` of a call is in rows.
     """
 
@@ -52,6 +53,7 @@ class Observed:
     drew: bool
     beyond: bool
     globally: bool
+    in_variables: bool
     attributes: tuple[str, ...]
     by_row: bool
     reproducible: bool
@@ -140,10 +142,12 @@ class Prober:
         before = dict(getattr(self._model, "__dict__", {}))
         with probe.no_new_variables(), circuit.tally() as ran_few:
             self._draws.seed(0, 0)
+            stands = self._draws.stands()
             structure, outputs = probe.flatten(run(few), few)
             streamed = self._stream.numbers if self._stream is not None else 0
             globally = self._draws.drawn_globally_since(0, 0)
-            beyond = bool(self._draws) or globally
+            beyond = self._draws.stands() != stands or globally
+            in_variables = self._draws.in_variables(stands)
             drew = beyond or streamed > 0
         made = serialization.set_to_tensors(self._model, before)
         self._calls.check_all_unchanged(buffer)
@@ -199,6 +203,7 @@ class Prober:
             drew,
             beyond,
             globally,
+            in_variables,
             attributes,
             by_row,
             reproducible,
@@ -217,7 +222,7 @@ class Prober:
     ) -> tuple[compiled.Choice, float, tuple[bool, ...]]:
         """The first of the plan's forms that compiles, what a call of it costs in rows, and which
         sources it has gradients for."""
-        seedable = not seen.globally and self._draws.in_variables and seen.reproducible
+        seedable = not seen.globally and seen.in_variables and seen.reproducible
         reason = probe.why_eager(seen.outputs, traced=self._traced, seedable=seedable)
         choice = compiled.Choice("eager", reason, 0.0)
         if reason:

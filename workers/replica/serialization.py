@@ -8,6 +8,7 @@ random numbers is seeded.
 from __future__ import annotations
 
 import contextlib
+import pickle
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
@@ -256,6 +257,16 @@ def reseed(source: Any, seed: int) -> None:
         source.reset_from_seed(seed)
     else:  # keras.random.SeedGenerator: its state is two uint32, (seed, number of draws)
         as_tf_variable(source.state).assign(np.asarray([seed, 0], source.state.dtype))
+
+
+def where_it_stands(source: Any) -> bytes:
+    """What drawing from a source of random numbers changes."""
+    if isinstance(source, np.random.Generator):
+        return pickle.dumps(source.bit_generator.state)
+    if isinstance(source, np.random.RandomState):
+        return pickle.dumps(source.get_state(legacy=False))
+    state: bytes = as_tf_variable(source.state).numpy().tobytes()
+    return state
 
 
 def state_variables(source: Any) -> list[Any]:
