@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -17,7 +17,7 @@ from qpool.shipping import engines_batch_size
 from workers.compiling import streams, updates
 from workers.engine import circuit
 from workers.engine.scope import GOES_ON, reset_before
-from workers.errors import ConfigurationError
+from workers.errors import ConfigurationError, InputError
 from workers.process import affinity
 from workers.replica import serialization
 from workers.tensors import beside, leaves, within_xla
@@ -79,7 +79,8 @@ class CpuBatchExecutor(Executor):
                 self._choose(compiled_call, inputs, result, before)
                 return result
             self._choose_by_draws(compiled_call, inputs)
-        with self._counted(args) if tf.executing_eagerly() else contextlib.nullcontext():
+        eagerly = tf.executing_eagerly()
+        with self._counted(args) if eagerly else _of_known_size(inputs):
             if not compiled_call.is_compiled:
                 return as_it_is(function, args, kwargs)
             return self._compiled_calls.run(compiled_call, inputs)
@@ -179,6 +180,21 @@ class CpuBatchExecutor(Executor):
                 log.info("it is traced as it is, not compiled: on normal draws %r", error)
             finally:
                 before.put_back()
+
+
+@contextlib.contextmanager
+def _of_known_size(inputs: list[tf.Tensor]) -> Iterator[None]:
+    """Where a model that asks for the size of a batch fails in a graph that has none, say so."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if tf.executing_eagerly() or not inputs or inputs[0].shape[:1] != [None]:
+            raise
+        raise InputError(
+            f"the model cannot be traced for a batch of unknown size ({error}), which this graph "
+            "has: give it a size (drop_remainder=True, input_signature=), or have the graph run "
+            "eagerly (run_eagerly=True), or use strategy='processes', which asks for none"
+        ) from error
 
 
 def _is_for_the_model_alone(args: tuple[Any, ...]) -> bool:

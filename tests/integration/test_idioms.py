@@ -912,3 +912,26 @@ def test_an_engine_that_compiled_calls_have_run_goes_on_with_no_other_state() ->
                 model.engine.run(model.program, args=args)
             model.engine.reset()
         assert model.engine.run(model.program, args=args).state.ket().shape == (4, 4)
+
+
+class AsksForItsSize(idioms.LoopByIndex):
+    def __call__(self, z):
+        return tf.stack([idioms.photons(self.state(*tf.unstack(z[n]))) for n in range(len(z))])
+
+
+def test_a_batch_of_unknown_size_goes_to_workers_where_the_model_asks_for_it() -> None:
+    model = AsksForItsSize()
+    z = rows_of(AsksForItsSize)
+
+    def graph_of(generator):
+        return tf.function(generator.generate, input_signature=[tf.TensorSpec([None, 2])])
+
+    with (
+        qpool.parallelize(model, strategy="cpu_batch") as generator,
+        pytest.raises(errors.InputError, match="strategy='processes'"),
+    ):
+        graph_of(generator)(z)
+    with qpool.parallelize(model) as generator:
+        call = graph_of(generator)
+        for rows in (4, 3):
+            assert_like_stock([call(z[:rows])], [model(z[:rows])])

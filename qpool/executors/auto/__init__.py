@@ -38,7 +38,7 @@ from qpool.executors.auto.course import Course
 from qpool.executors.base import Executor, Options
 from qpool.executors.processes import pool
 from qpool.shipping import pack
-from workers.errors import QPoolError
+from workers.errors import InputError, QPoolError
 from workers.replica import serialization
 
 __all__ = ["AutoExecutor", "Candidate", "Choice", "choose", "remembered"]
@@ -89,7 +89,11 @@ class AutoExecutor(Executor):
             return self._asked.call(method, args, kwargs)
         values = [*args, *kwargs.values()]
         if in_graph(values):
-            return self._for_graph(method, args, kwargs).call(method, args, kwargs)
+            chosen = self._for_graph(method, args, kwargs)
+            try:
+                return chosen.call(method, args, kwargs)
+            except InputError as error:
+                return self._instead_in_graph(chosen, error)(method, args, kwargs)
         with self._lock:  # nobody else's call is under way when the executor is exchanged
             self._let_go()
             course = self._course(method, args, kwargs, "nothing")
@@ -150,6 +154,15 @@ class AutoExecutor(Executor):
                 stock = self.options.engine == "stock"
                 return self._use(Candidate("sequential" if stock else "cpu_batch"))
             return self._use(self._course(method, args, kwargs, "graph").candidate)
+
+    def _instead_in_graph(self, refused: Executor, error: InputError) -> Callable[..., Any]:
+        """What computes calls of a graph, from now on, that this process cannot trace."""
+        for course in self._courses.values():
+            if self._executors.get(course.candidate) is refused and course.choice.others:
+                log.info("auto: %s cannot be: %s", course.candidate, error)
+                course.choice = course.choice.without_first(error)
+                return self._first(course)
+        raise error
 
     def _course(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], within: Within
