@@ -22,7 +22,7 @@ from qpool.executors import Executor, Options, executor_class
 from qpool.pooled import ParallelGenerator, pooled_class
 from workers import sf_compat
 from workers.errors import ConfigurationError, ModelError, PoolClosedError, nearest
-from workers.replica import functions
+from workers.replica import functions, places, watched
 
 if TYPE_CHECKING:
     from qpool.executors.unpooled import Unpooled
@@ -64,9 +64,11 @@ class _Handle:
         if self.closed:
             raise PoolClosedError("this generator was closed; parallelize the model again")
         if not all(held.is_there() for held in self._held):
-            log.info("an engine, or a variable, was replaced: all is made anew")
+            replaced = [held for held in self._held if not held.is_there()]
+            log.info("%s was replaced: all is made anew", ", ".join(str(h.key) for h in replaced))
             self._let_go()
             self._look()
+            self._is_restless([h.key for h in replaced if not isinstance(h, HeldEngine)])
         if not all(setting.is_there() for setting in self._settings):
             self._renew()
         restless = self._changes > _CHANGES
@@ -109,13 +111,13 @@ class _Handle:
     def _look(self) -> None:
         """See which engines the model holds, and what a function finds in its module."""
         function = isinstance(self.model, functions.FunctionModel)
-        looked_at = functions.settings(self.model, self.methods)
-        self._settings = [place for place in looked_at if isinstance(place, functions.Setting)]
+        looked_at = watched.watched(self.model, self.methods)
+        self._settings = [place for place in looked_at if isinstance(place, places.Setting)]
         self._told = tuple(setting.told for setting in self._settings)
-        places = [place for place in looked_at if place not in self._settings]
-        places += self.model.look() if function else []
+        others = [place for place in looked_at if place not in self._settings]
+        others += self.model.look() if function else []
         self._engines = held_engines(self.model)
-        self._held: list[HeldEngine | functions.Place] = [*self._engines, *places]
+        self._held: list[HeldEngine | places.Place] = [*self._engines, *others]
 
     def _renew(self) -> None:
         """Take what was made for the numbers that calls look at now, or make it."""
@@ -132,16 +134,23 @@ class _Handle:
         self._look()
         known = self._variants.pop(self._told, None)
         if known is None:
-            often = self.pooled_calls - self._renewed_at < _CALLS
-            self._changes, self._renewed_at = self._changes + 1 if often else 0, self.pooled_calls
-            if self._changes > _CHANGES:
-                notices.restless(self.model, others, self.options)
+            if self._is_restless(others):
                 self._let_go()
                 return
             known = {kind: executor.sibling() for kind, executor in before.items()}
         self._executors = known
         while len(self._variants) > _VARIANTS:
             self._retire(self._variants.pop(next(iter(self._variants))))
+
+    def _is_restless(self, changed: list[str]) -> bool:
+        """Whether what calls look at has changed so often that they are computed as they are."""
+        if not changed:
+            return False
+        often = self.pooled_calls - self._renewed_at < _CALLS
+        self._changes, self._renewed_at = self._changes + 1 if often else 0, self.pooled_calls
+        if self._changes > _CHANGES:
+            notices.restless(self.model, changed, self.options)
+        return self._changes > _CHANGES
 
     def _retire(self, executors: dict[type[Executor], Executor]) -> None:
         """Close them, but for those that others live by."""

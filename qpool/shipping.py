@@ -18,7 +18,7 @@ import cloudpickle
 import numpy as np
 
 from workers.errors import ConfigurationError, ModelError, ShippingError
-from workers.replica import functions, serialization
+from workers.replica import functions, serialization, watched
 from workers.replica.serialization import Shipped
 
 #: What ``compile`` and ``fit`` hang on a Keras model. A replica is called, never fitted.
@@ -60,14 +60,14 @@ def pack(model: Any, factory: Callable[[], Any] | None = None) -> Shipment:
     if factory is not None:
         shipped = serialization.inspect(model, settings)
         sizes = {_engine_batch_size(part) for part in serialization.walk(model)} - {0}
-        made = _FromFactory(factory, settings, functions.constants(model))
+        made = _FromFactory(factory, settings, watched.constants(model))
         payload = _dump(made, factory, "the factory")
     else:
         found = _Pickler(io.BytesIO())
         with functions.travelling(model):
             _guarded(lambda: found.dump(model), model, "the model")
             variables, draws = list(found.variables.values()), list(found.draws.values())
-            constants = functions.constants(model)
+            constants = watched.constants(model)
             shipped = Shipped(model, variables, draws, settings, constants)
             sizes = found.batch_sizes
             payload = _dump(shipped, model, "the model")

@@ -7,6 +7,7 @@ bridge to TensorFlow's tapes.
 from __future__ import annotations
 
 import abc
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from qpool.shipping import pack
 from workers.errors import InputError, ModelError, QPoolError, RemoteError
 from workers.replica.with_loss import WithLoss
 from workers.replica.with_weights import WithWeights
+
+log = logging.getLogger("qpool")
 
 
 class TiledExecutor(Executor):
@@ -79,6 +82,7 @@ class TiledExecutor(Executor):
             found = self._in_place(method, args, kwargs)
         except Exception:
             raise error from None
+        log.info("%s is computed here: with some of the rows it failed: %s", method, error)
         self._weighted.are_weights(method, args)
         return found
 

@@ -20,24 +20,18 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
 
 from workers.replica import serialization
+from workers.replica.places import Place, found_at
 
 #: Where libraries lie, whose functions hold nothing of the user's; and packages that are ours.
 _LIBRARIES = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")})
 _OURS = ("qpool", "workers")
 
-#: What is compiled as a constant, and may be another one later.
-_SETTINGS = (bool, int, float, complex, str)
-
-#: Numbers of an array that is compared in each call.
-_LARGEST = 4096
-
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
+CONSTANT = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 
 
 class FunctionModel:
@@ -61,169 +55,20 @@ class FunctionModel:
         self.reached = [place.value for place in places]
         owner = getattr(self.call, "__self__", None)
         found = serialization.trainable_variables(owner) or [
-            variable for variable in _variables(self.reached) if variable.trainable
+            variable for variable in variables(self.reached) if variable.trainable
         ]
         self.__dict__.pop("trainable_variables", None)
         if found:
             self.trainable_variables = found
-        return [place for place in places if _variables(place.value)]
+        return [place for place in places if variables(place.value)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.call(*args, **kwargs)
 
 
-@dataclass(frozen=True, eq=False)
-class Place:
-    """Something that a function leads to, by the ``key`` of the ``space`` that it was found in: a
-    module's globals, or a variable of what is around a function."""
-
-    space: Any
-    key: str
-    value: Any
-
-    def is_there(self) -> bool:
-        """Whether it has not been bound anew."""
-        return _found(self.space, self.key) is self.value
-
-
-@dataclass(frozen=True, eq=False)
-class Program(Place):
-    """A program of Strawberry Fields', to which gates may be added."""
-
-    gates: int
-
-    def is_there(self) -> bool:
-        """Whether it is the same. What had no gates is built by the call itself."""
-        return super().is_there() and self.gates in (0, len(self.value.circuit))
-
-
-@dataclass(frozen=True, eq=False)
-class Setting(Place):
-    """A number, a text or a small array that a call looks at: what was compiled has it as a
-    constant. ``now`` is what it was, also of an array that is written to; ``own``: that of one
-    object, and not of all in a process that look there."""
-
-    now: Any
-    own: bool
-
-    def is_there(self) -> bool:
-        """Whether it is the same."""
-        found = _found(self.space, self.key)
-        if found is self.value and not _is_array(found):
-            return True
-        return bool(_as_it_is_now(found) == self.now)
-
-    @property
-    def told(self) -> tuple[Any, ...]:
-        """Equal where it is the same."""
-        space = self.space.own if isinstance(self.space, _Inherited) else self.space
-        return self.key, id(space), self.now
-
-
-@dataclass(frozen=True, eq=False)
-class _Inherited:
-    """Attributes of an object that are its class's until it has its own."""
-
-    own: dict[str, Any]
-    of_class: Any
-
-
-def settings(model: Any, methods: Iterable[str]) -> list[Place]:
-    """What calls of these methods look at, and do not set themselves, in the model, its parts that
-    are the user's, and the user's modules: plain values, which are compiled as constants, and
-    variables, programs, functions, and what else is the user's or holds variables."""
-    found: list[Place] = []
-    seen = set()
-    functions = [f for root in _called(model, methods) for f in _functions(root)]
-    plain = list(dict.fromkeys(map(_plain, functions)))
-    read, stored = _attributes(plain)
-    spaces: list[tuple[Any, list[str]]] = []
-    own: list[Any] = []
-    for part in (model, *serialization.walk(model)):
-        if part is model or not _is_of_a_library(type(part).__module__):
-            own += [(space, [key]) for key in sorted(read - stored) for space in _own(part, key)]
-    for function in plain:
-        for space, keys in _spaces(function, function):
-            if not isinstance(space, dict) or "__name__" in space:  # around it, or its module's
-                spaces.append((space, [key for key in keys if key not in stored]))
-    attributes = {id(space) for space, _ in own}
-    for space, keys in (*own, *spaces):
-        for key in keys:
-            where = space.own if isinstance(space, _Inherited) else space
-            if (id(where), key) not in seen:
-                seen.add((id(where), key))
-                attribute = id(space) in attributes
-                found += _watched(space, key, _found(space, key), attribute=attribute)
-    return found
-
-
-def _own(part: Any, key: str) -> Iterator[Any]:
-    """Where an object has an attribute that is not computed when it is asked for."""
-    attributes = getattr(part, "__dict__", None)
-    if not isinstance(attributes, dict):
-        return
-    if key in attributes:
-        yield attributes
-        return
-    for kind in type(part).__mro__:
-        if key in vars(kind):
-            if isinstance(vars(kind)[key], (*_SETTINGS, types.FunctionType)):
-                yield _Inherited(attributes, vars(kind))
-            return
-
-
-def _watched(space: Any, key: str, value: Any, *, attribute: bool) -> Iterator[Place]:
-    """The place, if a change of it would go unnoticed; whether it is an ``attribute`` of the
-    model's, or of a part of it."""
-    now = _as_it_is_now(value) if attribute or isinstance(value, _SETTINGS) else None
-    if now is not None:
-        yield Setting(space, key, value, now, attribute and isinstance(space, dict))
-    elif not attribute:
-        return
-    elif type(value).__module__ == "strawberryfields.program":
-        yield Program(space, key, value, len(value.circuit))
-    elif not isinstance(value, _PLAIN) and not _is_an_engine(value):
-        own = is_function(value) or not _is_of_a_library(type(value).__module__)
-        if own or hasattr(value, "trainable_variables") or _variables(value):
-            yield Place(space, key, value)
-
-
-def _as_it_is_now(value: Any) -> Any:
-    """What stays equal while a plain value or a small array does; None of anything else."""
-    if isinstance(value, _SETTINGS):
-        return value
-    eager = type(value).__name__ == "EagerTensor"
-    array = sys.modules["numpy"].asarray(value._numpy()) if eager else value
-    if not _is_array(array) or array.size > _LARGEST or array.dtype.kind not in "biufc":
-        return None
-    return array.shape, array.dtype.str, array.tobytes()
-
-
-def _is_array(value: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray)
-
-
-def _is_an_engine(value: Any) -> bool:
-    """Which are watched elsewhere (``qpool.engines``)."""
-    return type(value).__module__ in ("strawberryfields.engine", "workers.engine.engine")
-
-
-def constants(model: Any) -> tuple[tuple[str, str, Any], ...]:
-    """The plain globals of imported modules that its calls look at, by module and name."""
-    return tuple(
-        (module, setting.key, setting.value)
-        for setting in settings(model, ())
-        if isinstance(setting, Setting)
-        if (module := setting.space.get("__name__") if isinstance(setting.space, dict) else None)
-        and module not in ("__main__", "__mp_main__")
-        and setting.space is getattr(sys.modules.get(module), "__dict__", None)
-    )
-
-
 def is_function(value: Any) -> bool:
     """Of Python's: also a method of an object, a partial one, and what ``tf.function`` makes."""
-    return isinstance(_plain(value), types.FunctionType)
+    return isinstance(plain(value), types.FunctionType)
 
 
 def takes_arguments(value: Any) -> bool:
@@ -248,8 +93,8 @@ def travelling(model: Any) -> Iterator[None]:
     """Have what a model calls be pickled with the variables that it leads to, not by the names
     under which another process would find it with variables of its own."""
     modules = {"__mp_main__"}  # the main script, in a child of multiprocessing's
-    for root in _called(model):
-        if any(_variables(place.value) for place in _places(root)):
+    for root in called(model):
+        if any(variables(place.value) for place in _places(root)):
             modules |= _modules(root)
     known = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
     found = [sys.modules[name] for name in sorted(modules - known) if name in sys.modules]
@@ -262,13 +107,13 @@ def travelling(model: Any) -> Iterator[None]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _called(model: Any, methods: Iterable[str] = ()) -> Iterator[Any]:
+def called(model: Any, methods: Iterable[str] = ()) -> Iterator[Any]:
     """The functions that a model holds, and those of its parts' classes that a call of it may come
     to: by the names that it names."""
     parts = list(serialization.walk(model))
-    yield from (f for f in parts if is_function(f) and not _is_of_a_library(_plain(f).__module__))
+    yield from (f for f in parts if is_function(f) and not is_of_a_library(plain(f).__module__))
     kinds = dict.fromkeys(kind for part in parts for kind in type(part).__mro__)
-    own = [kind for kind in kinds if not _is_of_a_library(kind.__module__)]
+    own = [kind for kind in kinds if not is_of_a_library(kind.__module__)]
     asked = {"__call__", "call", "generate", *getattr(model, "pooled_methods", ()), *methods}
     ahead = list(asked)
     while ahead:
@@ -308,7 +153,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(constant)
 
 
-def _attributes(functions: Iterable[types.FunctionType]) -> tuple[set[str], set[str]]:
+def attributes(functions: Iterable[types.FunctionType]) -> tuple[set[str], set[str]]:
     """Names of attributes that functions look at; of those, and of globals, that they set."""
     read: set[str] = set()
     stored: set[str] = set()
@@ -322,7 +167,7 @@ def _attributes(functions: Iterable[types.FunctionType]) -> tuple[set[str], set[
     return read, stored
 
 
-def _variables(value: Any) -> list[Any]:
+def variables(value: Any) -> list[Any]:
     import tensorflow as tf
 
     return [part for part in serialization.walk(value) if isinstance(part, tf.Variable)]
@@ -342,11 +187,11 @@ def _layers(value: Any) -> Iterator[Any]:
         yield from _layers(inner)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     return list(_layers(value))[-1]
 
 
-def _functions(root: Any) -> list[Any]:
+def led_to(root: Any) -> list[Any]:
     """The function and all of the user's that it leads to."""
     found: list[Any] = []
     ahead = [root]
@@ -361,7 +206,7 @@ def _functions(root: Any) -> list[Any]:
 def _places(root: Any) -> Iterator[Place]:
     """All that it leads to, each once, but functions."""
     seen: set[int] = set()
-    for function in _functions(root):
+    for function in led_to(root):
         for place in _places_of(function, root):
             if id(place.value) not in seen and not is_function(place.value):
                 seen.add(id(place.value))
@@ -369,14 +214,14 @@ def _places(root: Any) -> Iterator[Place]:
 
 
 def _places_of(function: Any, root: Any) -> Iterator[Place]:
-    for space, keys in _spaces(function, root):
+    for space, keys in spaces(function, root):
         for key in keys:
-            value = _found(space, key)
-            if not isinstance(value, _PLAIN):
+            value = found_at(space, key)
+            if not isinstance(value, CONSTANT):
                 yield Place(space, key, value)
 
 
-def _spaces(function: Any, root: Any) -> Iterator[tuple[Any, list[str]]]:
+def spaces(function: Any, root: Any) -> Iterator[tuple[Any, list[str]]]:
     """Where a function finds things, and by which names: in its object, in what it was given
     before, around it, in its module."""
     for layer in _layers(function):
@@ -400,32 +245,20 @@ def _spaces(function: Any, root: Any) -> Iterator[tuple[Any, list[str]]]:
                 yield layer.__globals__, list(_globals_of(layer.__code__))
 
 
-def _found(space: Any, key: str) -> Any:
-    """What is there, None if nothing is."""
-    if isinstance(space, dict):
-        return space.get(key)
-    if isinstance(space, _Inherited):
-        return space.own[key] if key in space.own else space.of_class.get(key)
-    with contextlib.suppress(ValueError):  # an empty cell
-        return space.cell_contents
-    return None
-
-
 def _modules(root: Any) -> set[str]:
     """Those of the user's functions that it calls."""
-    plain = map(_plain, _functions(root))
-    return {f.__module__ for f in plain if _is_the_users(f, root)}
+    return {f.__module__ for f in map(plain, led_to(root)) if _is_the_users(f, root)}
 
 
 def _is_the_users(function: Any, root: Any) -> bool:
     """Whether it was written with what leads to it, or in no library."""
-    module, own = (str(_plain(f).__module__) for f in (function, root))
+    module, own = (str(plain(f).__module__) for f in (function, root))
     if module.partition(".")[0] == own.partition(".")[0]:
         return module.partition(".")[0] not in _OURS
-    return not _is_of_a_library(module)
+    return not is_of_a_library(module)
 
 
-def _is_of_a_library(module: str) -> bool:
+def is_of_a_library(module: str) -> bool:
     """Or one of ours."""
     if module.partition(".")[0] in (*_OURS, "builtins"):
         return True

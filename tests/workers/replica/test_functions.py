@@ -127,47 +127,6 @@ class HoldsALibrarys:
         return self.activation(z)
 
 
-LIMIT, COUNT = 2.0, 0
-
-
-class Looks:
-    def __init__(self) -> None:
-        self.noise, self.calls, self.epoch, self.names = 0.5, 0, 3, ["a"]
-
-    def __call__(self, z):
-        global COUNT
-        COUNT += 1
-        self.calls += 1
-        return self.scaled(z) * len(self.names)
-
-    def scaled(self, z):
-        return z * self.noise * LIMIT
-
-
-def test_settings_are_what_calls_look_at_and_do_not_set(monkeypatch) -> None:
-    model = Looks()
-    places = functions.settings(model, ("__call__",))
-    found = [place for place in places if isinstance(place, functions.Setting)]
-    assert {(setting.key, setting.value) for setting in found} == {("noise", 0.5), ("LIMIT", 2.0)}
-    assert [place.key for place in places if place not in found] == ["scaled"]
-    assert functions.constants(model) == ((__name__, "LIMIT", 2.0),)
-    model.noise = 0.5000
-    assert all(setting.is_there() for setting in found)
-    model.noise = 0.25
-    monkeypatch.setitem(globals(), "LIMIT", 3.0)
-    assert not any(setting.is_there() for setting in found)
-    (activation,) = functions.settings(HoldsALibrarys(), ("__call__",))
-    assert activation.key == "activation"
-
-
-def test_variables_that_are_bound_anew_are_others() -> None:
-    gan = scripted.Gan()
-    (scale,) = functions.settings(gan, ())
-    assert (scale.key, scale.is_there()) == ("scale", True)
-    gan.scale = tf.Variable(1.5)
-    assert not scale.is_there()
-
-
 @pytest.mark.parametrize(
     ("kind", "travels"), [(OfTheModule, True), (Plain, False), (HoldsALibrarys, False)]
 )

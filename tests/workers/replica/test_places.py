@@ -1,0 +1,89 @@
+"""What is still there, and what is the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from workers import sf_compat
+from workers.replica import places
+
+sf_compat.install()
+import strawberryfields as sf  # noqa: E402
+
+
+def program(r: float = 0.1, *, name: str = "a", mode: int = 0) -> sf.Program:
+    made = sf.Program(2)
+    with made.context as q:
+        sf.ops.Sgate(r) | q[0]
+        sf.ops.Dgate(2 * made.params(name) + 1) | q[mode]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ({}, True),
+        ({"r": 0.2}, False),
+        ({"r": 0.1 + 1e-15}, False),
+        ({"name": "b"}, False),
+        ({"mode": 1}, False),
+    ],
+)
+def test_a_program_is_its_gates(other: dict, same: bool) -> None:
+    space = {"program": program()}
+    place = places.Program(space, "program", space["program"], places.gates_of(space["program"]))
+    assert place.is_there()
+    space["program"] = program(**other)
+    assert place.is_there() == same
+    space["program"] = None
+    assert not place.is_there()
+
+
+def test_a_gate_of_a_variable_is_of_that_variable() -> None:
+    variables = [tf.Variable(0.1), tf.Variable(0.1)]
+    first, again, other = (program(variables[n]) for n in (0, 0, 1))
+    assert places.gates_of(first) == places.gates_of(again) != places.gates_of(other)
+
+
+def test_a_program_that_had_no_gates_is_built_by_the_call() -> None:
+    made = sf.Program(1)
+    place = places.Program({"program": made}, "program", made, places.gates_of(made))
+    with made.context as q:
+        sf.ops.Vac | q[0]
+    assert place.is_there()
+
+
+@pytest.mark.parametrize(
+    "value", [1, "text", np.ones(3), np.float32(0.5), tf.constant([1.0, 2.0]), tf.constant(1.0)]
+)
+def test_numbers_and_arrays_are_what_they_hold(value) -> None:
+    now = places.as_it_is_now(value)
+    space = {"x": value}
+    place = places.Setting(space, "x", value, now, True)
+    assert now is not None
+    assert place.is_there()
+    space["x"] = value + value
+    assert not place.is_there()
+    if isinstance(value, np.ndarray):
+        space["x"] = value
+        value += 1
+        assert not place.is_there()
+
+
+@pytest.mark.parametrize("value", [None, [1.0], np.ones(5000), np.array(["a"]), object()])
+def test_others_are_not_compared(value) -> None:
+    assert places.as_it_is_now(value) is None
+
+
+def test_a_class_answers_until_the_object_does() -> None:
+    class Model:
+        scale = 1.0
+
+    model = Model()
+    space = places.Inherited(vars(model), vars(Model))
+    place = places.Setting(space, "scale", 1.0, 1.0, False)
+    assert place.is_there()
+    model.scale = 2.0
+    assert not place.is_there()

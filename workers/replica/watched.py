@@ -1,0 +1,102 @@
+"""What calls of a model look at, and what has to be made anew when it is something else.
+
+Owns which places are looked at, in the model, its parts, their classes and the user's modules. What
+is the same there is ``places``'; what a function leads to, ``functions``'.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from workers.replica import functions, serialization
+from workers.replica.places import (
+    PLAIN,
+    Inherited,
+    Place,
+    Program,
+    Setting,
+    as_it_is_now,
+    found_at,
+    gates_of,
+    is_program,
+)
+
+
+def watched(model: Any, methods: Iterable[str]) -> list[Place]:
+    """What calls of these methods look at, and do not set themselves, in the model, its parts that
+    are the user's, and the user's modules: plain values, which are compiled as constants, and
+    variables, programs, functions, and what else is the user's or holds variables."""
+    found: list[Place] = []
+    seen = set()
+    every = (f for root in functions.called(model, methods) for f in functions.led_to(root))
+    plain = list(dict.fromkeys(map(functions.plain, every)))
+    read, stored = functions.attributes(plain)
+    spaces: list[tuple[Any, list[str]]] = []
+    own: list[Any] = []
+    for part in (model, *serialization.walk(model)):
+        if part is model or not functions.is_of_a_library(type(part).__module__):
+            own += [(space, [key]) for key in sorted(read - stored) for space in _own(part, key)]
+    for function in plain:
+        for space, keys in functions.spaces(function, function):
+            if not isinstance(space, dict) or "__name__" in space:  # around it, or its module's
+                spaces.append((space, [key for key in keys if key not in stored]))
+    attributes = {id(space) for space, _ in own}
+    for space, keys in (*own, *spaces):
+        for key in keys:
+            where = space.own if isinstance(space, Inherited) else space
+            if (id(where), key) not in seen:
+                seen.add((id(where), key))
+                attribute = id(space) in attributes
+                found += _watched(space, key, found_at(space, key), attribute=attribute)
+    return found
+
+
+def _own(part: Any, key: str) -> Iterator[Any]:
+    """Where an object has an attribute that is not computed when it is asked for."""
+    attributes = getattr(part, "__dict__", None)
+    if not isinstance(attributes, dict):
+        return
+    if key in attributes:
+        yield attributes
+        return
+    for kind in type(part).__mro__:
+        if key in vars(kind):
+            if isinstance(vars(kind)[key], (*PLAIN, types.FunctionType)):
+                yield Inherited(attributes, vars(kind))
+            return
+
+
+def _watched(space: Any, key: str, value: Any, *, attribute: bool) -> Iterator[Place]:
+    """The place, if a change of it would go unnoticed; whether it is an ``attribute`` of the
+    model's, or of a part of it."""
+    now = as_it_is_now(value) if attribute or isinstance(value, PLAIN) else None
+    if now is not None:
+        yield Setting(space, key, value, now, attribute and isinstance(space, dict))
+    elif not attribute:
+        return
+    elif is_program(value):
+        yield Program(space, key, value, gates_of(value))
+    elif not isinstance(value, functions.CONSTANT) and not _is_an_engine(value):
+        own = functions.is_function(value) or not functions.is_of_a_library(type(value).__module__)
+        if own or hasattr(value, "trainable_variables") or functions.variables(value):
+            yield Place(space, key, value)
+
+
+def _is_an_engine(value: Any) -> bool:
+    """Which are watched elsewhere (``qpool.engines``)."""
+    return type(value).__module__ in ("strawberryfields.engine", "workers.engine.engine")
+
+
+def constants(model: Any) -> tuple[tuple[str, str, Any], ...]:
+    """The plain globals of imported modules that its calls look at, by module and name."""
+    return tuple(
+        (module, setting.key, setting.value)
+        for setting in watched(model, ())
+        if isinstance(setting, Setting)
+        if (module := setting.space.get("__name__") if isinstance(setting.space, dict) else None)
+        and module not in ("__main__", "__mp_main__")
+        and setting.space is getattr(sys.modules.get(module), "__dict__", None)
+    )
