@@ -54,6 +54,11 @@ _ADVICE = (
         "that the model holds",
     ),
     (
+        r"does more than compute: Assign",
+        "let what the call makes and fills be a tensor (tf.zeros, tf.tensor_scatter_nd_update), not "
+        "a tf.Variable, and assign to variables in the caller",
+    ),
+    (
         r"changes its variable|adds losses",
         "return what is to be kept, and assign it, or add it, in the caller",
     ),
