@@ -55,8 +55,8 @@ _ADVICE = (
     ),
     (
         r"does more than compute: Assign",
-        "let what the call makes and fills be a tensor (tf.zeros, tf.tensor_scatter_nd_update), not "
-        "a tf.Variable, and assign to variables in the caller",
+        "let what the call makes and fills be a tensor (tf.zeros, tf.tensor_scatter_nd_update) and "
+        "not a tf.Variable, and assign to variables in the caller",
     ),
     (
         r"changes its variable|adds losses",
