@@ -60,7 +60,8 @@ def pulled_back(
         [_close(a, b) for a, b in zip(found, expected, strict=True)],
         "a third derivative was asked of the pool. It is computed in place, where the second one "
         "is another than the workers': an attribute of the model was changed since parallelize, "
-        "which workers do not see. Parallelize the model again",
+        "which workers do not see (parallelize the model again), or this is forward mode "
+        "(tf.autodiff.ForwardAccumulator) over a tape, in which tapes here record nothing",
     )
     gradients: list[Any] = third.gradient(
         found,
