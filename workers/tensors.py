@@ -106,7 +106,8 @@ def matmul(a: tf.Tensor, b: tf.Tensor, **how: bool) -> tf.Tensor:
     (1, 1, ...) to (n, 1, ...). That is what a derivative of stacks of one would have it do when a
     Jacobian's rows are computed at once (``tf.GradientTape.jacobian``).
     """
-    if a.shape.rank == b.shape.rank == 3 and a.shape[0] == b.shape[0] == 1:
+    first, second = tf.TensorShape(a.shape), tf.TensorShape(b.shape)
+    if first.rank == second.rank == 3 and first[0] == second[0] == 1:
         return tf.matmul(a[0], b[0], **how)[None]
     return tf.matmul(a, b, **how)
 
