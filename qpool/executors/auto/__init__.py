@@ -89,11 +89,7 @@ class AutoExecutor(Executor):
             return self._asked.call(method, args, kwargs)
         values = [*args, *kwargs.values()]
         if in_graph(values):
-            chosen = self._for_graph(method, args, kwargs)
-            try:
-                return chosen.call(method, args, kwargs)
-            except InputError as error:
-                return self._instead_in_graph(chosen, error)(method, args, kwargs)
+            return self._call_in_graph(method, args, kwargs)
         with self._lock:  # nobody else's call is under way when the executor is exchanged
             self._let_go()
             course = self._course(method, args, kwargs, "nothing")
@@ -155,14 +151,21 @@ class AutoExecutor(Executor):
                 return self._use(Candidate("sequential" if stock else "cpu_batch"))
             return self._use(self._course(method, args, kwargs, "graph").candidate)
 
-    def _instead_in_graph(self, refused: Executor, error: InputError) -> Callable[..., Any]:
-        """What computes calls of a graph, from now on, that this process cannot trace."""
-        for course in self._courses.values():
-            if self._executors.get(course.candidate) is refused and course.choice.others:
+    def _call_in_graph(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What refuses a call as it is traced, of a batch of unknown size, say, gives way to the
+        next best."""
+        try:
+            return self._for_graph(method, args, kwargs).call(method, args, kwargs)
+        except InputError as error:
+            with self._lock:
+                if self._symbolic_constant(method, args, kwargs):
+                    raise
+                course = self._course(method, args, kwargs, "graph")
+                if not course.choice.others:
+                    raise
                 log.info("auto: %s cannot be: %s", course.candidate, error)
                 course.choice = course.choice.without_first(error)
-                return self._first(course)
-        raise error
+            return self._first(course)(method, args, kwargs)
 
     def _course(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], within: Within
