@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -47,21 +47,14 @@ class CpuBatchExecutor(Executor):
         self._compiled_calls = CompiledCalls(model, options.sharded)
 
     def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with self._compiled_calls.lock:
+            return self._call(method, args, kwargs)
+
+    def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self.model if method == "__call__" else getattr(self.model, method)
         empty = bool(args) and getattr(args[0], "shape", (None,))[:1] == (0,)
         if within_xla() or empty or _is_for_the_model_alone(args):
-            with self._compiled_calls.lock:
-                return as_it_is(function, args, kwargs)
-        with self._compiled_calls.lock:
-            return self._call(method, function, args, kwargs)
-
-    def _call(
-        self,
-        method: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+            return as_it_is(function, args, kwargs)
         compiled_call, inputs = self._compiled_calls.find(method, function, args, kwargs)
         if compiled_call.choice is None:
             if tf.executing_eagerly():

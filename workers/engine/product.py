@@ -123,8 +123,7 @@ class Product:
             return self._turned(rows, matrix, blocks, step)
         size, count = 2 * self._cutoff, rows.shape[0]
         if step.batched:
-            # No axis of blocks where there is one block: oneDNN's product in TensorFlow (2.18 to
-            # 2.21) reads beyond its operand where it stretches (1, 1, ...) to (batch, 1, ...).
+            # No axis of blocks where there is one block: see ``tensors.matmul``.
             rest = count // (blocks * size)
             parts = [size, rest, -1] if len(matrix.shape) == 3 else [blocks, size, rest, -1]
             last = len(parts) - 1

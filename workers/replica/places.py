@@ -12,6 +12,8 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 #: What is compiled as a constant, and may be another one later.
 PLAIN = (bool, int, float, complex, str)
 
@@ -59,7 +61,7 @@ class Setting(Place):
     def is_there(self) -> bool:
         """Whether it is the same."""
         found = found_at(self.space, self.key)
-        if found is self.value and not _is_array(found):
+        if found is self.value and not isinstance(found, np.ndarray):
             return True
         return bool(as_it_is_now(found) == self.now)
 
@@ -93,11 +95,12 @@ def as_it_is_now(value: Any) -> Any:
     """What stays equal while a plain value or a small array does; None of anything else."""
     if isinstance(value, PLAIN):
         return value
-    numpy: Any = sys.modules.get("numpy")
     if type(value).__name__ == "EagerTensor":
         value = value._numpy()
-    array = numpy.asarray(value) if numpy and isinstance(value, numpy.generic) else value
-    if not _is_array(array) or array.size > _LARGEST or array.dtype.kind not in "biufc":
+    if not isinstance(value, np.ndarray | np.generic):
+        return None
+    array = np.asarray(value)
+    if array.size > _LARGEST or array.dtype.kind not in "biufc":
         return None
     return array.shape, array.dtype.str, array.tobytes()
 
@@ -128,8 +131,3 @@ def _parameter(value: Any) -> Any:
         return now
     symbolic = type(value).__module__.partition(".")[0] in ("sympy", "strawberryfields")
     return str(value) if symbolic else id(value)
-
-
-def _is_array(value: Any) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray)

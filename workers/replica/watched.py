@@ -34,23 +34,20 @@ def watched(model: Any, methods: Iterable[str]) -> list[Place]:
     every = (f for root in functions.called(model, methods) for f in functions.led_to(root))
     plain = list(dict.fromkeys(map(functions.plain, every)))
     read, stored = functions.attributes(plain)
-    spaces: list[tuple[Any, list[str]]] = []
-    own: list[Any] = []
+    looked_at: list[tuple[Any, str, bool]] = []  # whether it is an attribute
     for part in (model, *serialization.walk(model)):
         if part is model or not functions.is_of_a_library(type(part).__module__):
-            own += [(space, [key]) for key in sorted(read - stored) for space in _own(part, key)]
+            keys = sorted(read - stored)
+            looked_at += [(space, key, True) for key in keys for space in _own(part, key)]
     for function in plain:
         for space, keys in functions.spaces(function, function):
             if not isinstance(space, dict) or "__name__" in space:  # around it, or its module's
-                spaces.append((space, [key for key in keys if key not in stored]))
-    attributes = {id(space) for space, _ in own}
-    for space, keys in (*own, *spaces):
-        for key in keys:
-            where = space.own if isinstance(space, Inherited) else space
-            if (id(where), key) not in seen:
-                seen.add((id(where), key))
-                attribute = id(space) in attributes
-                found += _watched(space, key, found_at(space, key), attribute=attribute)
+                looked_at += [(space, key, False) for key in keys if key not in stored]
+    for space, key, attribute in looked_at:
+        where = space.own if isinstance(space, Inherited) else space
+        if (id(where), key) not in seen:
+            seen.add((id(where), key))
+            found += _watched(space, key, found_at(space, key), attribute=attribute)
     return found
 
 
