@@ -258,7 +258,7 @@ class CompiledCalls:
             if choice.level != "eager" or not _only_draws(effects):
                 return choice
         original = compiled_call.method
-        compiled_call.method = dataclasses.replace(original, stream=Stream())
+        compiled_call.method = dataclasses.replace(original, stream=Stream(), seen={})
         found = find()
         if found.level == "eager":
             compiled_call.method = original
@@ -275,7 +275,7 @@ class CompiledCalls:
         call = returning(compiled_call.method.call, self._model, sets, updated)
         compiled_call.sets, compiled_call.updates = sets, updated
         if call is not compiled_call.method.call:
-            compiled_call.method = dataclasses.replace(compiled_call.method, call=call)
+            compiled_call.method = dataclasses.replace(compiled_call.method, call=call, seen={})
 
     @staticmethod
     def _choose(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -34,19 +34,26 @@ from workers.tensors import leaves, mapped, within_xla
 _BRANCHES = frozenset(("If", "StatelessIf", "Case", "StatelessCase", "While", "StatelessWhile"))
 
 #: Rows for which the call's own graph is looked at: as many as it has, up to this.
-_LOOKED_AT = 16
+_LOOKED_AT = 8
+
+#: What has been seen of a call's graph, by the shapes and dtypes of what it was given.
+Seen = MutableMapping[Any, tuple[Any, bool]]
 
 
-def by_rows(call: Callable[..., Any], over: tuple[bool, ...]) -> Callable[..., Any]:
+def by_rows(call: Callable[..., Any], over: tuple[bool, ...], seen: Seen) -> Callable[..., Any]:
     """The call of tensors that gives what ``call`` gives, called with one row at a time.
 
     ``over`` says which of its arguments are (rows, ...); it is called with all of the others. For
-    graphs. A call that cannot be vectorised is an error of whatever kind.
+    graphs. A call that cannot be vectorised is an error of whatever kind. What is ``seen`` of it is
+    not looked at again where its gradient, or a second derivative, is traced.
     """
 
     def all_rows(*inputs: tf.Tensor) -> Any:
         rows = next(x.shape[0] for x, flag in zip(inputs, over, strict=True) if flag)
-        outputs, branching = _check_alone(call, inputs, over, rows)
+        given = over, *((*x.shape, x.dtype.name) for x in inputs)
+        if given not in seen:
+            seen[given] = _check_alone(call, inputs, over, rows)
+        outputs, branching = seen[given]
         if branching:
             return in_turn(call, inputs, over, rows, outputs)
         if rows == 1:

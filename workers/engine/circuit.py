@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from workers.engine.repeats import Run, runs
 from workers.tensors import in_graph, within_xla
 
 _checkpoints = ContextVar("checkpoints", default=False)
-_traces = ContextVar("traces", default=True)
+_first = ContextVar("first", default=0.0)
 _parts = ContextVar("parts", default=True)
 
 #: Bytes that a loop may keep for its gradient, which it writes twice, first zeros: of few steps and
@@ -38,6 +39,9 @@ _KEPT_OF_MANY = 16 * 2**20
 
 #: Steps that are many.
 _MANY = 128
+
+#: Runs of a circuit after which it is traced: one takes about as long as eight of them.
+_WORTH_TRACING = 8
 
 #: The part of all steps that may be applied to axes which need not be one factor yet.
 _EARLY = 1 / 20
@@ -65,7 +69,7 @@ def run(circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | No
         tally.add(circuit, parameters, state)
     stacks = stacked(parameters, circuit.batched)
     if tf.executing_eagerly():
-        if _traces.get():
+        if not (first := _first.get()) or next(_met(circuit)) > first:
             return in_graph(_compiled(circuit), stacks, state)
         return _run(circuit, stacks, state, compile_parts=False)
     given = [x for x in (*stacks, state) if x is not None]
@@ -178,17 +182,17 @@ def computed_by(function: Callable[..., tf.Tensor] | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def untraced() -> Iterator[None]:
-    """Eager calls within this run operation by operation: a few calls of a circuit that is not
-    called again so are over before it is traced, which takes seconds.
+def untraced(first: float = _WORTH_TRACING) -> Iterator[None]:
+    """Eager calls within this run operation by operation, the ``first`` ones of each circuit: a few
+    are over before it is traced. A loop over rows has more, which a trace makes four times as fast.
 
     The numbers are those of a traced call but for rounding.
     """
-    before = _traces.set(False)
+    before = _first.set(first)
     try:
         yield
     finally:
-        _traces.reset(before)
+        _first.reset(before)
 
 
 @contextlib.contextmanager
@@ -230,6 +234,12 @@ def _exportable(circuit: Circuit) -> Exportable:
     tables = [gates.tables(gate.kind, circuit.cutoff) for gate in circuit.gates]
     constants = {id(table): table for found in tables for table in found}
     return Exportable(repr(circuit), compute, tuple(constants.values()))
+
+
+@functools.lru_cache(maxsize=256)
+def _met(circuit: Circuit) -> Iterator[int]:
+    """Counts the eager runs of a circuit that may not be traced."""
+    return itertools.count(1)
 
 
 @functools.lru_cache(maxsize=256)

@@ -34,6 +34,7 @@ class Method:
 
     ``traced``: the Strawberry Fields engines that the call makes are traced ones. ``variables`` are
     those that gradients are for. ``stream`` is what the call has TensorFlow's global generator be.
+    ``seen``: what its graph, as long as the model is the same, has shown of its rows.
     """
 
     plan: Plan
@@ -43,6 +44,7 @@ class Method:
     traced: bool
     variables: Sequence[tf.Variable] = ()
     stream: Stream | None = None
+    seen: rows.Seen = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def compiled(self) -> Callable[..., Any]:
@@ -151,7 +153,8 @@ class Method:
 
     def anew(self) -> Method:
         """The method with nothing compiled."""
-        return dataclasses.replace(self, plan=dataclasses.replace(self.plan, level="eager"))
+        plan = dataclasses.replace(self.plan, level="eager")
+        return dataclasses.replace(self, plan=plan, seen={})
 
     def sources(self, inputs: Sequence[Any]) -> list[tf.Tensor]:
         """The inputs that a gradient may be for: not those that the model is given as ndarrays."""
@@ -166,7 +169,7 @@ class Method:
             pairs = zip(inputs, self.plan.as_tensor, strict=True)
             inputs = tuple(x if as_tensor else narrow(x) for x, as_tensor in pairs)
         if form.by_rows:
-            return rows.by_rows(self._call, form.by_rows)(*inputs)
+            return rows.by_rows(self._call, form.by_rows, self.seen)(*inputs)
         return (together(self._call) if form.together else self._call)(*inputs)
 
     def _call(self, *inputs: Any) -> Any:

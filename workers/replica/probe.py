@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import gc
 import itertools
+import math
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from workers.engine import circuit
 from workers.errors import BatchAxisError, InputError, StatefulCallError
 from workers.exchange.protocol import Form, Plan
 from workers.layout import ArraySpec
@@ -120,7 +122,8 @@ def interpreter_calls(function: Callable[[], Any]) -> tuple[int, Any]:
     Unlike seconds, the count is the same on every machine and in every run, so a choice made
     from it (the tile size) is too. Eager Strawberry Fields spends its time under the
     interpreter, which makes the count a fair measure of cost. Call it once before, so that what
-    a first call alone does is not counted; the collector waits, for it comes when it likes.
+    a first call alone does is not counted; the collector waits, for it comes when it likes, and no
+    circuit is traced.
     """
     count = 0
 
@@ -133,7 +136,8 @@ def interpreter_calls(function: Callable[[], Any]) -> tuple[int, Any]:
     gc.disable()
     sys.setprofile(profile)
     try:
-        result = function()
+        with circuit.untraced(first=math.inf):
+            result = function()
     finally:
         sys.setprofile(None)
         if hasattr(former, "enable"):  # cProfile's, which is not a function

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ class Observed:
     attributes: tuple[str, ...]
     by_row: bool
     reproducible: bool
-    fixed_cost: float
+    calls_of_few: int
 
     @property
     def loops(self) -> bool:
@@ -104,15 +105,12 @@ class Prober:
             return self._calls.run(method, arrays, buffer)
 
         seen = self._observe(method.plan, run, buffer)
-        connected: tuple[bool, ...] = ()
-        if request.purpose.gradient:
-            rows = tile_arrays.first(frame, seen.few, buffer)
-            kept = self._calls.record(method, rows, buffer)
-            connected = tuple(
-                g is not None for g in kept.gradients(None, last=bool(request.purpose.wanted))
-            )
-        choice, fixed_cost, connected = self._choose(
-            request, known, method, seen, connected, frame, buffer
+        fixed_cost = functools.cache(functools.partial(self._fixed_cost, seen, run))
+        connected = functools.cache(
+            functools.partial(self._connected, request, method, seen, frame, buffer)
+        )
+        choice, cost, there = self._choose(
+            request, known, method, seen, fixed_cost, connected, frame, buffer
         )
         form = self._plans[request.plan].plan.form
         return Probed(
@@ -124,8 +122,8 @@ class Prober:
             seen.few if method.plan.rows else probe.least_rows(run),
             seen.drew or not seen.reproducible,
             seen.reproducible,
-            fixed_cost,
-            connected,
+            cost,
+            there,
             choice.level,
             choice.reason,
             choice.seconds,
@@ -181,17 +179,9 @@ class Prober:
             of_many = probe.flatten(run(many), many)[1]
         later = self._stream.numbers if self._stream is not None else 0
         by_row = not streamed or (few != many and later * few == streamed * many)
-        self._draws.seed(0, 0)
-        calls_many, beside = probe.interpreter_calls(
-            lambda: run(many, others=few if few < many else 0)
-        )
         probe.check_rows_are_alike(outputs, of_many, few, many)
         if reproducible and not drew:
             probe.check_rows_are_alone(outputs, of_many, few, "rows were added", probe.MEANS)
-        if reproducible and not beyond:  # how much NumPy draws for a row may be others' doing
-            probe.check_rows_are_alone(of_many, leaves(beside), few, "others changed", probe.BITS)
-        per_row = max(calls_many - calls_few, 0) / max(many - few, 1)
-        fixed = max(calls_few - per_row * few, 0.0)
         return Observed(
             structure,
             outputs,
@@ -207,8 +197,39 @@ class Prober:
             attributes,
             by_row,
             reproducible,
-            fixed / per_row if per_row else float("inf"),
+            calls_few,
         )
+
+    def _fixed_cost(self, seen: Observed, run: Callable[..., Any]) -> float:
+        """What a call costs whatever its rows, in rows. Raises if rows come out otherwise beside
+        others than those that they have been seen with.
+
+        Not asked of a loop over rows that is vectorised: a row of it is one for itself, as its
+        graph shows, and each of its tiles costs as if it had many.
+        """
+        few, many = seen.few, seen.many
+        self._draws.seed(0, 0)
+        calls_of_many, beside = probe.interpreter_calls(
+            lambda: run(many, others=few if few < many else 0)
+        )
+        if seen.reproducible and not seen.beyond:  # what NumPy draws for one may be others' doing
+            others = leaves(beside)
+            probe.check_rows_are_alone(seen.of_many, others, few, "others changed", probe.BITS)
+        per_row = max(calls_of_many - seen.calls_of_few, 0) / max(many - few, 1)
+        fixed = max(seen.calls_of_few - per_row * few, 0.0)
+        return fixed / per_row if per_row else float("inf")
+
+    def _connected(
+        self, request: Probe, method: Method, seen: Observed, frame: Frame, buffer: Buffer
+    ) -> tuple[bool, ...]:
+        """Which sources the model as it is has gradients for; none if no gradient is asked for."""
+        if not request.purpose.gradient:
+            return ()
+        rows = tile_arrays.first(frame, seen.few, buffer)
+        gradients = self._calls.record(method, rows, buffer).gradients(
+            None, last=bool(request.purpose.wanted)
+        )
+        return tuple(gradient is not None for gradient in gradients)
 
     def _choose(
         self,
@@ -216,7 +237,8 @@ class Prober:
         known: Method,
         method: Method,
         seen: Observed,
-        connected: tuple[bool, ...],
+        fixed_cost: Callable[[], float],
+        connected: Callable[[], tuple[bool, ...]],
         frame: Frame,
         buffer: Buffer,
     ) -> tuple[compiled.Choice, float, tuple[bool, ...]]:
@@ -226,30 +248,29 @@ class Prober:
         reason = probe.why_eager(seen.outputs, traced=self._traced, seedable=seedable)
         choice = compiled.Choice("eager", reason, 0.0)
         if reason:
-            return choice, seen.fixed_cost, connected
+            return choice, fixed_cost(), connected()
         purpose = request.purpose
         forms = probe.forms(
             method.plan, seen.outputs, looped=seen.loops, circuits=seen.ran_few.runs
         )
         for form in forms:
-            cost = float("inf") if form.by_rows else seen.fixed_cost
+            cost = float("inf") if form.by_rows else fixed_cost()
             rows = method.plan.rows or tile_worth(cost, purpose.largest_tile)
             arrays = tile_arrays.first(frame, rows, buffer)
+            trial = dataclasses.replace(method, plan=dataclasses.replace(method.plan, form=form))
             everything = tuple(x.dtype.kind in "fc" for x in arrays)
-            everything += (True,) * (len(connected) - len(everything))
+            everything += (True,) * len(trial.variables) * purpose.gradient
             # Variables that anything depends on, by their places: in these rows, or in any.
             first, every = (
-                tuple(n - len(method.plan.as_tensor) for n in purpose.wanted if sources[n])
-                for sources in (connected, everything)
+                tuple(n - len(arrays) for n in purpose.wanted if sources[n])
+                for sources in (connected() if purpose.wanted else (), everything)
             )
             for wanted in dict.fromkeys((first, every)):
                 depends: list[bool] = []
                 with branches.noticed() as conditions:
                     found = self._compile(
                         known,
-                        dataclasses.replace(
-                            method, plan=dataclasses.replace(method.plan, form=form)
-                        ),
+                        trial,
                         arrays,
                         seen,
                         gradient=purpose.gradient,
@@ -264,10 +285,10 @@ class Prober:
             instead = probe.instead_of_rows(form) if seen.loops and compiles else ""
             choice = found.after(choice, instead) if instead else found
             if choice.level != "eager":
-                if conditions and connected:
-                    connected = tuple(depends) or everything
-                return choice, cost, connected
-        return choice, seen.fixed_cost, connected
+                # What is compiled says it: where rows decide, of both ways.
+                there = tuple(depends) or (everything if conditions else connected())
+                return choice, cost, there if purpose.gradient else ()
+        return choice, fixed_cost(), connected()
 
     def _compile(
         self,

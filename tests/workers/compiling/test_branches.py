@@ -37,7 +37,7 @@ def of_rows(one):
 def compiled(call, *, jit: bool, over=(True,)):
     def traced(*inputs):
         with symbols.answered():
-            return by_rows(call, over)(*inputs)
+            return by_rows(call, over, {})(*inputs)
 
     return tf.function(traced, jit_compile=jit, autograph=False)
 
@@ -162,7 +162,7 @@ def test_draws_are_the_rows_own_and_the_same_backward(jit: bool) -> None:
 
     def traced(z):
         with stream.call(), symbols.answered():
-            return by_rows(lambda z: tf.stack([noisy(row) for row in z]), (True,))(z)
+            return by_rows(lambda z: tf.stack([noisy(row) for row in z]), (True,), {})(z)
 
     function = tf.function(traced, jit_compile=jit, autograph=False)
     stream.seed(3)

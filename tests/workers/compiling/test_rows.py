@@ -61,7 +61,7 @@ def value_and_gradients(call, z):
 def test_values_and_gradients_are_those_of_the_loop(read: str) -> None:
     call = looped(READ[read])
     expected = value_and_gradients(call, Z)
-    vectorised = tf.function(lambda z: value_and_gradients(by_rows(call, (True,)), z))
+    vectorised = tf.function(lambda z: value_and_gradients(by_rows(call, (True,), {}), z))
     with circuit.tally() as tally:
         found = vectorised(Z)
     assert tally.runs == 1  # for all rows
@@ -73,7 +73,9 @@ def test_it_is_one_graph_which_xla_compiles_once_for_all_values() -> None:
     """A function within has a backward pass that takes shapes from its forward pass; XLA then takes
     what those come from for constants, and compiles for each value anew."""
     call = looped(READ["means"])
-    traced = tf.function(lambda z: value_and_gradients(by_rows(call, (True,)), z), jit_compile=True)
+    traced = tf.function(
+        lambda z: value_and_gradients(by_rows(call, (True,), {}), z), jit_compile=True
+    )
     traced(Z)
     graph = traced.get_concrete_function(Z).graph
     assert not graph.as_graph_def().library.function
@@ -82,7 +84,7 @@ def test_it_is_one_graph_which_xla_compiles_once_for_all_values() -> None:
 @pytest.mark.parametrize("rows", [1, 2])
 def test_mixed_states_cutoff_two_and_one_row(rows: int) -> None:
     call = looped(READ["density"], cutoff=2, pure=False)
-    vectorised = tf.function(by_rows(call, (True,)))
+    vectorised = tf.function(by_rows(call, (True,), {}))
     np.testing.assert_allclose(vectorised(Z[:rows]), call(Z[:rows]), atol=1e-10)
 
 
@@ -96,7 +98,7 @@ def test_circuits_that_follow_each_other_and_one_that_all_rows_share() -> None:
         return tf.stack([one(row) * scale[0] for row in tf.unstack(z)])
 
     scale = tf.constant([2.0], tf.float64)
-    vectorised = tf.function(by_rows(call, (True, False)))
+    vectorised = tf.function(by_rows(call, (True, False), {}))
     np.testing.assert_allclose(vectorised(Z, scale), call(Z, scale), atol=1e-10)
 
 
@@ -112,7 +114,7 @@ def test_what_would_have_another_gradient_is_refused() -> None:
 
     def traced(z):
         with symbols.answered():
-            return by_rows(call, (True,))(z)
+            return by_rows(call, (True,), {})(z)
 
     for rows in (1, len(Z)):  # a form that is chosen for one row is taken for more of them
         with pytest.raises(UntraceableError, match="custom_gradient"):
@@ -138,7 +140,7 @@ def test_rows_that_could_touch_each_other_are_refused_whatever_the_numbers_say(c
 
     def call(z):
         with symbols.answered():
-            return by_rows(lambda z: tf.stack(COUPLED[coupled](z)), (True,))(z)
+            return by_rows(lambda z: tf.stack(COUPLED[coupled](z)), (True,), {})(z)
 
     with pytest.raises(UntraceableError, match="may depend on other rows"):
         tf.function(call, autograph=False)(Z)
@@ -153,7 +155,7 @@ def test_rows_that_are_encoded_together_and_read_out_together_are_alone() -> Non
         read = tf.stack([one(encoded[n]) for n in range(encoded.shape[0])])
         return tf.concat([read[:, None], encoded], axis=1)
 
-    vectorised = tf.function(by_rows(call, (True,)), autograph=False)
+    vectorised = tf.function(by_rows(call, (True,), {}), autograph=False)
     np.testing.assert_allclose(vectorised(Z), call(Z), atol=1e-10)
 
 
@@ -163,4 +165,4 @@ def test_circuits_with_a_batch_of_their_own_are_refused() -> None:
         return tf.stack([state(row[0] * grid, 0.1).mean_photon(0)[0] for row in tf.unstack(z)])
 
     with pytest.raises(UntraceableError, match="batch of their own"):
-        tf.function(by_rows(call, (True,)), autograph=False)(Z)
+        tf.function(by_rows(call, (True,), {}), autograph=False)(Z)

@@ -103,7 +103,7 @@ def test_rows_have_draws_of_their_own(stream, jit_compile: bool) -> None:
             return tf.stack(found)
 
     z = tf.ones((300, 2))
-    function = tf.function(rows.by_rows(looped, (True,)), jit_compile=jit_compile)
+    function = tf.function(rows.by_rows(looped, (True,), {}), jit_compile=jit_compile)
     found = function(z).numpy()
     assert len(np.unique(found)) == 600
     np.testing.assert_allclose(found.mean(0), 0.5, atol=0.35)
@@ -111,7 +111,7 @@ def test_rows_have_draws_of_their_own(stream, jit_compile: bool) -> None:
     np.testing.assert_allclose(normal.std(), np.sqrt(2), atol=0.25)
     with streams.constant():
         np.testing.assert_allclose(
-            tf.function(rows.by_rows(looped, (True,)))(z), looped(z), rtol=1e-6
+            tf.function(rows.by_rows(looped, (True,), {}))(z), looped(z), rtol=1e-6
         )
 
 
@@ -121,6 +121,6 @@ def test_a_row_whose_draws_are_of_unknown_shape_is_not_vectorised(stream) -> Non
             counts = [tf.cast(row[:1], tf.int32) for row in tf.unstack(z)]
             return tf.stack([tf.reduce_sum(tf.random.normal(count)) for count in counts])
 
-    function = tf.function(rows.by_rows(looped, (True,)))
+    function = tf.function(rows.by_rows(looped, (True,), {}))
     with pytest.raises(UntraceableError, match="shape that is not known"):
         function(tf.ones((3, 2)))
