@@ -24,6 +24,7 @@ import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
 
+from workers import names
 from workers.compiling import branches, dependence, streams
 from workers.compiling.turns import in_turn
 from workers.engine import circuit, plan, symbols
@@ -52,7 +53,8 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...], seen: Seen) -> Cal
         rows = next(x.shape[0] for x, flag in zip(inputs, over, strict=True) if flag)
         given = over, *((*x.shape, x.dtype.name) for x in inputs)
         if given not in seen:
-            seen[given] = _check_alone(call, inputs, over, rows)
+            with names.apart("rows"):
+                seen[given] = _check_alone(call, inputs, over, rows)
         outputs, branching = seen[given]
         if branching:
             return in_turn(call, inputs, over, rows, outputs)

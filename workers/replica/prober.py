@@ -307,8 +307,8 @@ class Prober:
         with ``gradient``, its vjp, or what is ``wanted`` of both as one program.
 
         ``method`` is the model as it is; ``known`` may have been compiled before, without
-        gradients. What many rows gave is not asked for again, if the tile has as many: a loop
-        over all of them takes its time. ``depends`` takes whether the vjp has gradients for the
+        gradients. What many rows gave is not asked for again, if the tile has as many: none depends
+        on the others. ``depends`` takes whether the vjp has gradients for the
         sources.
         """
         # Vectorised, a loop draws in another order: then the rest is compared, without the draws.
@@ -317,7 +317,7 @@ class Prober:
         )
         rows = len(arrays[0])
         self._draws.seed(0, 0)
-        if method.plan.form.by_rows and rows >= len(seen.of_many[0]) and not seen.drew:
+        if rows >= seen.many and not seen.drew:
             expected = seen.of_many
         else:
             with alike():
