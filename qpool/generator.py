@@ -57,6 +57,7 @@ class _Handle:
         self._variants: dict[Any, dict[type[Executor], Executor]] = {}
         self._retired: list[Executor] = []
         self._changes = self._renewed_at = 0
+        self._written_to: set[tuple[int, str]] = set()
         self._look()
 
     def executor(self, strategy: str | None = None) -> Executor:
@@ -76,6 +77,13 @@ class _Handle:
         if chosen not in self._executors:
             self._executors[chosen] = chosen(self.model, self.options)
         return self._executors[chosen]
+
+    def called(self) -> None:
+        """After a call: lists and dicts that it has changed itself are not looked at any more."""
+        changed = [place for place in self._containers if not place.is_there()]
+        if changed:
+            self._written_to |= {place.where for place in changed}
+            self._look_at([p for p in (*self._settings, *self._held) if p not in changed])
 
     def unpooled(
         self, name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -111,13 +119,23 @@ class _Handle:
     def _look(self) -> None:
         """See which engines the model holds, and what a function finds in its module."""
         function = isinstance(self.model, functions.FunctionModel)
-        looked_at = watched.watched(self.model, self.methods)
-        self._settings = [place for place in looked_at if isinstance(place, places.Setting)]
-        self._told = tuple(setting.told for setting in self._settings)
-        others = [place for place in looked_at if place not in self._settings]
-        others += self.model.look() if function else []
+        looked_at = [
+            place
+            for place in watched.watched(self.model, self.methods)
+            if place.where not in self._written_to
+        ]
+        looked_at += self.model.look() if function else []
         self._engines = held_engines(self.model)
-        self._held: list[HeldEngine | places.Place] = [*self._engines, *others]
+        self._look_at([*self._engines, *looked_at])
+
+    def _look_at(self, found: Sequence[HeldEngine | places.Place]) -> None:
+        """Have a change of these be seen by the next call."""
+        self._settings = [place for place in found if isinstance(place, places.Setting)]
+        self._told = tuple(setting.told for setting in self._settings)
+        self._held = [place for place in found if place not in self._settings]
+        self._containers = [
+            place for place in found if isinstance(place, places.Place) and place.is_container
+        ]
 
     def _renew(self) -> None:
         """Take what was made for the numbers that calls look at now, or make it."""

@@ -104,6 +104,7 @@ class ParallelGenerator:
         self._qpool.pooled_calls += 1
         executor = self._qpool.executor()
         outputs, losses, gradient = executor.loss_and_gradient(method, loss, (z, *data))
+        self._qpool.called()
         return LossAndGradient(_mean(losses), gradient, outputs)
 
     def stats(self) -> dict[str, Any]:
@@ -235,7 +236,9 @@ def _pooled_method(name: str, original: Any, called: str) -> Callable[..., Any]:
             phase = getattr(self._get_call_context(), "training", None)
             if phase is not None:
                 kwargs["training"] = phase
-        return self._qpool.executor(strategy).call(name, args, kwargs)
+        found = self._qpool.executor(strategy).call(name, args, kwargs)
+        self._qpool.called()
+        return found
 
     if inspect.isfunction(original):
         functools.update_wrapper(method, original)

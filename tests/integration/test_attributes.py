@@ -286,6 +286,9 @@ def workers_of(generator) -> list[int]:
     return [worker["pid"] for worker in generator.stats()["pool"]["workers"]]
 
 
+GAINS = {"all": 1.0}
+
+
 @dataclasses.dataclass
 class Config:
     scale: float = 1.0
@@ -301,10 +304,13 @@ class Configured(idioms.FixedBatch):
         self.config = Config()
         self.array, self.tensor = np.ones(2), tf.constant(1.0)
         self.function = tf.identity
+        self.options, self.gains = {"loss": {"gain": 1.0}, "name": "a"}, [1.0, np.ones(2)]
+        self.steps = [tf.identity, None]
 
     def __call__(self, z):
         scale = self.of_the_class * self.config.scale * self.array[1] * self.method()
-        return self.function(super().__call__(z) * scale) * self.tensor
+        scale *= self.options["loss"]["gain"] * self.gains[0] * self.gains[1][0] * GAINS["all"]
+        return self.steps[0](self.function(super().__call__(z) * scale)) * self.tensor
 
     def method(self) -> float:
         return 1.0
@@ -318,10 +324,16 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a tensor": lambda model: setattr(model, "tensor", tf.constant(2.0)),
     "a function": lambda model: setattr(model, "function", lambda x: 2.0 * x),
     "a method": lambda model: setattr(model, "method", lambda: 2.0),
+    "in a dict": lambda model: model.options["loss"].update(gain=2.0),
+    "in a list": lambda model: model.gains.__setitem__(0, 2.0),
+    "an array in it": lambda model: model.gains[1].__setitem__(0, 2.0),
+    "in a list of functions": lambda model: model.steps.__setitem__(0, lambda x: 2.0 * x),
+    "in the module's": lambda model: GAINS.update(all=2.0),
 }
 
 
-def test_changes_are_seen_wherever_they_are_made() -> None:
+def test_changes_are_seen_wherever_they_are_made(monkeypatch) -> None:
+    monkeypatch.setitem(GAINS, "all", 1.0)
     model = Configured()
     with qpool.parallelize(model, strategy="cpu_batch") as generator:
         factor = 1.0
@@ -331,6 +343,33 @@ def test_changes_are_seen_wherever_they_are_made() -> None:
             factor *= 2.0
             np.testing.assert_allclose(generator(Z), factor * first, rtol=1e-4, err_msg=name)
             generator._qpool.pooled_calls += 20  # they come seldom
+
+
+class Logging(idioms.FixedBatch):
+    """Writes to its own lists and dicts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history, self.seen, self.factors = [], {"rows": 0}, {"all": 1.0}
+
+    def __call__(self, z):
+        self.history.append(len(self.history))
+        self.seen["rows"] += z.shape[0]
+        return super().__call__(z) * self.factors["all"]
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
+def test_what_a_call_writes_to_itself_is_no_change(worker, strategy: str) -> None:
+    model = Logging()
+    options = {"pool": worker} if strategy == "processes" else {"strategy": strategy}
+    with qpool.parallelize(model, **options) as generator:
+        first = generator(Z).numpy()
+        executor = generator._qpool.executor()
+        generator(Z)
+        assert generator._qpool.executor() is executor
+        assert generator.stats()["compiled"][0]["level"] == "xla"
+        model.factors["all"] = 2.0
+        np.testing.assert_allclose(generator(Z), 2.0 * first, rtol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])

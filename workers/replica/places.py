@@ -17,8 +17,11 @@ import numpy as np
 #: What is compiled as a constant, and may be another one later.
 PLAIN = (bool, int, float, complex, str)
 
-#: Numbers of an array that is compared in each call.
-_LARGEST = 4096
+#: Numbers of an array, and leaves of a list or dict, that are compared in each call.
+_LARGEST, _MOST = 4096, 64
+
+#: What may be written to, and hold something else while it is the same object.
+_CONTAINERS = (list, tuple, dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,16 @@ class Place:
     space: Any
     key: str
     value: Any
+
+    @property
+    def where(self) -> tuple[int, str]:
+        """Which place it is, whatever is there."""
+        return id(self.space.own if isinstance(self.space, Inherited) else self.space), self.key
+
+    @property
+    def is_container(self) -> bool:
+        """Whether a call may change it without binding it anew."""
+        return isinstance(self.value, _CONTAINERS)
 
     def is_there(self) -> bool:
         """Whether it has not been bound anew."""
@@ -51,9 +64,9 @@ class Program(Place):
 
 @dataclass(frozen=True, eq=False)
 class Setting(Place):
-    """A number, a text or a small array that a call looks at: what was compiled has it as a
-    constant. ``now`` is what it was, also of an array that is written to; ``own``: that of one
-    object, and not of all in a process that look there."""
+    """A number, a text, a small array, or a list or dict of them that a call looks at: what was
+    compiled has it as a constant. ``now`` is what it was, also of one that is written to; ``own``:
+    that of one object, and not of all in a process that look there."""
 
     now: Any
     own: bool
@@ -61,15 +74,25 @@ class Setting(Place):
     def is_there(self) -> bool:
         """Whether it is the same."""
         found = found_at(self.space, self.key)
-        if found is self.value and not isinstance(found, np.ndarray):
+        if found is self.value and not isinstance(found, (np.ndarray, *_CONTAINERS)):
             return True
         return bool(as_it_is_now(found) == self.now)
 
     @property
     def told(self) -> tuple[Any, ...]:
         """Equal where it is the same."""
-        space = self.space.own if isinstance(self.space, Inherited) else self.space
-        return self.key, id(space), self.now
+        return *self.where, self.now
+
+
+@dataclass(frozen=True, eq=False)
+class Contents(Place):
+    """A list or dict of other things than numbers, and what was in it."""
+
+    now: Any
+
+    def is_there(self) -> bool:
+        """Whether the same is in it, or in another one in its place."""
+        return bool(as_it_is_now(found_at(self.space, self.key), others=True) == self.now)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +114,24 @@ def found_at(space: Any, key: str) -> Any:
     return None
 
 
-def as_it_is_now(value: Any) -> Any:
-    """What stays equal while a plain value or a small array does; None of anything else."""
+class _Itself:
+    """Equal to that of the same object, whatever is in it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def as_it_is_now(value: Any, *, others: bool = False) -> Any:
+    """What stays equal while a plain value, a small array, or a short list or dict of them does;
+    None of anything else. ``others`` may be in a list or dict, too: each is what it is."""
+    if isinstance(value, _CONTAINERS):
+        return _contents(value, [_MOST], others=others)
     if isinstance(value, PLAIN):
         return value
     if type(value).__name__ == "EagerTensor":
@@ -103,6 +142,25 @@ def as_it_is_now(value: Any) -> Any:
     if array.size > _LARGEST or array.dtype.kind not in "biufc":
         return None
     return array.shape, array.dtype.str, array.tobytes()
+
+
+def _contents(value: Any, left: list[int], *, others: bool) -> Any:
+    """As ``as_it_is_now``, of a list or dict with what is in it; ``left`` counts leaves down."""
+    keys = list(value) if isinstance(value, dict) else []
+    found: list[Any] = []
+    for part in value.values() if isinstance(value, dict) else value:
+        left[0] -= 1
+        if left[0] < 0:
+            return None
+        if isinstance(part, _CONTAINERS):
+            now = _contents(part, left, others=others)
+        else:
+            now = _Itself(part) if part is None else as_it_is_now(part)
+            now = _Itself(part) if now is None and others else now
+        if now is None:
+            return None
+        found.append(now)
+    return type(value).__name__, tuple(keys), tuple(found)
 
 
 def is_program(value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from workers.replica import functions, serialization
 from workers.replica.places import (
-    PLAIN,
+    Contents,
     Inherited,
     Place,
     Program,
@@ -44,9 +44,9 @@ def watched(model: Any, methods: Iterable[str]) -> list[Place]:
             if not isinstance(space, dict) or "__name__" in space:  # around it, or its module's
                 looked_at += [(space, key, False) for key in keys if key not in stored]
     for space, key, attribute in looked_at:
-        where = space.own if isinstance(space, Inherited) else space
-        if (id(where), key) not in seen:
-            seen.add((id(where), key))
+        where = Place(space, key, None).where
+        if where not in seen:
+            seen.add(where)
             found += _watched(space, key, found_at(space, key), attribute=attribute)
     return found
 
@@ -61,19 +61,26 @@ def _own(part: Any, key: str) -> Iterator[Any]:
         return
     for kind in type(part).__mro__:
         if key in vars(kind):
-            if isinstance(vars(kind)[key], (*PLAIN, types.FunctionType)):
+            if _is_seen(vars(kind)[key]):
                 yield Inherited(attributes, vars(kind))
             return
+
+
+def _is_seen(of_class: Any) -> bool:
+    """Whether a class's attribute is looked at for all of its objects."""
+    return isinstance(of_class, types.FunctionType) or as_it_is_now(of_class) is not None
 
 
 def _watched(space: Any, key: str, value: Any, *, attribute: bool) -> Iterator[Place]:
     """The place, if a change of it would go unnoticed; whether it is an ``attribute`` of the
     model's, or of a part of it."""
-    now = as_it_is_now(value) if attribute or isinstance(value, PLAIN) else None
+    now = as_it_is_now(value)
     if now is not None:
         yield Setting(space, key, value, now, attribute and isinstance(space, dict))
     elif not attribute:
         return
+    elif (now := as_it_is_now(value, others=True)) is not None:
+        yield Contents(space, key, value, now)
     elif is_program(value):
         yield Program(space, key, value, gates_of(value))
     elif not isinstance(value, functions.CONSTANT) and not _is_an_engine(value):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -72,7 +74,42 @@ def test_numbers_and_arrays_are_what_they_hold(value) -> None:
         assert not place.is_there()
 
 
-@pytest.mark.parametrize("value", [None, [1.0], np.ones(5000), np.array(["a"]), object()])
+HELD: list[tuple[Any, Any]] = [
+    ([1.0, "a"], lambda held: held.append(2)),
+    ([1.0, "a"], lambda held: held.reverse()),
+    ({"a": {"b": [1, (2.0, None)]}}, lambda held: held["a"]["b"].__setitem__(0, 2)),
+    ({"a": 1}, lambda held: held.update(b=held.pop("a"))),
+    ((np.ones(2), 1.0), lambda held: held[0].__setitem__(1, 2.0)),
+    ([], lambda held: held.append(None)),
+]
+
+
+@pytest.mark.parametrize(("value", "change"), HELD)
+def test_lists_and_dicts_are_what_is_in_them(value, change) -> None:
+    place = places.Setting({"x": value}, "x", value, places.as_it_is_now(value), True)
+    assert place.is_container
+    assert place.is_there()
+    assert hash(place.told)
+    place.space["x"] = type(value)(value)  # as another object
+    assert place.is_there()
+    change(place.space["x"])
+    assert not place.is_there()
+
+
+def test_of_other_things_in_them_which_they_are() -> None:
+    first, second = tf.Variable([1.0, 2.0]), object()
+    held = {"variables": [first], "other": (second, 1.0)}
+    assert places.as_it_is_now(held) is None
+    place = places.Contents({"x": held}, "x", held, places.as_it_is_now(held, others=True))
+    first.assign([3.0, 4.0])
+    assert place.is_there()
+    held["variables"][0] = tf.Variable([3.0, 4.0])
+    assert not place.is_there()
+
+
+@pytest.mark.parametrize(
+    "value", [None, [1.0] * 65, [[1.0] * 40] * 2, [object()], np.ones(5000), np.array(["a"])]
+)
 def test_others_are_not_compared(value) -> None:
     assert places.as_it_is_now(value) is None
 
