@@ -67,101 +67,107 @@ class Observed:
         return probe.loops(*counts) and not self.beyond and self.by_row
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prober:
     """Probes plans of one model. ``plans`` are its methods by number, which a probe replaces by
     what it has compiled; ``levels`` are those to try."""
 
-    def __init__(
-        self,
-        model: Any,
-        plans: dict[int, Method],
-        calls: Calls,
-        draws: Draws,
-        stream: Stream | None,
-        *,
-        levels: Sequence[str],
-        traced: bool,
-    ) -> None:
-        self._model = model
-        self._plans = plans
-        self._calls = calls
-        self._draws = draws
-        self._stream = stream
-        self._levels = levels
-        self._traced = traced
+    model: Any
+    plans: dict[int, Method]
+    calls: Calls
+    draws: Draws
+    stream: Stream | None
+    levels: Sequence[str]
+    traced: bool
 
     @circuit.untraced()
     def probe(self, request: Probe, frame: Frame, finished: int, buffer: Buffer) -> Probed:
         """Run the first rows and learn what comes out, what it costs and what depends on what."""
-        known = self._plans[request.plan]
-        method = dataclasses.replace(  # what is asked here is asked of the model as it is
-            known, plan=dataclasses.replace(known.plan, level="eager")
-        )
-
-        def run(rows: int, others: int = 0) -> Any:
-            arrays = tile_arrays.first(frame, rows, buffer)
-            if others:  # again and again the first ones, in the places of the others
-                arrays = [np.resize(array[:others], array.shape) for array in arrays]
-            return self._calls.run(method, arrays, buffer)
-
-        seen = self._observe(method.plan, run, buffer)
-        fixed_cost = functools.cache(functools.partial(self._fixed_cost, seen, run))
-        connected = functools.cache(
-            functools.partial(self._connected, request, method, seen, frame, buffer)
-        )
-        choice, cost, there = self._choose(
-            request, known, method, seen, fixed_cost, connected, frame, buffer
-        )
-        form = self._plans[request.plan].plan.form
+        asked = _Asked(self, request, self.plans[request.plan], frame, buffer)
+        seen = asked.seen
+        choice, fixed_cost, connected = asked.choose()
         return Probed(
             request.ticket,
             finished,
             cloudpickle.dumps(seen.structure),
             tuple(probe.row_spec(output) for output in seen.outputs),
             tuple(isinstance(output, tf.Tensor) for output in seen.outputs),
-            seen.few if method.plan.rows else probe.least_rows(run),
+            seen.few if asked.method.plan.rows else probe.least_rows(asked.run),
             seen.drew or not seen.reproducible,
             seen.reproducible,
-            cost,
-            there,
+            fixed_cost,
+            connected,
             choice.level,
             choice.reason,
             choice.seconds,
-            form,
+            self.plans[request.plan].plan.form,
             seen.ran_few.runs,
             next(iter(seen.ran_few.failures), ""),
             seen.attributes,
         )
 
-    def _observe(self, plan: Plan, run: Callable[..., Any], buffer: Buffer) -> Observed:
-        """Run few rows twice, and many twice; raise for what no tile may do."""
-        few, many = (plan.rows,) * 2 if plan.rows else _ROWS
-        losses = probe.losses(self._model)
-        before = dict(getattr(self._model, "__dict__", {}))
+    @property
+    def drawn(self) -> int:
+        """How many numbers the stream has given since it was seeded."""
+        return self.stream.numbers if self.stream is not None else 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Asked:
+    """One probe: of the method as it is ``known`` so far, with the rows of ``frame``."""
+
+    prober: Prober
+    request: Probe
+    known: Method
+    frame: Frame
+    buffer: Buffer
+
+    @functools.cached_property
+    def method(self) -> Method:
+        """The model as it is: what is asked here is asked of that."""
+        return dataclasses.replace(
+            self.known, plan=dataclasses.replace(self.known.plan, level="eager")
+        )
+
+    def run(self, rows: int, others: int = 0) -> Any:
+        """Call it with the first rows; again and again the first of them, if ``others`` are to be
+        in the places of the others."""
+        arrays = tile_arrays.first(self.frame, rows, self.buffer)
+        if others:
+            arrays = [np.resize(array[:others], array.shape) for array in arrays]
+        return self.prober.calls.run(self.method, arrays, self.buffer)
+
+    @functools.cached_property
+    def seen(self) -> Observed:
+        """Run few rows twice, and many once; raise for what no tile may do."""
+        model, draws = self.prober.model, self.prober.draws
+        few, many = (self.method.plan.rows,) * 2 if self.method.plan.rows else _ROWS
+        losses = probe.losses(model)
+        before = dict(getattr(model, "__dict__", {}))
         with probe.no_new_variables(), circuit.tally() as ran_few:
-            self._draws.seed(0, 0)
-            stands = self._draws.stands()
-            structure, outputs = probe.flatten(run(few), few)
-            streamed = self._stream.numbers if self._stream is not None else 0
-            globally = self._draws.drawn_globally_since(0, 0)
-            beyond = self._draws.stands() != stands or globally
-            in_variables = self._draws.in_variables(stands)
+            draws.seed(0, 0)
+            stands = draws.stands()
+            structure, outputs = probe.flatten(self.run(few), few)
+            streamed = self.prober.drawn
+            globally = draws.drawn_globally_since(0, 0)
+            beyond = draws.stands() != stands or globally
+            in_variables = draws.in_variables(stands)
             drew = beyond or streamed > 0
-        made = serialization.set_to_tensors(self._model, before)
-        self._calls.check_all_unchanged(buffer)
-        if probe.losses(self._model) > losses:
+        made = serialization.set_to_tensors(model, before)
+        self.prober.calls.check_all_unchanged(self.buffer)
+        if probe.losses(model) > losses:
             raise StatefulCallError(
                 "the model adds losses in its call (add_loss, an activity regularizer), which a "
                 "worker cannot hand back. Return what the loss needs, and add it in the caller"
             )
-        before = dict(getattr(self._model, "__dict__", {}))
-        self._draws.seed(0, 0)
+        before = dict(getattr(model, "__dict__", {}))
+        draws.seed(0, 0)
         with circuit.tally() as ran_again:
-            calls_few, second = probe.interpreter_calls(lambda: run(few))
-        again = self._stream.numbers if self._stream is not None else 0
-        attributes = serialization.set_to_tensors(self._model, before)
+            calls_of_few, second = probe.interpreter_calls(lambda: self.run(few))
+        again = self.prober.drawn
+        attributes = serialization.set_to_tensors(model, before)
         kept = [f"self.{name}" for name in made if name not in attributes]
-        if kept and (again < streamed or globally > self._draws.drawn_globally_since(0, 0)):
+        if kept and (again < streamed or globally > draws.drawn_globally_since(0, 0)):
             raise StatefulCallError(
                 f"the first call set {', '.join(kept)}, and drew random numbers that later calls "
                 "do not draw, so the coordinator's model would not be the one that is computed; "
@@ -174,10 +180,10 @@ class Prober:
                 "Fields does"
             )
         reproducible = probe.bits(outputs) == probe.bits(leaves(second))
-        self._draws.seed(0, 0)
+        draws.seed(0, 0)
         with circuit.tally() as ran_many:
-            of_many = probe.flatten(run(many), many)[1]
-        later = self._stream.numbers if self._stream is not None else 0
+            of_many = probe.flatten(self.run(many), many)[1]
+        later = self.prober.drawn
         by_row = not streamed or (few != many and later * few == streamed * many)
         probe.check_rows_are_alike(outputs, of_many, few, many)
         if reproducible and not drew:
@@ -197,20 +203,22 @@ class Prober:
             attributes,
             by_row,
             reproducible,
-            calls_few,
+            calls_of_few,
         )
 
-    def _fixed_cost(self, seen: Observed, run: Callable[..., Any]) -> float:
+    @functools.cached_property
+    def fixed_cost(self) -> float:
         """What a call costs whatever its rows, in rows. Raises if rows come out otherwise beside
         others than those that they have been seen with.
 
         Not asked of a loop over rows that is vectorised: a row of it is one for itself, as its
         graph shows, and each of its tiles costs as if it had many.
         """
+        seen = self.seen
         few, many = seen.few, seen.many
-        self._draws.seed(0, 0)
+        self.prober.draws.seed(0, 0)
         calls_of_many, beside = probe.interpreter_calls(
-            lambda: run(many, others=few if few < many else 0)
+            lambda: self.run(many, others=few if few < many else 0)
         )
         if seen.reproducible and not seen.beyond:  # what NumPy draws for one may be others' doing
             others = leaves(beside)
@@ -219,66 +227,39 @@ class Prober:
         fixed = max(seen.calls_of_few - per_row * few, 0.0)
         return fixed / per_row if per_row else float("inf")
 
-    def _connected(
-        self, request: Probe, method: Method, seen: Observed, frame: Frame, buffer: Buffer
-    ) -> tuple[bool, ...]:
+    @functools.cached_property
+    def connected(self) -> tuple[bool, ...]:
         """Which sources the model as it is has gradients for; none if no gradient is asked for."""
-        if not request.purpose.gradient:
+        if not self.request.purpose.gradient:
             return ()
-        rows = tile_arrays.first(frame, seen.few, buffer)
-        gradients = self._calls.record(method, rows, buffer).gradients(
-            None, last=bool(request.purpose.wanted)
-        )
+        rows = tile_arrays.first(self.frame, self.seen.few, self.buffer)
+        recorded = self.prober.calls.record(self.method, rows, self.buffer)
+        gradients = recorded.gradients(None, last=bool(self.request.purpose.wanted))
         return tuple(gradient is not None for gradient in gradients)
 
-    def _choose(
-        self,
-        request: Probe,
-        known: Method,
-        method: Method,
-        seen: Observed,
-        fixed_cost: Callable[[], float],
-        connected: Callable[[], tuple[bool, ...]],
-        frame: Frame,
-        buffer: Buffer,
-    ) -> tuple[compiled.Choice, float, tuple[bool, ...]]:
+    def choose(self) -> tuple[compiled.Choice, float, tuple[bool, ...]]:
         """The first of the plan's forms that compiles, what a call of it costs in rows, and which
         sources it has gradients for."""
+        seen, purpose, plan = self.seen, self.request.purpose, self.method.plan
         seedable = not seen.globally and seen.in_variables and seen.reproducible
-        reason = probe.why_eager(seen.outputs, traced=self._traced, seedable=seedable)
+        reason = probe.why_eager(seen.outputs, traced=self.prober.traced, seedable=seedable)
         choice = compiled.Choice("eager", reason, 0.0)
         if reason:
-            return choice, fixed_cost(), connected()
-        purpose = request.purpose
-        forms = probe.forms(
-            method.plan, seen.outputs, looped=seen.loops, circuits=seen.ran_few.runs
-        )
-        for form in forms:
-            cost = float("inf") if form.by_rows else fixed_cost()
-            rows = method.plan.rows or tile_worth(cost, purpose.largest_tile)
-            arrays = tile_arrays.first(frame, rows, buffer)
-            trial = dataclasses.replace(method, plan=dataclasses.replace(method.plan, form=form))
-            everything = tuple(x.dtype.kind in "fc" for x in arrays)
-            everything += (True,) * len(trial.variables) * purpose.gradient
+            return choice, self.fixed_cost, self.connected
+        for form in probe.forms(plan, seen.outputs, looped=seen.loops, circuits=seen.ran_few.runs):
+            cost = float("inf") if form.by_rows else self.fixed_cost
+            rows = plan.rows or tile_worth(cost, purpose.largest_tile)
+            arrays = tile_arrays.first(self.frame, rows, self.buffer)
+            trial = dataclasses.replace(self.method, plan=dataclasses.replace(plan, form=form))
+            every = tuple(x.dtype.kind in "fc" for x in arrays)
+            every += (True,) * len(trial.variables) * purpose.gradient
             # Variables that anything depends on, by their places: in these rows, or in any.
-            first, every = (
+            for wanted in dict.fromkeys(
                 tuple(n - len(arrays) for n in purpose.wanted if sources[n])
-                for sources in (connected() if purpose.wanted else (), everything)
-            )
-            for wanted in dict.fromkeys((first, every)):
-                depends: list[bool] = []
+                for sources in ([self.connected, every] if purpose.wanted else [every])
+            ):
                 with branches.noticed() as conditions:
-                    found = self._compile(
-                        known,
-                        trial,
-                        arrays,
-                        seen,
-                        gradient=purpose.gradient,
-                        gradient_first=request.gradient_first,
-                        wanted=wanted,
-                        depends=depends,
-                        buffer=buffer,
-                    )
+                    found, depends = self._compile(trial, arrays, wanted)
                 if not conditions:
                     break
             compiles = found.level != "eager"
@@ -286,62 +267,51 @@ class Prober:
             choice = found.after(choice, instead) if instead else found
             if choice.level != "eager":
                 # What is compiled says it: where rows decide, of both ways.
-                there = tuple(depends) or (everything if conditions else connected())
-                return choice, cost, there if purpose.gradient else ()
-        return choice, fixed_cost(), connected()
+                connected = tuple(depends) or (every if conditions else self.connected)
+                return choice, cost, connected if purpose.gradient else ()
+        return choice, self.fixed_cost, self.connected
 
     def _compile(
-        self,
-        known: Method,
-        method: Method,
-        arrays: list[np.ndarray],
-        seen: Observed,
-        *,
-        gradient: bool,
-        gradient_first: bool,
-        wanted: tuple[int, ...],
-        depends: list[bool],
-        buffer: Buffer,
-    ) -> compiled.Choice:
+        self, method: Method, arrays: list[np.ndarray], wanted: tuple[int, ...]
+    ) -> tuple[compiled.Choice, list[bool]]:
         """The level for this plan from now on, with a tile's shape compiled already: the call and,
-        with ``gradient``, its vjp, or what is ``wanted`` of both as one program.
+        for a gradient, its vjp, or what is ``wanted`` of both as one program. And whether the vjp
+        has gradients for the sources, if there is one.
 
-        ``method`` is the model as it is; ``known`` may have been compiled before, without
-        gradients. What many rows gave is not asked for again, if the tile has as many: none depends
-        on the others. ``depends`` takes whether the vjp has gradients for the
-        sources.
+        ``method`` is the model as it is, in the form that is tried; it may be known from before,
+        without gradients. What many rows gave is not asked for again, if the tile has as many:
+        none depends on the others.
         """
+        seen, draws = self.seen, self.prober.draws
         # Vectorised, a loop draws in another order: then the rest is compared, without the draws.
         alike = (
             streams.constant if seen.drew and method.plan.form.by_rows else contextlib.nullcontext
         )
         rows = len(arrays[0])
-        self._draws.seed(0, 0)
+        draws.seed(0, 0)
         if rows >= seen.many and not seen.drew:
             expected = seen.of_many
         else:
             with alike():
-                expected = leaves(self._calls.run(method, arrays, buffer))
+                expected = leaves(self.prober.calls.run(method, arrays, self.buffer))
         seeds = [
             tf.ones([rows, *output.shape[1:]], output.dtype)
             for output in expected
             if differentiable(output)
         ]
+        depends: list[bool] = []
 
         def pull_back(function: Callable[..., Any], level: str) -> None:
-            plan = dataclasses.replace(
-                method.plan,
-                level=level,
-                outputs=tuple(probe.row_spec(output) for output in expected),
-            )
+            specs = tuple(probe.row_spec(output) for output in expected)
+            plan = dataclasses.replace(method.plan, level=level, outputs=specs)
             trial = dataclasses.replace(method, plan=plan)
-            self._plans[plan.plan] = trial
+            self.prober.plans[plan.plan] = trial
             if wanted:
                 trial.compiled_both[given, wanted] = function
                 return
             trial.__dict__["compiled"] = function
-            if gradient:
-                found = self._calls.vjp(trial, arrays, seeds, buffer)
+            if self.request.purpose.gradient:
+                found = self.prober.calls.vjp(trial, arrays, seeds, self.buffer)
                 depends[:] = [x is not None for x in found]
 
         inputs = as_tensors(as_the_model_wants(method.plan, arrays))
@@ -355,19 +325,19 @@ class Prober:
             inputs,
             expected,
             pull_back,
-            {} if wanted else _ready(known, method.plan),
-            before=lambda: self._draws.seed(0, 0, everywhere=False),
+            {} if wanted else _ready(self.known, method.plan),
+            before=lambda: draws.seed(0, 0, everywhere=False),
             draws=seen.drew,
             failed=bool(seen.ran_few.failures),
             alike=alike,
-            levels=self._levels,
+            levels=self.prober.levels,
             program=method.program(f"both {(given, wanted)}" if wanted else "compiled"),
-            use_first=gradient_first,
+            use_first=self.request.gradient_first,
         )
         if choice.level == "eager":
             plan = dataclasses.replace(method.plan, form=Form())
-            self._plans[plan.plan] = dataclasses.replace(method, plan=plan)
-        return choice
+            self.prober.plans[plan.plan] = dataclasses.replace(method, plan=plan)
+        return choice, depends
 
 
 def _ready(known: Method, plan: Plan) -> dict[str, Callable[..., Any] | None]:
