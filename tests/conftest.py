@@ -22,9 +22,13 @@ else:
 if "QPOOL_TESTS_QUICK" in os.environ:
     os.environ["XLA_FLAGS"] = os.environ["QPOOL_TESTS_QUICK"]
 
-# Interpreters that tests start begin with what is there.
+# Interpreters that tests start begin with what is there, and with this checkout.
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [str(Path(__file__).parent / "children"), os.environ.get("PYTHONPATH")])
+    [
+        str(Path(__file__).parent / "children"),
+        str(Path(__file__).parents[1]),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
 )
 
 import pytest

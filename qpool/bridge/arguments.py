@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import tensorflow as tf
 from qpool.shipping import dumps
 from workers.errors import InputError
 from workers.exchange.protocol import Sharded, filled, stands_for
+from workers.replica import classes
 from workers.replica.with_weights import Given
 
 
@@ -76,7 +76,7 @@ class Arguments:
         self, arguments: bytes, as_tensor: Sequence[bool], inputs: Sequence[Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What ``split`` was given, with these inputs."""
-        args, kwargs = pickle.loads(arguments)
+        args, kwargs = classes.loads(arguments)
         given = [
             x if tensor else tf.get_static_value(x)
             for x, tensor in zip(inputs, as_tensor, strict=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import pickle
 import re
 import threading
 from collections.abc import Callable, Container, Sequence
@@ -32,7 +31,7 @@ from workers.engine import circuit
 from workers.engine.scope import called
 from workers.errors import ModelError
 from workers.exchange.protocol import Plan, Sharded
-from workers.replica import probe
+from workers.replica import classes, probe
 from workers.replica.method import Method
 from workers.tensors import leaves
 
@@ -206,7 +205,7 @@ class CompiledCalls:
                 key = (*key, rows)
         if key not in self._known:
             if not only:  # constants as they are now, whatever becomes of the caller's
-                marked, named = pickle.loads(constants)
+                marked, named = classes.loads(constants)
             as_tensor = tuple(not arrays or n > 0 for n in range(len(inputs)))
             plan = Plan(0, 0, method, b"", as_tensor, 0)
             found = Method(plan, function, marked, named, True)

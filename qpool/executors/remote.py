@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import pickle
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from qpool.shipping import Shipment
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.exchange.protocol import Form, Kind, Purpose
 from workers.layout import ArraySpec
+from workers.replica import classes
 
 log = logging.getLogger("qpool")
 
@@ -144,7 +144,7 @@ class RemoteModel:
         found = self.pool.probe(number, inputs, weights(), purpose)
         plan = Plan(
             number,
-            pickle.loads(found.structure),
+            classes.loads(found.structure),
             found.outputs,
             found.tensors,
             found.draws,

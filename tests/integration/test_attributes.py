@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import idioms
 import keras
@@ -404,3 +404,43 @@ def test_so_is_another_layer() -> None:
             found = generator(Z)
         np.testing.assert_allclose(found, model(Z), atol=1e-5)
         assert tape.gradient(found, model.layer.kernel.value) is not None
+
+
+@pytest.mark.parametrize("strategy", ["threads", "cpu_batch", "processes"])
+def test_a_class_of_a_script_stays_the_users_own(worker, strategy: str) -> None:
+    """Though it travels by value: within one process it would be filled with copies."""
+    scale = tf.Variable(2.0)
+
+    @dataclasses.dataclass
+    class Shift:
+        by: float
+
+        def of(self, x):
+            return x + self.by * scale
+
+    class Pair(NamedTuple):
+        first: Any
+        second: Any
+
+    class Scaled(idioms.FixedBatch):
+        def __call__(self, z, shift=None):
+            return Pair(self.scaled(super().__call__(z)), shift.of(z))
+
+        def scaled(self, x):
+            return scale * x
+
+    before = {kind: dict(vars(kind)) for kind in (Shift, Pair, Scaled)}
+    model, options = Scaled(), {"pool": worker} if strategy == "processes" else {}
+    with qpool.parallelize(model, strategy=strategy, **options) as generator:
+        expected = model(Z, shift=Shift(0.5))
+        for _ in range(2):
+            with tf.GradientTape() as tape:
+                found = generator(Z, shift=Shift(0.5))
+            assert type(found) is Pair
+            np.testing.assert_allclose(found.first, expected.first, atol=1e-5)
+            assert tape.gradient(found, scale) is not None
+        for kind, names in before.items():
+            assert all(vars(kind)[name] is value for name, value in names.items())
+        with tf.GradientTape() as tape:
+            found = model(Z, shift=Shift(0.5))
+        assert tape.gradient(found, scale) is not None

@@ -26,6 +26,7 @@ from workers.exchange.protocol import Build, Frame, Kind, Plan, Probe, Probed
 from workers.layout import Buffer, tile_rows
 from workers.replica import serialization, tile_arrays
 from workers.replica.calls import Calls
+from workers.replica.classes import Classes
 from workers.replica.draws import Draws
 from workers.replica.method import Method
 from workers.replica.prober import Prober
@@ -48,8 +49,10 @@ class Replica:
         graph, which holds the threads that another graph needs.
         """
         self._traced = build.engine == "traced"
+        #: In the process that the model came from, its classes are the user's own.
+        self._loads = pickle.loads if alone else Classes(copies=True).loads
         with traced_engines(self._traced):
-            shipped: serialization.Shipped = pickle.loads(build.shipment)
+            shipped: serialization.Shipped = self._loads(build.shipment)
         if in_force not in (None, shipped.settings):
             raise ConfigurationError(
                 f"the models of a pool share their processes' settings: those in force are "
@@ -84,7 +87,7 @@ class Replica:
     # -- being told ------------------------------------------------------------------------
 
     def add_plan(self, plan: Plan) -> None:
-        args, kwargs = pickle.loads(plan.arguments)
+        args, kwargs = self._loads(plan.arguments)
         call = self._model if plan.method == "__call__" else getattr(self._model, plan.method)
         known = self._plans.get(plan.plan)
         if known is None or known.plan != plan:

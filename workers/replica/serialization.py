@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from workers.replica.places import as_it_is_now
+
 
 @dataclass
 class Shipped:
@@ -79,10 +81,12 @@ def apply_settings(wanted: dict[str, Any]) -> None:
 
 
 def apply_constants(wanted: Iterable[tuple[str, str, Any]]) -> None:
-    """Have this process's modules hold what the coordinator's did."""
+    """Have this process's modules hold what the coordinator's did. In the coordinator's own process
+    they do, and keep the very objects."""
     for module, name, value in wanted:
-        if module in sys.modules:
-            setattr(sys.modules[module], name, value)
+        here = sys.modules.get(module)
+        if here is not None and as_it_is_now(getattr(here, name, None)) != as_it_is_now(value):
+            setattr(here, name, value)
 
 
 def as_tf_variable(variable: Any) -> Any:
