@@ -327,3 +327,26 @@ def test_the_main_script_of_a_multiprocessing_child_travels_along(monkeypatch) -
     payload = shipping.pack(script.Model()).payload
     monkeypatch.delitem(sys.modules, "__mp_main__")
     assert pickle.loads(payload).model(2.0) == 6.0
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes", "threads"])
+def test_a_helper_that_is_defined_anew_is_seen(worker, strategy: str) -> None:
+    """As in a notebook, whose cells are run again."""
+    scale = tf.Variable(2.0)
+
+    def helper(x):
+        return scale * x
+
+    def generate(z):
+        return tf.stack([helper(row) for row in z])
+
+    z = tf.constant([[1.0], [2.0], [3.0]])
+    options = {"pool": worker} if strategy == "processes" else {"strategy": strategy}
+    with qpool.parallelize(generate, **options) as pooled:
+        np.testing.assert_allclose(pooled(z), 2.0 * z)
+
+        def helper(x):
+            return scale * x**2
+
+        for _ in range(2):
+            np.testing.assert_allclose(pooled(z), 2.0 * z**2)

@@ -77,8 +77,6 @@ def _watched(space: Any, key: str, value: Any, *, attribute: bool) -> Iterator[P
     now = as_it_is_now(value)
     if now is not None:
         yield Setting(space, key, value, now, attribute and isinstance(space, dict))
-    elif not attribute:
-        return
     elif (now := as_it_is_now(value, others=True)) is not None:
         yield Contents(space, key, value, now)
     elif is_program(value):
