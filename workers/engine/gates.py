@@ -76,10 +76,12 @@ def displacement_by_columns(r: tf.Tensor, cutoff: int) -> tf.Tensor:
 
 def _displaced(r: tf.Tensor, cutoff: int) -> tuple[tf.Tensor, _Next]:
     """The first column of the displacement, and what makes the next one."""
-    root, inverse_root = (tf.constant(x, FLOAT) for x in _roots(cutoff))
+    root, inverse_root = _roots(cutoff)
+    roots, amplitude = tf.constant(root, FLOAT), r[..., None]
 
     def following(n: int | tf.Tensor, column: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
-        return (root * _shift(column, 1) - r[..., None] * column) * inverse_root[n]
+        # The first root is 0: what comes round is not taken.
+        return (roots * tf.roll(column, 1, -1) - amplitude * column) * _entry(inverse_root, n)
 
     return displaced_vacuum(r, cutoff), following
 
@@ -94,7 +96,6 @@ def displaced_vacuum(r: tf.Tensor, cutoff: int) -> tf.Tensor:
 def squeezing(r: tf.Tensor, cutoff: int) -> tf.Tensor:
     """exp(r (a^2 - a^dagger^2) / 2) for real r: (...) -> (..., cutoff, cutoff)."""
     root, inverse_root = _roots(cutoff)
-    roots, inverse_roots = tf.constant(root, FLOAT), tf.constant(inverse_root, FLOAT)
     root2 = np.sqrt(np.arange(cutoff) * np.maximum(np.arange(cutoff) - 1, 0))
 
     def derivative(r: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
@@ -107,11 +108,12 @@ def squeezing(r: tf.Tensor, cutoff: int) -> tf.Tensor:
         )
 
     fixed = tf.stop_gradient(r)
-    tanh, sech = tf.tanh(fixed)[..., None], (1 / tf.cosh(fixed))[..., None]
+    tanh, raising = tf.tanh(fixed)[..., None], (1 / tf.cosh(fixed))[..., None] * root
 
     def following(n: int | tf.Tensor, column: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
-        raised = sech * roots * _shift(column, 1)
-        return (raised + tanh * roots[n - 1] * before) * inverse_roots[n]
+        # The first root is 0: what comes round is not taken.
+        lowered = tanh * before * _entry(root, n - 1)
+        return (raising * tf.roll(column, 1, -1) + lowered) * _entry(inverse_root, n)
 
     made = _columns(squeezed_vacuum(fixed, cutoff), following, cutoff)
     return _with_derivative(r, made, derivative)
@@ -320,6 +322,11 @@ class _Spectrum:
 def _roots(cutoff: int) -> tuple[np.ndarray, np.ndarray]:
     root = np.sqrt(np.arange(cutoff, dtype=float))
     return root, 1 / np.where(root == 0, 1, root)
+
+
+def _entry(table: np.ndarray, n: int | tf.Tensor) -> Any:
+    """A number of a table; ``n`` is a tensor in a loop."""
+    return table[n] if isinstance(n, int) else tf.constant(table, FLOAT)[n]
 
 
 def _shift(x: tf.Tensor, by: int, axis: int = -1) -> tf.Tensor:
