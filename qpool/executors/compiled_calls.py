@@ -33,7 +33,7 @@ from workers.errors import ModelError
 from workers.exchange.protocol import Plan, Sharded
 from workers.replica import classes, probe
 from workers.replica.method import Method
-from workers.tensors import leaves
+from workers.tensors import leaves, mapped
 
 #: First arguments that are no batch, and no number that may be another one each time.
 _CONSTANTS = (type(None), bool, int, str)
@@ -60,7 +60,8 @@ class CompiledCall:
     assigned to, by identity. ``sets`` are attributes of the model that what was compiled returns
     with the result, ``updates`` variables of whose new values that is so. ``engines`` are those
     that it begins with as they are after a reset; ``reset_before`` says that there may be some,
-    which the next call will show.
+    which the next call will show. ``alike`` are the same with other counts of rows, and ``wider``
+    the one of them that computes it, with more.
     """
 
     method: Method
@@ -79,12 +80,18 @@ class CompiledCall:
     updates: Sequence[tf.Variable] = ()
     engines: Sequence[Any] = ()
     reset_before: bool = False
+    alike: Sequence[CompiledCall] = ()
+    wider: CompiledCall | None = None
 
     @property
     def is_compiled(self) -> bool:
         """Whether it may be computed by what was compiled, now."""
-        chosen = self.choice is not None and self.choice.level != "eager"
-        return chosen and not any(engine.run_progs for engine in self.engines)
+        return self.compiles and not any(engine.run_progs for engine in self.engines)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether there is something compiled that gives what the eager call gave."""
+        return self.choice is not None and self.choice.level != "eager"
 
     def as_dict(self) -> dict[str, Any]:
         """For ``stats()``; a choice must have been made."""
@@ -118,7 +125,10 @@ class CompiledCalls:
             compiled_call.method.stream.seed(
                 tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
             )
-        found = compiled_call.method.compiled(*inputs)
+        if compiled_call.wider is not None:
+            found = _widened(compiled_call, compiled_call.wider, inputs)
+        else:
+            found = compiled_call.method.compiled(*inputs)
         for engine in compiled_call.engines:
             engine.has_run()
         if compiled_call.updates:
@@ -196,21 +206,29 @@ class CompiledCalls:
         constants = b"" if only else dumps((marked, named), "arguments")
         # Not batched, their shapes too: what is right for one need not be for another.
         shapes = () if batched else tuple((*x.shape, x.dtype.name) for x in inputs)
-        key: tuple[Any, ...] = (method, constants, shapes, arrays)
-        known = self._known.get(key)
-        if known is not None and any(known.method.plan.form.by_rows):
-            # Traced for one row: what it does with another count of rows is to be seen first.
-            rows = inputs[0].shape[0]
-            if rows != known.rows:
-                key = (*key, rows)
+        same = (method, constants, shapes, arrays)
+        key = self._with_rows(same, inputs)
         if key not in self._known:
             if not only:  # constants as they are now, whatever becomes of the caller's
                 marked, named = classes.loads(constants)
             as_tensor = tuple(not arrays or n > 0 for n in range(len(inputs)))
             plan = Plan(0, 0, method, b"", as_tensor, 0)
             found = Method(plan, function, marked, named, True)
-            self._known[key] = CompiledCall(found, tuple(sharded))
+            alike = [known for other, known in self._known.items() if other[: len(same)] == same]
+            self._known[key] = CompiledCall(found, tuple(sharded), alike=alike)
         return self._known[key], inputs
+
+    def _with_rows(self, key: tuple[Any, ...], inputs: Sequence[tf.Tensor]) -> tuple[Any, ...]:
+        """The key, with the count of rows where another one is another call."""
+        rows = inputs[0].shape[0] if inputs and inputs[0].shape.rank else 0
+        known = self._known.get(key)
+        if known is not None and known.rows == 1 != rows:
+            key = (*key, "more")  # which one row does not show: loops over them, for one
+            known = self._known.get(key)
+        if known is not None and any(known.method.plan.form.by_rows) and rows != known.rows:
+            # Traced for one row: what it does with another count of rows is to be seen first.
+            key = (*key, rows)
+        return key
 
     def choose(
         self,
@@ -247,6 +265,10 @@ class CompiledCalls:
             reason = "it returns NumPy arrays"
         if reason:
             return compiled.Choice("eager", reason, 0.0)
+        if looped and (wider := _wider(compiled_call, inputs, outputs)) is not None:
+            compiled_call.wider, compiled_call.method = wider, wider.method
+            assert wider.choice is not None
+            return dataclasses.replace(wider.choice, seconds=0.0)
         effects: set[str] = set()
         find = functools.partial(
             self._choose, compiled_call, inputs, outputs, looped, levels, effects
@@ -326,6 +348,36 @@ class CompiledCalls:
                 break
         assert choice is not None
         return choice
+
+
+def _wider(
+    compiled_call: CompiledCall, inputs: Sequence[tf.Tensor], outputs: list[Any]
+) -> CompiledCall | None:
+    """The one of those that are alike, with up to four times the rows, that gives these outputs, so
+    that none is compiled for the last rows of an epoch, or for each length of an episode."""
+    rows = compiled_call.rows or 0
+    fit = [
+        other
+        for other in compiled_call.alike
+        if rows < (other.rows or 0) <= 4 * rows and other.wider is None and other.compiles
+        if any(other.method.plan.form.by_rows) and other.method.stream is None
+    ]
+    for other in sorted(fit, key=lambda other: other.rows or 0):
+        found = leaves(_widened(compiled_call, other, inputs))
+        if not compiled.first_difference(found, outputs):
+            return other
+    return None
+
+
+def _widened(compiled_call: CompiledCall, wider: CompiledCall, inputs: Sequence[tf.Tensor]) -> Any:
+    """What ``wider`` gives for the rows, the last one repeated, without what that one gives."""
+    rows = compiled_call.rows or 0
+    more = (wider.rows or 0) - rows
+    given = (
+        tf.concat([x, tf.repeat(x[-1:], more, axis=0)], 0) if flag else x
+        for x, flag in zip(inputs, wider.sharded, strict=True)
+    )
+    return mapped(lambda x: x[:rows], wider.method.compiled(*given))
 
 
 def _draws_row_by_row(method: Method, inputs: list[tf.Tensor], rows: int) -> bool:

@@ -485,6 +485,39 @@ def test_another_number_of_rows_is_another_call_of_a_loop() -> None:
             )
 
 
+class DoublesTwo(idioms.LoopByIndex):
+    def __call__(self, z):
+        found = super().__call__(z)
+        return found if len(z) != 2 else 2 * found
+
+
+def test_fewer_rows_of_a_loop_are_computed_by_what_was_compiled_for_more() -> None:
+    """The last ones of an epoch, episodes of any length; if that gives what the model gives."""
+    model = DoublesTwo()
+    z = rows_of(DoublesTwo)
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        for rows in (4, 3, 2, 4, 3, 2):
+            found, expected = (step(f, z[:rows], model) for f in (generator, model))
+            assert_like_stock(found, expected)
+        ways = generator.stats()["compiled"]
+        assert [way["by_rows"] for way in ways] == [True, True, False]
+        assert [way["seconds"] > 0 for way in ways] == [True, False, True]
+        found = tf.function(lambda rows: step(generator, rows, model))(z[:3])
+        assert_like_stock(found, step(model, z[:3], model))
+        assert len(generator.stats()["compiled"]) == 3
+
+
+def test_what_one_row_does_not_show_is_seen_with_more() -> None:
+    model = idioms.LoopByIndex()
+    z = rows_of(idioms.LoopByIndex)
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        for rows in (1, 4, 1, 3, 2):
+            assert_like_stock(step(generator, z[:rows], model), step(model, z[:rows], model))
+        ways = generator.stats()["compiled"]
+        assert [way["by_rows"] for way in ways] == [False, True, True, True]
+        assert [way["seconds"] > 0 for way in ways] == [True, True, False, False]
+
+
 class SharedMean(idioms.LoopByIndex):
     """Each row has a little of the mean of all of them, and noise."""
 

@@ -151,12 +151,12 @@ def choose(
                 before()
                 with alike():
                     graph = leaves(at_level(function, "graph")(*inputs))[: len(expected)]
-                apart = _other_kind(outputs, graph) or _first_difference(graph, expected)
+                apart = _other_kind(outputs, graph) or first_difference(graph, expected)
             else:
-                apart = _first_difference(outputs, expected)
+                apart = first_difference(outputs, expected)
                 if apart and not _other_kind(outputs, expected):
                     roundings = _roundings(function, inputs)[: len(expected)]
-                    apart = _first_difference(outputs, expected, roundings)
+                    apart = first_difference(outputs, expected, roundings)
             if traced.failures and (apart or not failed):
                 apart = f"a circuit fails, which the model catches: {traced.failures[0]}"
             if apart:
@@ -190,9 +190,11 @@ def _other_kind(outputs: Sequence[tf.Tensor], expected: Sequence[tf.Tensor]) -> 
     return ""
 
 
-def _first_difference(
+def first_difference(
     outputs: Sequence[tf.Tensor], expected: Sequence[tf.Tensor], roundings: Sequence[float] = ()
 ) -> str:
+    """What of the outputs is not what was expected, in words; empty if all is. ``roundings`` are
+    allowed beyond."""
     other = _other_kind(outputs, expected)
     if other:
         return other
