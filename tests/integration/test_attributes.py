@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import idioms
 import keras
+import models
 import numpy as np
 import pytest
 import strawberryfields as sf
@@ -343,6 +344,19 @@ def test_changes_are_seen_wherever_they_are_made(monkeypatch) -> None:
             factor *= 2.0
             np.testing.assert_allclose(generator(Z), factor * first, rtol=1e-4, err_msg=name)
             generator._qpool.pooled_calls += 20  # they come seldom
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
+def test_so_is_another_hbar(worker, monkeypatch, strategy: str) -> None:
+    model = models.Displaced()  # whose read-out has its units
+    options = {"pool": worker} if strategy == "processes" else {"strategy": strategy}
+    with qpool.parallelize(model, **options) as generator:
+        for hbar in (2.0, 0.5, 2.0):
+            monkeypatch.setattr(sf, "hbar", hbar)
+            with tf.GradientTape() as tape:
+                found = generator(Z)
+            np.testing.assert_allclose(found, model(Z), atol=1e-5)
+            assert tape.gradient(found, model.trainable_variables[0]) is not None
 
 
 class Logging(idioms.FixedBatch):

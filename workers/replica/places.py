@@ -86,7 +86,8 @@ class Setting(Place):
 
 @dataclass(frozen=True, eq=False)
 class Contents(Place):
-    """A list or dict of other things than numbers, and what was in it."""
+    """A list or dict of other things than numbers, and what was in it. What depends on it is made
+    anew altogether when it is another one."""
 
     now: Any
 

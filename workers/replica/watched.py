@@ -44,7 +44,7 @@ def watched(model: Any, methods: Iterable[str]) -> list[Place]:
             if not isinstance(space, dict) or "__name__" in space:  # around it, or its module's
                 looked_at += [(space, key, False) for key in keys if key not in stored]
     if (library := sys.modules.get("strawberryfields")) is not None:
-        looked_at.append((vars(library), "hbar", False))
+        found.append(Contents(vars(library), "hbar", library.hbar, library.hbar))  # of a process
     for space, key, attribute in looked_at:
         where = Place(space, key, None).where
         if where not in seen:
