@@ -58,6 +58,7 @@ _ADVICE = (
         "let what the call makes and fills be a tensor (tf.zeros, tf.tensor_scatter_nd_update) and "
         "not a tf.Variable, and assign to variables in the caller",
     ),
+    (r"is a list of numbers", "hand over an array or a tensor"),
     (
         r"changes its variable|adds losses",
         "return what is to be kept, and assign it, or add it, in the caller",

@@ -67,7 +67,8 @@ class Once(logging.Filter):
     if ``silent``.
 
     Made for TensorFlow's logger: stock Strawberry Fields casts a complex tensor to a real one in
-    each gate, and TensorFlow warns of it each time.
+    each gate, and TensorFlow warns of it each time. What it says of functions that are traced too
+    often is no news where they are ours: one for each size of batch.
     """
 
     def __init__(self, *, silent: bool = False) -> None:
@@ -80,6 +81,7 @@ class Once(logging.Filter):
         if record.levelno > logging.WARNING:
             return True
         message = record.getMessage()
-        new = not self._silent and message not in self._said
+        ours = "tf.function retracing" in message and "named_lastingly" in message
+        new = not self._silent and message not in self._said and not ours
         self._said.add(message)
         return new

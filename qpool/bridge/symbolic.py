@@ -14,6 +14,7 @@ import tensorflow as tf
 from qpool.bridge.arguments import check_array
 from workers.errors import InputError
 from workers.layout import ArraySpec
+from workers.tensors import within_xla
 
 #: Rows of the standard normal draws that stand in for a batch of unknown size when a graph is
 #: traced; where the size is known they are as many, and what is compiled for them is used.
@@ -21,7 +22,13 @@ _TRACE_ROWS = 4
 
 
 def specs(inputs: Sequence[Any]) -> list[ArraySpec]:
-    """One row of each; InputError where that is not known."""
+    """One row of each; InputError where that is not known, or where XLA is to compile the graph."""
+    if within_xla():
+        raise InputError(
+            "a pooled call in a tf.function(jit_compile=True): XLA cannot hold the way to workers. "
+            "Leave jit_compile out, or use strategy='cpu_batch', which becomes a part of your "
+            "program"
+        )
     found = []
     for x in inputs:
         shape, dtype = x.shape, np.dtype(getattr(x.dtype, "as_numpy_dtype", x.dtype))

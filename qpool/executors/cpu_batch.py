@@ -14,7 +14,7 @@ from qpool.executors.base import Executor, Options
 from qpool.executors.compiled_calls import CompiledCall, CompiledCalls, as_it_is
 from qpool.executors.effects import State
 from qpool.shipping import engines_batch_size
-from workers.compiling import streams, updates
+from workers.compiling import compiled, streams, updates
 from workers.engine import circuit
 from workers.engine.scope import GOES_ON, reset_before
 from workers.errors import ConfigurationError, InputError
@@ -23,6 +23,10 @@ from workers.replica import serialization
 from workers.tensors import beside, leaves, within_xla
 
 log = logging.getLogger("qpool")
+
+
+#: What becomes of a call with a list of numbers.
+_LISTED = compiled.Choice("eager", "its first argument is a list of numbers", 0.0)
 
 
 class CpuBatchExecutor(Executor):
@@ -53,8 +57,13 @@ class CpuBatchExecutor(Executor):
     def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self.model if method == "__call__" else getattr(self.model, method)
         empty = bool(args) and getattr(args[0], "shape", (None,))[:1] == (0,)
-        if within_xla() or empty or _is_for_the_model_alone(args):
+        if within_xla() or empty:
             return as_it_is(function, args, kwargs)
+        if _is_for_the_model_alone(args):
+            with circuit.tally() as run, self._counted(args):
+                found = as_it_is(function, args, kwargs)
+            notices.not_compiled(self.model, method, _LISTED, run.runs, self.options)
+            return found
         compiled_call, inputs = self._compiled_calls.find(method, function, args, kwargs)
         if compiled_call.choice is None:
             if tf.executing_eagerly():

@@ -507,6 +507,19 @@ def test_fewer_rows_of_a_loop_are_computed_by_what_was_compiled_for_more() -> No
         assert len(generator.stats()["compiled"]) == 3
 
 
+class TakesLists(idioms.Base):
+    def __call__(self, z):
+        return tf.stack([idioms.photons(self.state(x, y)) for x, y in z])
+
+
+def test_a_list_of_numbers_is_computed_as_it_is_and_that_is_said() -> None:
+    model, z = TakesLists(), np.asarray(rows_of(TakesLists))
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        with pytest.warns(qpool.errors.NotCompiledWarning, match="Instead: hand over an array"):
+            found = generator(z.tolist())
+        np.testing.assert_allclose(found, model(z), atol=1e-5)
+
+
 def test_what_one_row_does_not_show_is_seen_with_more() -> None:
     model = idioms.LoopByIndex()
     z = rows_of(idioms.LoopByIndex)

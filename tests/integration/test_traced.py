@@ -105,6 +105,13 @@ def test_cpu_batch_is_the_model_compiled_in_place() -> None:
         assert_close(step(Z[:5]), ours)
 
 
+def test_in_a_graph_that_xla_compiles_pools_say_what_to_do(worker) -> None:
+    with qpool.parallelize(small(), pool=worker) as generator:
+        step = tf.function(generator, jit_compile=True)
+        with pytest.raises(qpool.errors.InputError, match="Leave jit_compile out, or use strategy"):
+            step(Z[:2])
+
+
 def test_cpu_batch_differentiates_twice() -> None:
     model = small()
     z = Z[:3]
