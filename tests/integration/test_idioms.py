@@ -15,6 +15,7 @@ from idioms import BATCH, IDIOMS
 import qpool
 from qpool.executors.auto import course
 from workers import errors
+from workers.engine import TracedEngine
 from workers.replica import serialization
 
 ROWS = np.random.default_rng(1).normal(0, 0.5, (BATCH, 2))
@@ -502,9 +503,11 @@ def test_fewer_rows_of_a_loop_are_computed_by_what_was_compiled_for_more() -> No
         ways = generator.stats()["compiled"]
         assert [way["by_rows"] for way in ways] == [True, True, False]
         assert [way["seconds"] > 0 for way in ways] == [True, False, True]
-        found = tf.function(lambda rows: step(generator, rows, model))(z[:3])
-        assert_like_stock(found, step(model, z[:3], model))
-        assert len(generator.stats()["compiled"]) == 3
+        many = tf.concat([z, z[:2]], 0)
+        for rows, ways in ((z[:3], 3), (many, 4)):
+            found = tf.function(lambda rows: step(generator, rows, model))(rows)
+            assert_like_stock(found, step(model, rows, model))
+            assert len(generator.stats()["compiled"]) == ways
 
 
 class TakesLists(idioms.Base):
@@ -814,11 +817,11 @@ def test_a_program_that_runs_its_own_functions_eagerly_has_ours_compiled(
     z = tf.constant(ROWS.astype("float32"))
     stock = step(model, z, model)
     options = {"processes": {"pool": worker}, "threads": {"workers": 2}, "cpu_batch": {}}[strategy]
-    photons = idioms.photons
+    run = TracedEngine.run
 
-    def counted(state):
-        calls.append(state)
-        return photons(state)
+    def counted(self, *args, **kwargs):
+        calls.append(self)
+        return run(self, *args, **kwargs)
 
     tf.config.run_functions_eagerly(True)
     try:
@@ -826,7 +829,7 @@ def test_a_program_that_runs_its_own_functions_eagerly_has_ours_compiled(
             for n in range(3):
                 assert_like_stock(step(generator, z, model), stock)
                 if n == 1:  # whatever runs it from here on runs no Python of the model's
-                    monkeypatch.setattr(idioms, "photons", counted)
+                    monkeypatch.setattr(TracedEngine, "run", counted)
             assert generator.stats()["compiled"][0]["level"] == "xla"
         assert not calls
         assert tf.config.functions_run_eagerly()

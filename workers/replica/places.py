@@ -150,7 +150,7 @@ def _contents(value: Any, left: list[int], *, others: bool) -> Any:
     keys = list(value) if isinstance(value, dict) else []
     found: list[Any] = []
     for part in value.values() if isinstance(value, dict) else value:
-        left[0] -= 1
+        left[0] -= 1 + (part.size // _MOST if isinstance(part, np.ndarray) else 0)
         if left[0] < 0:
             return None
         if isinstance(part, _CONTAINERS):

@@ -108,7 +108,16 @@ def test_of_other_things_in_them_which_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, [1.0] * 65, [[1.0] * 40] * 2, [object()], np.ones(5000), np.array(["a"])]
+    "value",
+    [
+        None,
+        [1.0] * 65,
+        [[1.0] * 40] * 2,
+        [np.ones(2048)] * 2,
+        [object()],
+        np.ones(5000),
+        np.array(["a"]),
+    ],
 )
 def test_others_are_not_compared(value) -> None:
     assert places.as_it_is_now(value) is None
