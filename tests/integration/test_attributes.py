@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -295,7 +296,19 @@ class Config:
     scale: float = 1.0
 
 
-class Configured(idioms.FixedBatch):
+class Root(idioms.FixedBatch):
+    of_the_root = 1.0
+
+    @staticmethod
+    def fixed() -> float:
+        return 1.0
+
+    @property
+    def asked(self) -> float:
+        return 1.0
+
+
+class Configured(Root):
     """What a call looks at, in the places where it may be changed."""
 
     of_the_class = 1.0
@@ -310,6 +323,7 @@ class Configured(idioms.FixedBatch):
 
     def __call__(self, z):
         scale = self.of_the_class * self.config.scale * self.array[1] * self.method()
+        scale *= self.of_the_root * self.fixed() * self.asked
         scale *= self.options["loss"]["gain"] * self.gains[0] * self.gains[1][0] * GAINS["all"]
         return self.steps[0](self.function(super().__call__(z) * scale)) * self.tensor
 
@@ -325,6 +339,9 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "a tensor": lambda model: setattr(model, "tensor", tf.constant(2.0)),
     "a function": lambda model: setattr(model, "function", lambda x: 2.0 * x),
     "a method": lambda model: setattr(model, "method", lambda: 2.0),
+    "the class's own": lambda model: setattr(Configured, "of_the_root", 2.0),
+    "a static method": lambda model: setattr(Root, "fixed", staticmethod(lambda: 2.0)),
+    "a property": lambda model: setattr(Configured, "asked", property(lambda self: 2.0)),
     "in a dict": lambda model: model.options["loss"].update(gain=2.0),
     "in a list": lambda model: model.gains.__setitem__(0, 2.0),
     "an array in it": lambda model: model.gains[1].__setitem__(0, 2.0),
@@ -335,6 +352,10 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 def test_changes_are_seen_wherever_they_are_made(monkeypatch) -> None:
     monkeypatch.setitem(GAINS, "all", 1.0)
+    for name in ("of_the_root", "asked"):  # as it has them of its own
+        monkeypatch.setattr(Configured, name, vars(Root)[name])
+        monkeypatch.delattr(Configured, name)
+    monkeypatch.setattr(Root, "fixed", staticmethod(Root.fixed))
     model = Configured()
     with qpool.parallelize(model, strategy="cpu_batch") as generator:
         factor = 1.0
@@ -344,6 +365,56 @@ def test_changes_are_seen_wherever_they_are_made(monkeypatch) -> None:
             factor *= 2.0
             np.testing.assert_allclose(generator(Z), factor * first, rtol=1e-4, err_msg=name)
             generator._qpool.pooled_calls += 20  # they come seldom
+
+
+class Counting(idioms.FixedBatch):
+    """Goes by what its own lists and dicts have of earlier calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history, self.kept, self.recent = [], {"last": {}}, collections.deque(maxlen=3)
+
+    def __call__(self, z):
+        found = super().__call__(z) * float(1 + len(self.history) + len(self.recent))
+        self.history.append(1.0)
+        self.recent.append(2.0)
+        found += 0.5 * self.kept["last"].get("mean", 0.0)
+        self.kept["last"]["mean"] = tf.stop_gradient(tf.reduce_mean(found))
+        return found
+
+
+@pytest.mark.filterwarnings("ignore::qpool.errors.NotCompiledWarning")
+def test_no_trace_leaves_anything_in_what_a_call_goes_on_from() -> None:
+    ours, stock = Counting(), Counting()
+    with qpool.parallelize(ours, strategy="cpu_batch") as generator:
+        for _ in range(4):
+            np.testing.assert_allclose(generator(Z), stock(Z), rtol=1e-4)
+    assert (len(ours.history), list(ours.recent)) == (4, [2.0] * 3)
+
+
+class Caching(idioms.LoopByIndex):
+    """Keeps what it has made for a size of batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = {}
+
+    def __call__(self, z):
+        rows = len(z)
+        if rows not in self.cache:
+            self.cache[rows] = tf.linspace(1.0, 1.0, rows)[:, None]
+        return super().__call__(z) * self.cache[rows]
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])
+def test_nor_tensors_of_a_graph_in_a_cache(worker, strategy: str) -> None:
+    model = Caching()
+    options = {"pool": worker} if strategy == "processes" else {"strategy": strategy}
+    with qpool.parallelize(model, **options) as generator:
+        for rows in (4, 4, 3, 1, 4):
+            np.testing.assert_allclose(generator(Z[:rows]), Caching()(Z[:rows]), atol=1e-5)
+    for rows in (1, 3, 4):
+        np.testing.assert_allclose(model(Z[:rows]), Caching()(Z[:rows]), atol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["cpu_batch", "processes"])

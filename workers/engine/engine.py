@@ -92,14 +92,22 @@ class TracedEngine(Engine):
         _check_batches(args)
         programs = list(program) if isinstance(program, Sequence) else [program]
         self._symbolic_samples = None
+        before = [] if tf.executing_eagerly() else self._bound_before(programs)
         with circuit.noting_failures():
             result = self._run_all(programs, args, compile_options or {}, kwargs)
+        for parameter, value in before:
+            parameter.val = value
         if self._symbolic_samples is not None:  # a result does not take them: it asks their length
             self.samples, result._result["output"] = (
                 self._symbolic_samples,
                 [self._symbolic_samples],
             )
         return result
+
+    def _bound_before(self, programs: list[Any]) -> list[tuple[FreeParameter, Any]]:
+        """What parameters have bound that a graph's tensors will be bound to, which would keep the
+        graph for as long as there are parameters of these names. They get it back."""
+        return [(p, p.val) for program in programs for p in program.free_params.values()]
 
     def _run_all(
         self, programs: list[Any], args: Any, compile_options: Any, kwargs: dict[str, Any]

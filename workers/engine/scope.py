@@ -38,6 +38,7 @@ class Scope:
     """One call of a model: what its engines were used for.
 
     ``refuses``: its engines refuse a batch that they were not made for. ``refused``: one did.
+    ``bound``: parameters that were given tensors of a graph, and what they had before.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,7 @@ class Scope:
         self.traced: list[Scoped] = []
         self.ran: list[Scoped] = []
         self.refuses = self.refused = False
+        self.bound: dict[int, tuple[Any, Any]] = {}
 
     def refuse(self) -> None:
         self.refused = True
@@ -75,6 +77,8 @@ def traced_engines(wanted: bool = True) -> Iterator[Scope | None]:
         _scope.reset(token)
         for engine in scope.traced if scope else ():
             engine.reset()  # its state is a graph's, which others cannot use
+        for parameter, value in scope.bound.values() if scope else ():
+            parameter.val = value  # and would keep the graph
 
 
 #: What does not catch it when a batch is refused, and is taken to be written for engines that take
@@ -178,6 +182,15 @@ class Scoped(TracedEngine):
             result = super().run(program, **kwargs)
         self._programs = tuple(self.run_progs)
         return result
+
+    def _bound_before(self, programs: list[Any]) -> list[tuple[Any, Any]]:
+        """They have it back when the call is over: it may run a program without arguments again."""
+        scope, found = _scope.get(), super()._bound_before(programs)
+        if not isinstance(scope, Scope):
+            return found
+        for parameter, value in found:
+            scope.bound.setdefault(id(parameter), (parameter, value))
+        return []
 
     def reset(self, backend_options: dict[str, Any] | None = None) -> None:
         """See ``LocalEngine.reset``."""

@@ -6,6 +6,7 @@ Knows nothing of who looks there.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import sys
 import types
@@ -21,7 +22,7 @@ PLAIN = (bool, int, float, complex, str)
 _LARGEST, _MOST = 4096, 64
 
 #: What may be written to, and hold something else while it is the same object.
-_CONTAINERS = (list, tuple, dict)
+_CONTAINERS = (list, tuple, dict, set, collections.deque)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +99,10 @@ class Contents(Place):
 
 @dataclass(frozen=True, eq=False)
 class Inherited:
-    """Attributes of an object that are its class's until it has its own."""
+    """Attributes of an object that are its ``kind``'s until it has its own."""
 
     own: dict[str, Any]
-    of_class: Any
+    kind: type
 
 
 def found_at(space: Any, key: str) -> Any:
@@ -109,7 +110,8 @@ def found_at(space: Any, key: str) -> Any:
     if isinstance(space, dict):
         return space.get(key)
     if isinstance(space, Inherited):
-        return space.own[key] if key in space.own else space.of_class.get(key)
+        owners = (space.own, *map(vars, space.kind.__mro__))
+        return next((owner[key] for owner in owners if key in owner), None)
     with contextlib.suppress(ValueError):  # an empty cell
         return space.cell_contents
     return None

@@ -7,6 +7,7 @@ random numbers is seeded.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import pickle
 import sys
@@ -179,8 +180,9 @@ def set_to_tensors(model: Any, before: dict[str, Any]) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def attributes_kept(model: Any) -> Iterator[None]:
-    """Have the attributes of a model's own objects be the same ones after this as before: what is
-    traced within may set them to tensors of a graph, which are of no use to anybody later."""
+    """Have the attributes of a model's own objects, and what is in lists and dicts among them, be
+    the same after this as before: what is traced within may set them to tensors of a graph, which
+    are of no use to anybody later, and a trace is no call that the model should know of."""
     libraries = ("tensorflow.", "keras.", "numpy", "strawberryfields.", "sympy.", "builtins")
     found = [
         (attributes, dict(attributes))
@@ -188,6 +190,9 @@ def attributes_kept(model: Any) -> Iterator[None]:
         if not f"{type(part).__module__}.".startswith(libraries)
         and isinstance(attributes := getattr(part, "__dict__", None), dict)
     ]
+    containers: dict[int, tuple[Any, Any]] = {}
+    for _, before in found:
+        _note_containers(before, containers)
     try:
         yield
     finally:
@@ -195,6 +200,31 @@ def attributes_kept(model: Any) -> Iterator[None]:
             for name in [name for name in attributes if name not in before]:
                 del attributes[name]
             attributes.update(before)
+        for container, content in containers.values():
+            _put_back(container, content)
+
+
+def _note_containers(parts: dict[Any, Any], found: dict[int, tuple[Any, Any]]) -> None:
+    """Take what is in lists, dicts, sets and deques among the ``parts``, or in one another."""
+    ahead = list(parts.values())
+    while ahead:
+        part = ahead.pop()
+        if isinstance(part, list | dict | set | collections.deque) and id(part) not in found:
+            found[id(part)] = part, dict(part) if isinstance(part, dict) else list(part)
+            ahead += part.values() if isinstance(part, dict) else part
+
+
+def _put_back(container: Any, content: Any) -> None:
+    """Have a container hold what it held, where that is another thing now."""
+    if isinstance(container, dict):
+        items, before = ([*x.keys(), *x.values()] for x in (container, content))
+    else:
+        items, before = list(container), content
+    if len(items) == len(before) and all(a is b for a, b in zip(items, before, strict=True)):
+        return
+    container.clear()
+    add = container.extend if hasattr(container, "extend") else container.update
+    add(content)
 
 
 def new(cls: type) -> Any:

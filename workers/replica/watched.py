@@ -24,6 +24,9 @@ from workers.replica.places import (
     is_program,
 )
 
+#: What a class has methods in.
+_METHODS = (types.FunctionType, staticmethod, classmethod, property)
+
 
 def watched(model: Any, methods: Iterable[str]) -> list[Place]:
     """What calls of these methods look at, and do not set themselves, in the model, its parts that
@@ -64,13 +67,13 @@ def _own(part: Any, key: str) -> Iterator[Any]:
     for kind in type(part).__mro__:
         if key in vars(kind):
             if _is_seen(vars(kind)[key]):
-                yield Inherited(attributes, vars(kind))
+                yield Inherited(attributes, type(part))
             return
 
 
 def _is_seen(of_class: Any) -> bool:
     """Whether a class's attribute is looked at for all of its objects."""
-    return isinstance(of_class, types.FunctionType) or as_it_is_now(of_class) is not None
+    return isinstance(of_class, _METHODS) or as_it_is_now(of_class) is not None
 
 
 def _watched(space: Any, key: str, value: Any, *, attribute: bool) -> Iterator[Place]:
@@ -84,7 +87,8 @@ def _watched(space: Any, key: str, value: Any, *, attribute: bool) -> Iterator[P
     elif is_program(value):
         yield Program(space, key, value, gates_of(value))
     elif not isinstance(value, functions.CONSTANT) and not _is_an_engine(value):
-        own = functions.is_function(value) or not functions.is_of_a_library(type(value).__module__)
+        method = isinstance(value, _METHODS) or functions.is_function(value)
+        own = method or not functions.is_of_a_library(type(value).__module__)
         if own or hasattr(value, "trainable_variables") or functions.variables(value):
             yield Place(space, key, value)
 

@@ -267,3 +267,25 @@ def test_an_outcome_that_is_asked_for_feeds_a_gate_within_a_graph() -> None:
     with traced_engines():
         found = tf.function(step)(X[0])
     np.testing.assert_allclose(found, step(X[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_parameters_have_back_what_was_bound_to_them_before_a_graph(traced: bool) -> None:
+    """Its tensors would keep it for as long as there are parameters of these names."""
+    made, own = program(), TracedEngine("tf", backend_options={"cutoff_dim": 5})
+    held = new()
+    made.bind_params({"x": 0.5})
+
+    @tf.function(autograph=False)
+    def twice(x: tf.Tensor) -> tf.Tensor:
+        with traced_engines():
+            engine = held if traced else own
+            engine.run(made, args={"x": x})
+            engine.reset()
+            again = {} if traced else {"args": {"x": x}}  # in a scope they stay bound to its end
+            return engine.run(made, **again).state.mean_photon(0)[0]
+
+    found = twice(X)
+    assert made.free_params["x"].val == 0.5
+    other = TracedEngine("tf", backend_options={"cutoff_dim": 5})
+    np.testing.assert_allclose(found, photons(other, X), atol=1e-6)

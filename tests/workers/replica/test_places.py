@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,8 @@ HELD: list[tuple[Any, Any]] = [
     ({"a": 1}, lambda held: held.update(b=held.pop("a"))),
     ((np.ones(2), 1.0), lambda held: held[0].__setitem__(1, 2.0)),
     ([], lambda held: held.append(None)),
+    (collections.deque([1.0]), lambda held: held.append(2.0)),
+    ({1, 2}, lambda held: held.add(3)),
 ]
 
 
@@ -128,7 +131,7 @@ def test_a_class_answers_until_the_object_does() -> None:
         scale = 1.0
 
     model = Model()
-    space = places.Inherited(vars(model), vars(Model))
+    space = places.Inherited(vars(model), Model)
     place = places.Setting(space, "scale", 1.0, 1.0, False)
     assert place.is_there()
     model.scale = 2.0
