@@ -106,8 +106,10 @@ class TracedEngine(Engine):
 
     def _bound_before(self, programs: list[Any]) -> list[tuple[FreeParameter, Any]]:
         """What parameters have bound that a graph's tensors will be bound to, which would keep the
-        graph for as long as there are parameters of these names. They get it back."""
-        return [(p, p.val) for program in programs for p in program.free_params.values()]
+        graph for as long as there are parameters of these names. They get it back. (One that has
+        been unpickled has nothing, not even None.)"""
+        parameters = [p for program in programs for p in program.free_params.values()]
+        return [(p, getattr(p, "val", None)) for p in parameters]
 
     def _run_all(
         self, programs: list[Any], args: Any, compile_options: Any, kwargs: dict[str, Any]

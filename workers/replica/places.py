@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import sys
 import types
 from dataclasses import dataclass
@@ -104,14 +105,21 @@ class Inherited:
     own: dict[str, Any]
     kind: type
 
+    @functools.cached_property
+    def owners(self) -> tuple[Any, ...]:
+        """Who may have it, the first one first."""
+        return self.own, *map(vars, self.kind.__mro__)
+
 
 def found_at(space: Any, key: str) -> Any:
     """What is there, None if nothing is."""
     if isinstance(space, dict):
         return space.get(key)
     if isinstance(space, Inherited):
-        owners = (space.own, *map(vars, space.kind.__mro__))
-        return next((owner[key] for owner in owners if key in owner), None)
+        for owner in space.owners:
+            if key in owner:
+                return owner[key]
+        return None
     with contextlib.suppress(ValueError):  # an empty cell
         return space.cell_contents
     return None

@@ -66,14 +66,17 @@ def _own(part: Any, key: str) -> Iterator[Any]:
         return
     for kind in type(part).__mro__:
         if key in vars(kind):
-            if _is_seen(vars(kind)[key]):
+            if _is_seen(vars(kind)[key], kind):
                 yield Inherited(attributes, type(part))
             return
 
 
-def _is_seen(of_class: Any) -> bool:
-    """Whether a class's attribute is looked at for all of its objects."""
-    return isinstance(of_class, _METHODS) or as_it_is_now(of_class) is not None
+def _is_seen(value: Any, kind: type) -> bool:
+    """Whether an attribute of a class is looked at for all of its objects: a method of a library's
+    stays what it is."""
+    if isinstance(value, _METHODS):
+        return not functions.is_of_a_library(kind.__module__)
+    return as_it_is_now(value) is not None
 
 
 def _watched(space: Any, key: str, value: Any, *, attribute: bool) -> Iterator[Place]:

@@ -287,5 +287,9 @@ def test_parameters_have_back_what_was_bound_to_them_before_a_graph(traced: bool
 
     found = twice(X)
     assert made.free_params["x"].val == 0.5
+    own.reset()
+    del made.free_params["x"].val  # as in one that has been unpickled
+    twice(X[:2])
+    assert made.free_params["x"].val is None
     other = TracedEngine("tf", backend_options={"cutoff_dim": 5})
     np.testing.assert_allclose(found, photons(other, X), atol=1e-6)
