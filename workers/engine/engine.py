@@ -93,10 +93,12 @@ class TracedEngine(Engine):
         programs = list(program) if isinstance(program, Sequence) else [program]
         self._symbolic_samples = None
         before = [] if tf.executing_eagerly() else self._bound_before(programs)
-        with circuit.noting_failures():
-            result = self._run_all(programs, args, compile_options or {}, kwargs)
-        for parameter, value in before:
-            parameter.val = value
+        try:
+            with circuit.noting_failures():
+                result = self._run_all(programs, args, compile_options or {}, kwargs)
+        finally:
+            for parameter, value in before:
+                parameter.val = value
         if self._symbolic_samples is not None:  # a result does not take them: it asks their length
             self.samples, result._result["output"] = (
                 self._symbolic_samples,
