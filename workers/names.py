@@ -24,6 +24,9 @@ from tensorflow.python.framework import ops
 #: Numbers for each program: more than any trace takes.
 _ROOM = 1 << 24
 
+#: Where the places begin: beyond TensorFlow's own count, and all numbers have 19 digits.
+_FIRST = 10**18 // _ROOM + 1
+
 #: What tells a layer's automatic name from that of the one before it.
 _NUMBER = re.compile(r"(?<=.)_\d+$")
 
@@ -46,8 +49,7 @@ def begin(program: str) -> None:
     with _lock:
         _traced[told.digest()] += 1
         told.update(str(_traced[told.digest()]).encode())
-        # TensorFlow's own count never comes this far, and none of these leaves 63 bits.
-        place = 1 + int(told.hexdigest()[:9], 16)
+        place = _FIRST + int(told.hexdigest()[:9], 16)  # none of these leaves 63 bits
         while place in _taken:
             place += 1
         _taken.add(place)

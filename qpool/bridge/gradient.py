@@ -32,7 +32,7 @@ from workers.errors import InputError, SecondOrderGradientError
 from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec
 from workers.replica import serialization
-from workers.tensors import beside, mapped, tensor_of, tensors_of
+from workers.tensors import beside, custom_gradient, mapped, tensor_of, tensors_of
 
 if TYPE_CHECKING:
     from qpool.executors.remote import Plan, RemoteModel
@@ -145,7 +145,7 @@ class Bridge:
                 else tensor_of(gradient)
             )
 
-        @tf.custom_gradient
+        @custom_gradient
         def once(*_: Any) -> tuple[list[Any], Callable[..., Any]]:
             return gradients, _refuse("the gradients of single samples have no derivative here")
 
@@ -220,7 +220,7 @@ class Bridge:
         return self._functions[plan.number]
 
     def _build(self, plan: Plan, inputs: int) -> Callable[..., Any]:
-        @tf.custom_gradient
+        @custom_gradient
         def pooled_call(*tensors: Any) -> tuple[list[Any], Callable[..., Any]]:
             sources = plan.sources
             if plan.level == "eager" and tf.executing_eagerly():  # a compiled vjp gives all anyway
@@ -245,7 +245,7 @@ class Bridge:
             return outputs, pull_back
 
         def pooled_vjp(ticket: Any, wanted: list[int], *arguments: Any) -> list[Any]:
-            @tf.custom_gradient
+            @custom_gradient
             def vjp(*arguments: Any) -> tuple[list[Any], Callable[..., Any]]:
                 if tf.executing_eagerly():
                     found = self._backward_eagerly(plan, inputs, ticket, wanted, arguments)
@@ -366,7 +366,7 @@ class Bridge:
                 return [np.zeros_like(arrays[n]) for n in shaped_as]
             return self._pull_back(plan, inputs, int(call), None, arrays[: len(arguments)], used)
 
-        @tf.custom_gradient
+        @custom_gradient
         def pooled_second(*tensors: Any) -> tuple[list[Any], Callable[..., Any]]:
             if tf.executing_eagerly():
                 arrays = [np.asarray(x) for x in tensors]
@@ -418,7 +418,7 @@ class Bridge:
             second,
         )
 
-        @tf.custom_gradient
+        @custom_gradient
         def third(*_: Any) -> tuple[list[Any], Callable[..., Any]]:
             return computed, _refuse("there are a first, a second and a third one, and no fourth")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import textwrap
 
@@ -13,6 +14,7 @@ from strawberryfields import ops
 
 import qpool
 from qpool import errors
+from workers.engine import TracedEngine
 
 CUTOFF = 5
 
@@ -261,3 +263,48 @@ def test_a_tape_keeps_the_programs_that_it_needs(pool, monkeypatch) -> None:
                 total += tf.reduce_sum(state.mean_photon(0)[0])
         assert len(engine.stats()["programs"]) == 1
         assert np.all(np.isfinite(tape.gradient(total, a)))
+
+
+@pytest.mark.parametrize("xla", [False, True])
+def test_circuits_that_tensorflow_vectorises(xla: bool) -> None:
+    """``tf.vectorized_map`` over rows, with gates that are made column after column."""
+    program = sf.Program(1)
+    x, r, alpha = program.params("x", "r", "alpha")
+    with program.context as q:
+        ops.Sgate(0.2) | q[0]
+        ops.Dgate(x) | q[0]
+        ops.Sgate(r) | q[0]
+        ops.Dgate(alpha) | q[0]
+    weights = tf.Variable([0.3, -0.4])
+
+    def read_out(engine, row):
+        given = {"x": row, "r": weights[0], "alpha": weights[1]}
+        state = engine.run(program, args=given).state
+        return tf.stack([state.mean_photon(0)[0], *state.quad_expectation(0)])
+
+    def gradient_of(values, z):
+        with tf.GradientTape() as tape:
+            found = values(z)
+            loss = tf.reduce_sum(found**2)
+        return found, tape.gradient(loss, weights)
+
+    def traced(row):
+        return read_out(TracedEngine("tf", backend_options={"cutoff_dim": 6}), row)
+
+    def stock(z):
+        engine = sf.Engine("tf", backend_options={"cutoff_dim": 6})
+        rows = []
+        for row in z:
+            if engine.run_progs:
+                engine.reset()
+            rows.append(read_out(engine, row))
+        return tf.stack(rows)
+
+    vectorised = tf.function(
+        functools.partial(gradient_of, functools.partial(tf.vectorized_map, traced)),
+        autograph=False,
+        jit_compile=xla,
+    )
+    z = tf.constant([0.5, 0.0, -0.7])
+    for ours, theirs in zip(vectorised(z), gradient_of(stock, z), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)

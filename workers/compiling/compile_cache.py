@@ -7,8 +7,9 @@ it, and what is done where its file is damaged.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,10 @@ from workers.cache import Turn, clear, in_use
 log = logging.getLogger("qpool")
 
 
-def named_lastingly(
-    function: Callable[..., Any], turn: Turn | None = None, program: str = ""
-) -> Callable[..., Any]:
+def named_lastingly(function: Callable[..., Any], program: str = "") -> Callable[..., Any]:
     """The function, to be traced, by names that are the same in the next process: of what is in it,
-    and its own, which TensorFlow gives it when it ends. ``turn`` is taken then. ``program`` is what
-    tells it from other functions of its name."""
+    and its own, which TensorFlow gives it when it ends. ``program`` is what tells it from other
+    functions of its name."""
     program += getattr(function, "__qualname__", "")
 
     def pooled(*args: Any) -> Any:
@@ -35,20 +34,9 @@ def named_lastingly(
         with collector.waiting(), names.unnumbered():
             found = function(*args)
         names.rounded()
-        if turn is not None:
-            turn.take(_what_is_traced())
         return found
 
     return pooled
-
-
-def _what_is_traced() -> bytes:
-    """What a program that has been traced is: its operations and the numbers in them."""
-    import tensorflow as tf
-
-    definition = tf.compat.v1.get_default_graph().as_graph_def()
-    found: bytes = definition.SerializeToString(deterministic=True)
-    return found
 
 
 def _shapes(args: tuple[Any, ...]) -> list[tuple[str, str]]:
@@ -57,40 +45,45 @@ def _shapes(args: tuple[Any, ...]) -> list[tuple[str, str]]:
     return [(str(x.shape), x.dtype.name) for x in tf.nest.flatten(args) if tf.is_tensor(x)]
 
 
-def guarded(
-    function: Callable[..., Any],
-    make: Callable[[Callable[..., Any]], Callable[..., Any]],
-    program: str = "",
-) -> Callable[..., Any]:
-    """``function`` compiled by ``make``, by one process at a time. Where the files fail it, all of
-    them are deleted, and it is made again, since what was made first remembers the failure."""
+@contextlib.contextmanager
+def turn(definition: bytes) -> Iterator[None]:
+    """Within, this process alone compiles what is defined so."""
     place = in_use()
     if place is None:
-        return make(function)
-    turn = Turn(place)
-    named = named_lastingly(function, turn, program)
-    made = make(named)
+        yield
+        return
+    taken, done = Turn(place), False
+    taken.take(definition)
+    try:
+        yield
+        done = True
+    finally:
+        taken.give(made=done)
 
-    def in_turn(*args: Any) -> Any:
-        done = False
-        try:
-            found = made(*args)
-            done = True
-            return found
-        finally:
-            turn.give(made=done)
+
+def guarded(
+    make: Callable[[], Callable[..., Any]], forget: Callable[[], Any]
+) -> Callable[..., Any]:
+    """The function that ``make`` makes, to be compiled. Where the files fail it, all of them are
+    deleted, and it is made again, since what was made first, of which all is to be forgotten,
+    remembers the failure."""
+    place = in_use()
+    made = make()
+    if place is None:
+        return made
 
     def call(*args: Any) -> Any:
         nonlocal made
         try:
-            return in_turn(*args)
+            return made(*args)
         except Exception as error:
             if not _due_to_files(error, place):
                 raise
             log.warning("compiled code in %s is deleted and made anew: %s", place, error)
         clear(place)
-        made = make(named)
-        return in_turn(*args)
+        forget()
+        made = make()
+        return made(*args)
 
     return call
 

@@ -21,10 +21,10 @@ import numpy as np
 import tensorflow as tf
 
 from workers import collector
-from workers.compiling import compile_cache, gradients
+from workers.compiling import compile_cache, gradients, programs
 from workers.engine import circuit
 from workers.errors import NotForXLAError, UntraceableError
-from workers.tensors import in_graph, leaves
+from workers.tensors import for_xla, in_graph, leaves
 
 gradients.register()
 
@@ -61,12 +61,13 @@ def at_level(function: Callable[..., Any], level: str, program: str = "") -> Cal
         return function
     if level == "graph":
         return _direct(tf.function(_of_its_own(function), jit_compile=False, autograph=False))
+    named = compile_cache.named_lastingly(function, program)
 
-    return compile_cache.guarded(
-        function,
-        lambda f: _direct(tf.function(_of_its_own(f), jit_compile=True, autograph=False)),
-        program,
-    )
+    def make() -> Callable[..., Any]:
+        made = tf.function(_of_its_own(named), jit_compile=True, autograph=False)
+        return _direct(made, for_xla, programs.compiled)
+
+    return compile_cache.guarded(make, programs.forget)
 
 
 def _of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,12 +78,17 @@ def _of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
     return alone
 
 
-def _direct(function: Any) -> Callable[..., Any]:
+def _direct(
+    function: Any,
+    within: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    compiled: Callable[[Any], Callable[..., Any]] = lambda trace: trace,
+) -> Callable[..., Any]:
     """A ``tf.function`` whose trace is found by shapes and dtypes alone.
 
     Its own search, which also sees structures, constants and variables, takes 0.1 ms of each call.
-    The trace is made by a call, never by ``get_concrete_function``: that one has ``tf.einsum`` be
-    an XlaEinsum, whose gradient lacks a conjugation where numbers are complex (TensorFlow 2.21).
+    A trace is made ``within`` what a call of the function has around it, without which XLA's has
+    XlaEinsum for ``tf.einsum``, whose gradient lacks a conjugation where numbers are complex
+    (TensorFlow 2.21).
     """
     traces: dict[Any, Callable[..., Any]] = {}
 
@@ -90,14 +96,11 @@ def _direct(function: Any) -> Callable[..., Any]:
         if not tf.executing_eagerly():
             return in_graph(function, *tensors)
         key = tuple((*x.shape, x.dtype) for x in tensors)
-        if key in traces:
-            return traces[key](*tensors)
-        result = in_graph(function, *tensors)
-        known = function.experimental_get_tracing_count()
-        trace = function.get_concrete_function(*tensors)
-        same = function.experimental_get_tracing_count() == known
-        traces[key] = trace if same else functools.partial(in_graph, function)
-        return result
+        if key not in traces:
+            with within():
+                trace = in_graph(function.get_concrete_function, *tensors)
+            traces[key] = compiled(trace)
+        return traces[key](*tensors)
 
     return call
 

@@ -35,7 +35,7 @@ from workers.tensors import leaves, mapped, within_xla
 _BRANCHES = frozenset(("If", "StatelessIf", "Case", "StatelessCase", "While", "StatelessWhile"))
 
 #: Rows for which the call's own graph is looked at: as many as it has, up to this.
-_LOOKED_AT = 8
+_LOOKED_AT = 5
 
 #: What has been seen of a call's graph, by the shapes and dtypes of what it was given.
 Seen = MutableMapping[Any, tuple[Any, bool]]

@@ -19,7 +19,7 @@ import tensorflow as tf
 from tensorflow.python.ops import map_fn
 
 from workers.compiling import branches, streams
-from workers.tensors import for_xla, leaves, mapped, within_xla
+from workers.tensors import custom_gradient, for_xla, leaves, mapped, within_xla
 
 
 def in_turn(
@@ -69,7 +69,7 @@ class _Turns:
     ) -> list[tf.Tensor]:
         """What the calls gave, (rows, ...). ``specs`` are those of one call's."""
 
-        @tf.custom_gradient
+        @custom_gradient
         def forward(*inputs: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., Any]]:
             def pull_back(*cotangents: tf.Tensor, variables: Sequence[Any] = ()) -> Any:
                 return self._pulled_back(inputs, cotangents, list(variables))

@@ -23,7 +23,7 @@ from workers.engine.matrices import Stacks, Values, matrices_of, stacked
 from workers.engine.plan import Circuit, Step, meetings, plan
 from workers.engine.product import Product
 from workers.engine.repeats import Run, runs
-from workers.tensors import in_graph, within_xla
+from workers.tensors import in_graph, in_loops
 
 _checkpoints = ContextVar("checkpoints", default=False)
 _first = ContextVar("first", default=0.0)
@@ -269,7 +269,7 @@ def _run(
     shared = max(before, default=0)
     if len(steps) - shared < 2 or (columns or 1) < 2 * circuit.cutoff**circuit.axes:
         shared = len(steps)
-    together, first, rest = runs_of(circuit, shared, columns if within_xla() else None)
+    together, first, rest = runs_of(circuit, shared, columns if in_loops() else None)
     matrices = matrices_of(circuit, stacks, [*first, *rest], compiled=compile_parts)
     product = Product(circuit, state, columns)
     for run, matrix in zip(first, matrices[: len(first)], strict=True):

@@ -36,7 +36,7 @@ from tensorflow.python.ops import gradients_util
 from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
 
 from workers import cache, names
-from workers.tensors import for_xla, vjp, within_xla
+from workers.tensors import custom_gradient, for_xla, vjp, within_xla, without_loops
 
 log = logging.getLogger("qpool")
 
@@ -99,7 +99,7 @@ class Exportable:
         outputs = None if modules is None else modules.outputs
         found: list[tf.Tensor] = []
 
-        @tf.custom_gradient
+        @custom_gradient
         def made(*tensors: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., Any]]:
             def pull_back(*cotangents: tf.Tensor) -> list[tf.Tensor]:
                 if modules is None or modules.pull_back is None:
@@ -127,7 +127,7 @@ class Exportable:
     ) -> list[tf.Tensor]:
         inputs, kept = len(tensors), len(residuals)
 
-        @tf.custom_gradient
+        @custom_gradient
         def pulled(*given: tf.Tensor) -> tuple[list[tf.Tensor], Callable[..., Any]]:
             cotangents = given[inputs + kept :]
 
@@ -392,7 +392,7 @@ def _vectorised(of: Exportable, inputs: int, module: Module, given: Any) -> list
         arguments = [*arguments, *given.inputs[:first]]
     shapes = [x.t.shape[1:] if x.is_stacked else x.t.shape for x in arguments]
     graph = FuncGraph("vectorised")
-    with graph.as_default(), written_out():
+    with graph.as_default(), written_out(), without_loops():
         own = [
             tf.compat.v1.placeholder(x.t.dtype, shape)
             for x, shape in zip(arguments, shapes, strict=True)

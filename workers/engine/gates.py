@@ -33,7 +33,7 @@ import tensorflow as tf
 from scipy.special import gammaln
 
 from workers import names
-from workers.tensors import within_xla
+from workers.tensors import custom_gradient, in_loops
 
 #: What gates are computed in; a single-precision state gets them rounded.
 FLOAT = tf.float64
@@ -81,7 +81,7 @@ def _displaced(r: tf.Tensor, cutoff: int) -> tuple[tf.Tensor, _Next]:
 
     def following(n: int | tf.Tensor, column: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
         # The first root is 0: what comes round is not taken.
-        return (roots * tf.roll(column, 1, -1) - amplitude * column) * _entry(inverse_root, n)
+        return (roots * _rolled(column) - amplitude * column) * _entry(inverse_root, n)
 
     return displaced_vacuum(r, cutoff), following
 
@@ -113,7 +113,7 @@ def squeezing(r: tf.Tensor, cutoff: int) -> tf.Tensor:
     def following(n: int | tf.Tensor, column: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
         # The first root is 0: what comes round is not taken.
         lowered = tanh * before * _entry(root, n - 1)
-        return (raising * tf.roll(column, 1, -1) + lowered) * _entry(inverse_root, n)
+        return (raising * _rolled(column) + lowered) * _entry(inverse_root, n)
 
     made = _columns(squeezed_vacuum(fixed, cutoff), following, cutoff)
     return _with_derivative(r, made, derivative)
@@ -329,6 +329,12 @@ def _entry(table: np.ndarray, n: int | tf.Tensor) -> Any:
     return table[n] if isinstance(n, int) else tf.constant(table, FLOAT)[n]
 
 
+def _rolled(x: tf.Tensor) -> tf.Tensor:
+    """Entries moved up by one along the last axis, the last one to the front. Its axis is counted
+    from the front: TensorFlow vectorises a roll of axis -1 to one of axis 0."""
+    return tf.roll(x, 1, len(x.shape) - 1)
+
+
 def _shift(x: tf.Tensor, by: int, axis: int = -1) -> tf.Tensor:
     """Move entries up along an axis: entry n comes from n - by, the first ones are 0."""
     size = x.shape[axis]
@@ -346,7 +352,7 @@ def _with_derivative(
     """``made``, a matrix of r without a gradient, with the one that follows from itself and r: and
     so with all higher ones."""
 
-    @tf.custom_gradient
+    @custom_gradient
     def matrix(r: tf.Tensor, made: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
         def pull_back(cotangent: tf.Tensor) -> tuple[tf.Tensor, None]:
             slope = derivative(r, _with_derivative(r, made, derivative))
@@ -375,7 +381,7 @@ def _columns(first: tf.Tensor, following: _Next, cutoff: int, *, loop: bool = Tr
     Within XLA by a loop, if that may be, which is compiled once for all columns.
     """
     before = tf.zeros_like(first)
-    if not (loop and cutoff > _UNROLLED and within_xla() and first.shape.is_fully_defined()):
+    if not (loop and cutoff > _UNROLLED and in_loops() and first.shape.is_fully_defined()):
         columns = [first]
         for n in range(1, cutoff):
             columns.append(following(n, columns[-1], columns[-2] if n > 1 else before))

@@ -17,7 +17,7 @@ import tensorflow as tf
 from workers.engine.gates import FLOAT, Complex, Pullback
 from workers.engine.plan import KINDS, TERMS, Circuit, Form, Step, partner, plan
 from workers.engine.repeats import Run
-from workers.tensors import matmul, matvec, permuted, within_xla
+from workers.tensors import custom_gradient, matmul, matvec, permuted, within_xla
 
 #: The parameters without a batch axis as (P,), those with one as (Q, batch); None for none.
 Stacks = tuple[tf.Tensor | None, tf.Tensor | None]
@@ -324,7 +324,7 @@ def _combined(
     return result
 
 
-@tf.custom_gradient
+@custom_gradient
 def _once(x: tf.Tensor) -> tuple[tf.Tensor, Pullback]:
     """x, computed on its own: XLA would put its loop into the loops of all that use it.
 

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from workers.engine.plan import Circuit, Form, Step, partner
 from workers.engine.scan import VECTOR, Place, scan
-from workers.tensors import matmul, within_xla
+from workers.tensors import custom_gradient, matmul, within_xla
 
 #: Columns that a matrix product should have at least before rows are cut into more blocks: fewer
 #: starve it, more push the operands out of the cache.
@@ -284,7 +284,7 @@ def _gather(rows: tf.Tensor, beside: tf.Tensor, index: np.ndarray) -> tuple[tf.T
     batch = rows.shape[-1]
     apart = within_xla() and batch is not None
 
-    @tf.custom_gradient
+    @custom_gradient
     def gather(
         rows: tf.Tensor, beside: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[..., tuple[tf.Tensor, tf.Tensor]]]:

@@ -43,7 +43,7 @@ class Place:
 def scan(places: Sequence[Place], rows: tf.Tensor, stacks: Sequence[tf.Tensor]) -> tf.Tensor:
     """Apply the places, turn after turn, to ``rows`` of shape (rows, columns), known in full."""
 
-    @tf.custom_gradient
+    @tensors.custom_gradient
     def scanned(rows: tf.Tensor, *stacks: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
         found, kept = _forward(places, rows, stacks)
 
@@ -63,7 +63,7 @@ def _vjp(
     kept: tf.Tensor,
     cotangent: tf.Tensor,
 ) -> Any:
-    @tf.custom_gradient
+    @tensors.custom_gradient
     def vjp(cotangent: tf.Tensor, rows: tf.Tensor, *stacks: tf.Tensor) -> Any:
         def pull_back(*tangents: tf.Tensor) -> Any:
             given = [rows, *stacks]

@@ -1,0 +1,118 @@
+"""Programs that this process has compiled: what is equal to one of them is that one.
+
+A notebook's cell that is run again, a sweep, an ensemble make a model like one before. Its trace
+gives the same operations; XLA would compile them once more, and TensorFlow keeps what was compiled
+as long as the process lives. Owns how equal programs are told, and which are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.eager.polymorphic_function import atomic_function
+
+from workers.compiling import compile_cache
+
+#: Programs that are kept, at most: the definition of each, and what XLA has of it in any case.
+_KEPT = 512
+
+_known: OrderedDict[bytes, Any] = OrderedDict()
+
+#: A number of ``workers.names`` in a name: all that tells two traces of one program apart.
+_COUNTED = re.compile(rb"(?<=[_-])\d{19}")  # what follows it may look like a digit
+
+
+def compiled(trace: Any) -> Callable[..., Any]:
+    """``trace``, a concrete function for XLA, of tensors alone, and its gradients of any order. Its
+    first call compiles it, one process at a time, if no equal one has been."""
+    definition = _definition(trace.inference_fn)
+    due = _share(trace)
+
+    def call(*tensors: tf.Tensor) -> Any:
+        nonlocal due
+        if not due:
+            return trace(*tensors)
+        with compile_cache.turn(definition):
+            found = trace(*tensors)
+        due = False
+        return found
+
+    return call
+
+
+def forget() -> None:
+    """No program is known any more: of some, TensorFlow remembers that it could not compile it."""
+    _known.clear()
+
+
+def _share(trace: Any) -> bool:
+    """Have the concrete function, and those that TensorFlow makes of it for a tape or an
+    accumulator, run what an equal one runs. Whether it is the first."""
+    own = trace._inference_function
+    trace._inference_function = _equal(own)
+    select = trace._select_forward_and_backward_functions
+
+    def selected(*args: Any) -> Any:
+        found = select(*args)
+        functions = found._functions
+        if getattr(functions, "_forward", found) is None:
+            found.forward()
+            functions._forward = _equal(functions._forward)
+            _share(functions._backward)
+        return found
+
+    trace._select_forward_and_backward_functions = selected
+    return trace._inference_function is own
+
+
+def _equal(function: Any) -> Any:
+    """A function of the runtime that is known and equal, or this one, which is known from now."""
+    definition = _COUNTED.sub(_in_order(), _definition(function))
+    digest = hashlib.sha256(definition).digest()
+    known = _known.pop(digest, None)
+    _known[digest] = _without_graph(function) if known is None else known
+    while len(_known) > _KEPT:
+        _known.popitem(last=False)
+    return function if known is None else known
+
+
+def _definition(function: Any) -> bytes:
+    """What a function of the runtime computes: operations, the numbers in them, what goes in and
+    out, and the same of the functions that it calls."""
+    found = []
+    for each in _with_children(function):
+        definition = each.definition
+        definition.signature.control_output.sort()  # in TensorFlow a set's order
+        for argument in definition.arg_attr.values():
+            argument.attr.pop("_user_specified_name", None)  # of a variable, a number
+        found.append(definition.SerializeToString(deterministic=True))
+    return b"".join(found)
+
+
+def _with_children(function: Any) -> Iterator[Any]:
+    yield function
+    for child in function.children:
+        yield from _with_children(child)
+
+
+def _in_order() -> Callable[[re.Match[bytes]], bytes]:
+    """Numbers by where they come first, of one length, for lengths are part of a definition."""
+    seen: dict[bytes, bytes] = {}
+    return lambda found: seen.setdefault(found.group(), b"%019d" % len(seen))
+
+
+def _without_graph(function: Any) -> Any:
+    """The function that the runtime has, without the Python graph that it was made from, which
+    refers to the model."""
+    return atomic_function.AtomicFunction(
+        function.name,
+        function._bound_context,
+        function.function_type,
+        [_without_graph(child) for child in function.children],
+        function.call_options,
+    )
