@@ -49,6 +49,7 @@ NO_PACKAGE = {
     "__init__",
     "cache",
     "collector",
+    "custom_gradient",
     "errors",
     "layout",
     "logs",

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_ops, control_flow_util, gradients_util
 
+from workers.custom_gradient import custom_gradient
 from workers.errors import InputError
 from workers.layout import ALIGNMENT
 
@@ -178,40 +176,6 @@ def for_xla() -> Iterator[None]:
         compiled.Exit()
 
 
-def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``tf.custom_gradient`` whose gradient function, in a graph, lives as long as the graph.
-
-    TensorFlow keeps it, and so the graph that it refers to, for ever: in its registry of gradients,
-    under a name made for it. Here the operation has it, and the registry finds it there.
-    """
-    made = tf.custom_gradient(function)
-
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        found = made(*args)
-        for tensor in tf.nest.flatten(found):
-            if tf.is_symbolic_tensor(tensor) and tensor.op.type == "IdentityN":
-                _given_to(tensor.op)
-                break
-        return found
-
-    return call
-
-
-def _given_to(operation: Any) -> None:
-    """The registered gradient of ``operation``, and of no other one, is kept by it alone."""
-    registered = ops.gradient_registry._registry
-    name = operation.get_attr("_gradient_op_type").decode()
-    gradient = registered[name]["type"]
-    owned = weakref.ref(gradient, lambda _: registered.pop(name, None))
-    registered[name]["type"] = functools.partial(_asked, owned)
-    operation._gradient_function = gradient
-
-
-def _asked(owned: Callable[[], Any], *args: Any) -> Any:
-    return owned()(*args)
-
-
 def permuted(x: tf.Tensor, order: np.ndarray) -> tf.Tensor:
     """``x[order]``, a permutation, whose vjp is one too (TensorFlow's would be a scatter)."""
     if np.array_equal(order, np.arange(len(order))):
@@ -250,9 +214,14 @@ def without_loops() -> Iterator[None]:
         _without_loops.reset(token)
 
 
+def may_loop() -> bool:
+    """Not within ``without_loops``."""
+    return not _without_loops.get()
+
+
 def in_loops() -> bool:
     """Whether what is repeated is traced as a loop, which XLA compiles once."""
-    return within_xla() and not _without_loops.get()
+    return within_xla() and may_loop()
 
 
 def within_xla() -> bool:

@@ -28,11 +28,12 @@ from qpool.bridge import symbolic, tapes, third_order
 from qpool.bridge.arguments import Arguments, is_eager
 from qpool.bridge.variables import Reader
 from qpool.executors.worker_pool import Operands
+from workers.custom_gradient import custom_gradient
 from workers.errors import InputError, SecondOrderGradientError
 from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec
 from workers.replica import serialization
-from workers.tensors import beside, custom_gradient, mapped, tensor_of, tensors_of
+from workers.tensors import beside, mapped, tensor_of, tensors_of
 
 if TYPE_CHECKING:
     from qpool.executors.remote import Plan, RemoteModel

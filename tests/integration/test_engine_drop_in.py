@@ -265,8 +265,8 @@ def test_a_tape_keeps_the_programs_that_it_needs(pool, monkeypatch) -> None:
         assert np.all(np.isfinite(tape.gradient(total, a)))
 
 
-@pytest.mark.parametrize("xla", [False, True])
-def test_circuits_that_tensorflow_vectorises(xla: bool) -> None:
+@pytest.mark.parametrize("within", ["a graph", "XLA", "cpu_batch"])
+def test_circuits_that_tensorflow_vectorises(within: str) -> None:
     """``tf.vectorized_map`` over rows, with gates that are made column after column."""
     program = sf.Program(1)
     x, r, alpha = program.params("x", "r", "alpha")
@@ -300,11 +300,18 @@ def test_circuits_that_tensorflow_vectorises(xla: bool) -> None:
             rows.append(read_out(engine, row))
         return tf.stack(rows)
 
-    vectorised = tf.function(
-        functools.partial(gradient_of, functools.partial(tf.vectorized_map, traced)),
-        autograph=False,
-        jit_compile=xla,
-    )
+    def vectorised(z):
+        return tf.vectorized_map(traced, z)
+
     z = tf.constant([0.5, 0.0, -0.7])
-    for ours, theirs in zip(vectorised(z), gradient_of(stock, z), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    if within == "cpu_batch":
+        with qpool.parallelize(vectorised, strategy="cpu_batch") as generator:
+            computed = [gradient_of(generator, z) for _ in range(2)]
+            assert generator.stats()["compiled"][0]["level"] == "xla"
+    else:
+        call = functools.partial(gradient_of, vectorised)
+        computed = [tf.function(call, autograph=False, jit_compile=within == "XLA")(z)]
+    expected = gradient_of(stock, z)
+    for found in computed:
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)

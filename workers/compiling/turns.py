@@ -19,7 +19,8 @@ import tensorflow as tf
 from tensorflow.python.ops import map_fn
 
 from workers.compiling import branches, streams
-from workers.tensors import custom_gradient, for_xla, leaves, mapped, within_xla
+from workers.custom_gradient import custom_gradient
+from workers.tensors import for_xla, leaves, mapped, within_xla
 
 
 def in_turn(

@@ -36,7 +36,8 @@ from tensorflow.python.ops import gradients_util
 from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
 
 from workers import cache, names
-from workers.tensors import custom_gradient, for_xla, vjp, within_xla, without_loops
+from workers.custom_gradient import custom_gradient
+from workers.tensors import for_xla, vjp, within_xla, without_loops
 
 log = logging.getLogger("qpool")
 

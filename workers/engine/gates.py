@@ -33,7 +33,8 @@ import tensorflow as tf
 from scipy.special import gammaln
 
 from workers import names
-from workers.tensors import custom_gradient, in_loops
+from workers.custom_gradient import custom_gradient
+from workers.tensors import in_loops
 
 #: What gates are computed in; a single-precision state gets them rounded.
 FLOAT = tf.float64

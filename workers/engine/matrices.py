@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from workers.custom_gradient import custom_gradient
 from workers.engine.gates import FLOAT, Complex, Pullback
 from workers.engine.plan import KINDS, TERMS, Circuit, Form, Step, partner, plan
 from workers.engine.repeats import Run
-from workers.tensors import custom_gradient, matmul, matvec, permuted, within_xla
+from workers.tensors import matmul, matvec, may_loop, permuted, within_xla
 
 #: The parameters without a batch axis as (P,), those with one as (Q, batch); None for none.
 Stacks = tuple[tf.Tensor | None, tf.Tensor | None]
@@ -37,7 +38,8 @@ def matrices_of(
     steps = plan(circuit)
     # Within XLA not as a function of its own: the shapes that its backward pass takes from its
     # forward pass would have XLA take the parameters for constants, and compile for each value.
-    make = _compiled(circuit) if compiled and not within_xla() else _making(circuit)
+    alone = compiled and may_loop() and not within_xla()
+    make = _compiled(circuit) if alone else _making(circuit)
     found: list[dict[Form, tf.Tensor]] = [{} for _ in runs]
     for (form, numbers), stack in zip(_formed(steps).items(), make(*stacks), strict=True):
         counts = [sum(run.first <= n < run.first + run.size for n in numbers) for run in runs]

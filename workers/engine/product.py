@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from workers.custom_gradient import custom_gradient
 from workers.engine.plan import Circuit, Form, Step, partner
 from workers.engine.scan import VECTOR, Place, scan
-from workers.tensors import custom_gradient, matmul, within_xla
+from workers.tensors import matmul, within_xla
 
 #: Columns that a matrix product should have at least before rows are cut into more blocks: fewer
 #: starve it, more push the operands out of the cache.

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from workers import names, tensors
+from workers.custom_gradient import custom_gradient
 from workers.tensors import permuted
 
 #: Numbers of a row that are moved at once.
@@ -43,7 +44,7 @@ class Place:
 def scan(places: Sequence[Place], rows: tf.Tensor, stacks: Sequence[tf.Tensor]) -> tf.Tensor:
     """Apply the places, turn after turn, to ``rows`` of shape (rows, columns), known in full."""
 
-    @tensors.custom_gradient
+    @custom_gradient
     def scanned(rows: tf.Tensor, *stacks: tf.Tensor) -> tuple[tf.Tensor, Callable[..., Any]]:
         found, kept = _forward(places, rows, stacks)
 
@@ -63,7 +64,7 @@ def _vjp(
     kept: tf.Tensor,
     cotangent: tf.Tensor,
 ) -> Any:
-    @tensors.custom_gradient
+    @custom_gradient
     def vjp(cotangent: tf.Tensor, rows: tf.Tensor, *stacks: tf.Tensor) -> Any:
         def pull_back(*tangents: tf.Tensor) -> Any:
             given = [rows, *stacks]

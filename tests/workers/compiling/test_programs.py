@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 
 from workers.compiling import compile_cache, compiled, programs
-from workers.tensors import custom_gradient
+from workers.custom_gradient import custom_gradient
 
 
 @pytest.fixture(autouse=True)
