@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import idioms
 import keras
@@ -295,6 +295,35 @@ GAINS = {"all": 1.0}
 class Config:
     scale: float = 1.0
 
+    @property
+    def gain(self) -> float:
+        return 1.0
+
+
+class Louder(Config):
+    @property
+    def gain(self) -> float:
+        return 2.0
+
+
+@dataclasses.dataclass
+class Softer:
+    """That a call finds in its module, or in an attribute."""
+
+    factor: ClassVar[float] = 1.0
+
+    @staticmethod
+    def gain() -> float:
+        return 1.0
+
+
+class Another:
+    factor = 2.0
+
+    @staticmethod
+    def gain() -> float:
+        return 2.0
+
 
 class Root(idioms.FixedBatch):
     of_the_root = 1.0
@@ -319,16 +348,21 @@ class Configured(Root):
         self.array, self.tensor = np.ones(2), tf.constant(1.0)
         self.function = tf.identity
         self.options, self.gains = {"loss": {"gain": 1.0}, "name": "a"}, [1.0, np.ones(2)]
-        self.steps = [tf.identity, None]
+        self.steps, self.kind, self.plain = [tf.identity, None], Softer, Config()
 
     def __call__(self, z):
         scale = self.of_the_class * self.config.scale * self.array[1] * self.method()
         scale *= self.of_the_root * self.fixed() * self.asked
+        scale *= self.plain.gain * self.kind.gain() * Found.gain() * Found.factor
         scale *= self.options["loss"]["gain"] * self.gains[0] * self.gains[1][0] * GAINS["all"]
         return self.steps[0](self.function(super().__call__(z) * scale)) * self.tensor
 
     def method(self) -> float:
         return 1.0
+
+
+class Found(Softer):
+    pass
 
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
@@ -346,6 +380,10 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "in a list": lambda model: model.gains.__setitem__(0, 2.0),
     "an array in it": lambda model: model.gains[1].__setitem__(0, 2.0),
     "in a list of functions": lambda model: model.steps.__setitem__(0, lambda x: 2.0 * x),
+    "an object's class": lambda model: setattr(model.plain, "__class__", Louder),
+    "which class it is": lambda model: setattr(model, "kind", Another),
+    "a number of a class of the module's": lambda model: setattr(Found, "factor", 2.0),
+    "a function of it": lambda model: setattr(Found, "gain", Another.gain),
     "in the module's": lambda model: GAINS.update(all=2.0),
 }
 
@@ -356,6 +394,9 @@ def test_changes_are_seen_wherever_they_are_made(monkeypatch) -> None:
         monkeypatch.setattr(Configured, name, vars(Root)[name])
         monkeypatch.delattr(Configured, name)
     monkeypatch.setattr(Root, "fixed", staticmethod(Root.fixed))
+    for name in ("factor", "gain"):
+        monkeypatch.setattr(Found, name, vars(Softer)[name])
+        monkeypatch.delattr(Found, name)
     model = Configured()
     with qpool.parallelize(model, strategy="cpu_batch") as generator:
         factor = 1.0
@@ -365,6 +406,10 @@ def test_changes_are_seen_wherever_they_are_made(monkeypatch) -> None:
             factor *= 2.0
             np.testing.assert_allclose(generator(Z), factor * first, rtol=1e-4, err_msg=name)
             generator._qpool.pooled_calls += 20  # they come seldom
+        monkeypatch.setitem(globals(), "Found", Another)  # the cell of the class is run again
+        np.testing.assert_allclose(generator(Z), factor * first, rtol=1e-4)
+        monkeypatch.setitem(globals(), "Found", Softer)
+        np.testing.assert_allclose(generator(Z), factor / 4 * first, rtol=1e-4)
 
 
 class Counting(idioms.FixedBatch):

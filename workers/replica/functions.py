@@ -19,7 +19,7 @@ import inspect
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 import cloudpickle
@@ -126,6 +126,25 @@ def called(model: Any, methods: Iterable[str] = ()) -> Iterator[Any]:
                 further = set(names(function.__code__)) - asked
                 asked |= further
                 ahead += further
+
+
+def classes_of(functions: Iterable[types.FunctionType]) -> list[type]:
+    """The user's classes that functions find, in their modules and around them, and those that
+    these come from, each once."""
+    found: dict[type, None] = {}
+    for function in functions:
+        for space, keys in spaces(function, function):
+            for value in (found_at(space, key) for key in keys):
+                if isinstance(value, type):
+                    found |= dict.fromkeys(value.__mro__)
+    return [kind for kind in found if not is_of_a_library(kind.__module__)]
+
+
+def methods_of(kind: type, asked: Container[str]) -> list[types.FunctionType]:
+    """The functions of these names that a class defines itself."""
+    given = (vars(kind)[name] for name in vars(kind) if name in asked)
+    plain = (getattr(x, "fget", None) or getattr(x, "__func__", x) for x in given)
+    return [function for function in plain if isinstance(function, types.FunctionType)]
 
 
 def names(code: types.CodeType) -> Iterator[str]:

@@ -51,6 +51,14 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
+class Kind(Place):
+    """An object, the ``space``, and the class that it had."""
+
+    def is_there(self) -> bool:
+        return type(self.space) is self.value
+
+
+@dataclass(frozen=True, eq=False)
 class Program(Place):
     """A program of Strawberry Fields', and the ``gates`` that it had."""
 

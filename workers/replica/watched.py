@@ -15,6 +15,7 @@ from workers.replica import functions, serialization
 from workers.replica.places import (
     Contents,
     Inherited,
+    Kind,
     Place,
     Program,
     Setting,
@@ -34,14 +35,18 @@ def watched(model: Any, methods: Iterable[str]) -> list[Place]:
     variables, programs, functions, and what else is the user's or holds variables."""
     found: list[Place] = []
     seen = set()
-    every = (f for root in functions.called(model, methods) for f in functions.led_to(root))
-    plain = list(dict.fromkeys(map(functions.plain, every)))
+    plain, classes = _reached(functions.called(model, methods))
     read, stored = functions.attributes(plain)
+    keys = sorted(read - stored)
     looked_at: list[tuple[Any, str, bool]] = []  # whether it is an attribute
-    for part in (model, *serialization.walk(model)):
-        if part is model or not functions.is_of_a_library(type(part).__module__):
-            keys = sorted(read - stored)
+    for part in serialization.walk(model):
+        own = not functions.is_of_a_library(type(part).__module__)
+        if own:
+            found.append(Kind(part, "__class__", type(part)))
+        if own or part is model:
             looked_at += [(space, key, True) for key in keys for space in _own(part, key)]
+    for kind in classes:
+        looked_at += [(space, key, False) for key in keys for space in _inherited(kind, {}, key)]
     for function in plain:
         for space, keys in functions.spaces(function, function):
             if not isinstance(space, dict) or "__name__" in space:  # around it, or its module's
@@ -63,12 +68,34 @@ def _own(part: Any, key: str) -> Iterator[Any]:
         return
     if key in attributes:
         yield attributes
-        return
-    for kind in type(part).__mro__:
-        if key in vars(kind):
-            if _is_seen(vars(kind)[key], kind):
-                yield Inherited(attributes, type(part))
+    else:
+        yield from _inherited(type(part), attributes, key)
+
+
+def _inherited(kind: type, own: dict[str, Any], key: str) -> Iterator[Inherited]:
+    """Where an object with these ``own`` attributes, not among them, has it from."""
+    for owner in kind.__mro__:
+        if key in vars(owner):
+            if _is_seen(vars(owner)[key], owner):
+                yield Inherited(own, kind)
             return
+
+
+def _reached(roots: Iterable[Any]) -> tuple[list[types.FunctionType], list[type]]:
+    """The functions that calls may come to, and the user's classes that they find: also by the
+    methods of those that they name."""
+    plain: dict[Any, None] = {}
+    classes: dict[type, None] = {}
+    asked = {"__call__"}
+    ahead = list(roots)
+    while ahead:
+        every = (f for root in ahead for f in functions.led_to(root))
+        more = [f for f in dict.fromkeys(map(functions.plain, every)) if f not in plain]
+        plain |= dict.fromkeys(more)
+        asked.update(name for f in more for name in functions.names(f.__code__))
+        classes |= dict.fromkeys(functions.classes_of(more))
+        ahead = [f for kind in classes for f in functions.methods_of(kind, asked) if f not in plain]
+    return list(plain), list(classes)
 
 
 def _is_seen(value: Any, kind: type) -> bool:
@@ -89,6 +116,9 @@ def _watched(space: Any, key: str, value: Any, *, attribute: bool) -> Iterator[P
         yield Contents(space, key, value, now)
     elif is_program(value):
         yield Program(space, key, value, gates_of(value))
+    elif isinstance(value, type):
+        if not functions.is_of_a_library(value.__module__):
+            yield Place(space, key, value)
     elif not isinstance(value, functions.CONSTANT) and not _is_an_engine(value):
         method = isinstance(value, _METHODS) or functions.is_function(value)
         own = method or not functions.is_of_a_library(type(value).__module__)

@@ -34,7 +34,11 @@ def test_settings_are_what_calls_look_at_and_do_not_set(monkeypatch) -> None:
         "LIMIT": 2.0,
         "names": ["a"],
     }
-    assert {place.key for place in looked_at if place not in found} == {"scaled", "hbar"}
+    assert {place.key for place in looked_at if place not in found} == {
+        "__class__",
+        "scaled",
+        "hbar",
+    }
     assert watched.constants(model) == ((__name__, "LIMIT", 2.0),)
     model.noise = 0.5000
     assert all(setting.is_there() for setting in found)
@@ -54,7 +58,7 @@ class HoldsALibrarys:
 
 def test_a_librarys_function_is_one_place_and_what_it_leads_to_is_the_librarys() -> None:
     found = watched.watched(HoldsALibrarys(), ("__call__",))
-    assert {place.key for place in found} == {"activation", "hbar"}
+    assert {place.key for place in found} == {"__class__", "activation", "hbar"}
 
 
 def test_variables_that_are_bound_anew_are_others() -> None:
