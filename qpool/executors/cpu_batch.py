@@ -169,6 +169,7 @@ class CpuBatchExecutor(Executor):
                 for n, (x, sharded) in enumerate(zip(inputs, compiled_call.sharded, strict=True))
             ]
             before = State(self.model)
+            compiled_call.reset_before = True  # by the loop that the graph's caller is in
             try:
                 with (
                     circuit.untraced(),
@@ -183,6 +184,9 @@ class CpuBatchExecutor(Executor):
                 log.info("it is traced as it is, not compiled: on normal draws %r", error)
             finally:
                 before.put_back()
+                if not compiled_call.is_compiled:
+                    for engine in run.began:  # by the draws, before the graph is traced
+                        engine.reset()
 
 
 @contextlib.contextmanager

@@ -370,6 +370,18 @@ def test_in_place_an_engine_that_is_reset_before_each_call_is_compiled() -> None
             generator(z)
 
 
+@pytest.mark.parametrize("strategy", ["cpu_batch", "auto"])
+def test_so_is_one_around_a_step_that_is_a_graph(strategy: str) -> None:
+    ours, stock = ResetOutside(), ResetOutside()
+    z = Z[: idioms.BATCH]
+    with qpool.parallelize(ours, strategy=strategy) as generator:
+        step = tf.function(lambda: value_and_gradients(generator, ours, z), autograph=False)
+        for _ in range(3):
+            ours.made_ready()
+            stock.made_ready()
+            assert_close(step(), value_and_gradients(stock, stock, z))
+
+
 def test_an_engine_that_is_never_reset_is_refused_by_the_pool(worker) -> None:
     with (
         qpool.parallelize(idioms.NeverReset(), pool=worker) as generator,
