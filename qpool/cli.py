@@ -69,7 +69,9 @@ def cli() -> None:
     "0.998.  [default: none]",
 )
 @click.option("--clip-norm", type=float, help="Largest norm of a gradient.  [default: none]")
-@click.option("--workers", type=int, help="Worker processes.  [default: physical cores]")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Worker processes.  [default: physical cores]"
+)
 @click.option("--threads", default=_DEFAULT.threads, help="Cores of each worker.")
 @click.option(
     "--strategy",
@@ -108,7 +110,9 @@ def train(
 
 @cli.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--workers", type=int, help="Worker processes.  [default: physical cores]")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Worker processes.  [default: physical cores]"
+)
 @click.option("--start-method", help="forkserver or spawn.  [default: as before]")
 @click.option("--strategy", help="processes or ray.  [default: as the run was begun]")
 @click.option("--address", help="Of a Ray cluster to go on with, this time.")
@@ -338,7 +342,9 @@ def sweep(out: Path, as_json: bool, address: str | None, **grid: Any) -> None:
 
 
 @cli.command()
-@click.option("--workers", type=int, help="Of the parallel step.  [default: at most two]")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Of the parallel step.  [default: at most two]"
+)
 @click.option("--address", help="Of a Ray cluster to look at too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON lines.")
 def doctor(workers: int | None, address: str | None, as_json: bool) -> None:
@@ -403,6 +409,11 @@ def run(command: click.Command) -> None:
         sys.exit(error.exit_code)
     except QPoolError as error:
         click.echo(f"{command.name}: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        click.echo(f"{command.name}: {error.filename}: {error.strerror}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"{command.name}: interrupted", err=True)

@@ -1,15 +1,12 @@
-"""Quantum models made of Strawberry Fields programs, as Keras models."""
+"""Quantum models made of Strawberry Fields programs, as Keras models.
 
-from __future__ import annotations
+Importing it is what Keras needs to load one that was saved (``keras.models.load_model``).
+"""
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from qpool.models.discriminator import QuantumSFDiscriminator
-    from qpool.models.encodings import Encoding, register_encoding
-    from qpool.models.generator import QuantumSFGenerator
-    from qpool.models.readouts import Density, Homodyne, Readout
+from qpool.models.discriminator import QuantumSFDiscriminator
+from qpool.models.encodings import Encoding, register_encoding
+from qpool.models.generator import QuantumSFGenerator
+from qpool.models.readouts import Density, Homodyne, Readout
 
 __all__ = [
     "Density",
@@ -20,19 +17,3 @@ __all__ = [
     "Readout",
     "register_encoding",
 ]
-
-_HOMES = {
-    "Density": "readouts",
-    "Encoding": "encodings",
-    "Homodyne": "readouts",
-    "Readout": "readouts",
-    "QuantumSFDiscriminator": "discriminator",
-    "QuantumSFGenerator": "generator",
-    "register_encoding": "encodings",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"qpool.models.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'qpool.models' has no attribute {name!r}")

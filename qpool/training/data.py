@@ -149,6 +149,11 @@ def standardise(name: str, rows: Any, columns: tuple[str, ...]) -> DataSet:
 
 def check(rows: Any, width: int | None = None, batch_size: int = 1) -> np.ndarray:
     """The rows as a float64 array of rank 2, or a DataError that says what is wrong with them."""
+    if hasattr(rows, "element_spec"):
+        raise DataError(
+            "data must be rows of numbers, all of them; came a tf.data.Dataset. For batches of "
+            "your own: gan = trainer.prepare(columns); gan.fit(dataset, epochs=...)"
+        )
     try:
         values = np.asarray(rows, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -6,19 +6,30 @@ Owns the losses and the order of updates, nothing else. The generator may be poo
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.models.functional import Functional
 
 from qpool.pooled import ParallelGenerator
 from qpool.training import sampling
 from qpool.training.config import LOSSES
 from qpool.training.parts import Part
 from workers.compiling import compile_cache
-from workers.errors import ConfigurationError, nearest
-from workers.replica import serialization
+from workers.errors import CheckpointError, ConfigurationError, nearest
+from workers.replica import functions, serialization
+
+#: Which hand the phase on to the layers that they are made of, or take it for quantisation alone.
+_OF_NO_PHASE = (
+    keras.Sequential,
+    Functional,
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.Embedding,
+)
 
 
 class QuantumGAN(keras.Model):
@@ -35,7 +46,8 @@ class QuantumGAN(keras.Model):
             distribution, or, if its ``latent_distribution`` is ``truncated_normal``, from that
             one cut at two standard deviations. If it has ``with_norm`` (z -> samples and
             the norm of their states within the cutoff), the norm is logged as ``ket_norm``.
-        critic: samples -> (batch, 1).
+        critic: samples -> (batch, 1). In the training phase, where it has one (dropout, batch
+            normalisation); then it judges in this process what a pool has generated.
         critic_steps: critic updates in a step.
         loss: ``"wasserstein"``: means of the critic's values (Arjovsky et al., 2017);
             ``"non-saturating"``: the values are logits of being real (Goodfellow et al., 2014).
@@ -69,15 +81,19 @@ class QuantumGAN(keras.Model):
                 f"norm_penalty={norm_penalty} needs a generator that tells the norm of its states: "
                 f"{type(generator).__name__} has no with_norm(z) -> (samples, norms)"
             )
+        sampling.check(generator)
         self.generator = generator
         self.critic = critic
+        self._phases = _has_phases(critic)
         self.critic_steps = critic_steps
         self.loss_kind = loss
         self.penalty = penalty
         self.norm_penalty = norm_penalty
         told = hasattr(generator, "with_norm")
         self._method = "with_norm" if told else "__call__"
-        self._loss = _loss_of_samples(critic, loss, norm_penalty, told)
+        self._loss = _loss_of_samples(
+            self._critic if self._phases else critic, loss, norm_penalty, told
+        )
         self._draws = keras.random.SeedGenerator(seed)
         #: The generator's weights and their averages, while it has the averages.
         self._aside: tuple[list[Any], list[Any]] | None = None
@@ -99,6 +115,10 @@ class QuantumGAN(keras.Model):
         self.generator_optimizer = generator_optimizer
         self.critic_optimizer = critic_optimizer
         optimizers = generator_optimizer, critic_optimizer
+        if not self.critic.trainable_variables:
+            raise ConfigurationError(
+                "the critic has no variables yet: give it a keras.Input((width,)), or call it once"
+            )
         generator_optimizer.build(self.generator.trainable_variables)
         critic_optimizer.build(self.critic.trainable_variables)
         sure = _is_plain(self.critic) and all(map(_is_of_keras, optimizers))
@@ -163,8 +183,8 @@ class QuantumGAN(keras.Model):
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, by name: weights, optimizers, draws."""
         parts = {
-            "generator": self.generator.variables,
-            "critic": self.critic.variables,
+            "generator": _variables(self.generator),
+            "critic": _variables(self.critic),
             "generator_optimizer": self.generator_optimizer.variables,
             "critic_optimizer": self.critic_optimizer.variables,
             "draws": [self._draws.state],
@@ -173,6 +193,31 @@ class QuantumGAN(keras.Model):
             f"{part}/{number}": variable
             for part, variables in parts.items()
             for number, variable in enumerate(variables)
+        }
+
+    def save_own_variables(self, store: Any) -> None:
+        """Of a generator or a critic that Keras does not know as a layer, too."""
+        for name, variable in self._beside().items():
+            store[name] = keras.ops.convert_to_numpy(variable)
+
+    def load_own_variables(self, store: Any) -> None:
+        """See ``save_own_variables``."""
+        variables = self._beside()
+        if set(store.keys()) != set(variables):
+            raise CheckpointError(
+                f"the checkpoint is of another model: it has {sorted(store.keys())} beside Keras's "
+                f"layers, and here there are {sorted(variables)}"
+            )
+        for name, variable in variables.items():
+            variable.assign(store[name])
+
+    def _beside(self) -> dict[str, Any]:
+        parts = {"generator": self.generator, "critic": self.critic}
+        return {
+            f"{name}_{number}": variable
+            for name, part in parts.items()
+            if not isinstance(part, keras.layers.Layer)
+            for number, variable in enumerate(_variables(part))
         }
 
     def train_step(self, real: Any) -> dict[str, Any]:
@@ -185,15 +230,18 @@ class QuantumGAN(keras.Model):
         batch = real.shape[0] or tf.shape(real)[0]  # known, workers compile for it at once
         outputs, loss, gradient = self._judged(self.latent(batch))
         fake, *norms = tf.nest.flatten(outputs)
+        real = tf.cast(real, fake.dtype)
         shape = (self.critic_steps, batch, 1)
         shares = keras.random.uniform(shape, seed=self._draws) if self.penalty else tf.zeros(shape)
+        shares = tf.cast(shares, fake.dtype)
         logs: dict[str, Any] = self._learn(real, fake, norms, shares, loss, gradient)
         return logs
 
     def _judged(self, z: Any) -> tuple[Any, Any, list[Any]]:
         """What the generator makes of ``z``, its mean loss with the critic as it is, and the
-        gradient of that."""
-        if isinstance(self.generator, ParallelGenerator):
+        gradient of that. A critic that goes by the training phase judges the batch as a whole,
+        here: its draws and running means are of one process."""
+        if isinstance(self.generator, ParallelGenerator) and not self._phases:
             step = self.generator.loss_and_gradient(z, self._loss, method=self._method)
             return step.outputs, step.loss, step.gradient
         variables = serialization.trainable_variables(self.generator)
@@ -243,26 +291,32 @@ class QuantumGAN(keras.Model):
     def _critic_step(self, real: Any, fake: Any, share: Any) -> Any:
         variables = serialization.trainable_variables(self.critic)
         with tf.GradientTape() as tape:
-            on_fake, on_real = self.critic(fake), self.critic(real)
+            on_fake, on_real = self._critic(fake), self._critic(real)
             if self.loss_kind == "wasserstein":
                 loss = tf.reduce_mean(on_fake) - tf.reduce_mean(on_real)
             else:
                 loss = -tf.reduce_mean(tf.math.log_sigmoid(on_real))
                 loss -= tf.reduce_mean(tf.math.log_sigmoid(-on_fake))
             if self.penalty:
-                loss += self.penalty * self._gradient_penalty(real, fake, share)
+                slopes = self._gradient_penalty(real, fake, share)
+                loss += self.penalty * tf.cast(slopes, loss.dtype)
         gradients = tape.gradient(loss, variables)
         self.critic_optimizer.apply_gradients(
             zip(gradients, self.critic.trainable_variables, strict=True)
         )
         return loss
 
+    def _critic(self, samples: Any) -> Any:
+        """In the training phase: dropout drops, running means run."""
+        return self.critic(samples, training=True) if self._phases else self.critic(samples)
+
     def _gradient_penalty(self, real: Any, fake: Any, share: Any) -> Any:
         between = share * real + (1.0 - share) * fake
         with tf.GradientTape() as tape:
             tape.watch(between)
-            on_between = self.critic(between)
-        slope = tf.norm(tape.gradient(on_between, between), axis=-1)
+            on_between = self._critic(between)
+        square = tf.reduce_sum(tape.gradient(on_between, between) ** 2, axis=-1)
+        slope = tf.sqrt(tf.maximum(square, 1e-30))  # which has a derivative at 0
         return tf.reduce_mean((slope - 1.0) ** 2)
 
 
@@ -278,6 +332,24 @@ def _loss_of_samples(critic: Any, kind: str, norm_penalty: float, told: bool) ->
         return losses + norm_penalty * (1.0 - outputs[1]) if norm_penalty else losses
 
     return loss
+
+
+def _variables(part: Any) -> list[Any]:
+    """All of a model's, also of one that does not list them."""
+    found = getattr(part, "variables", None)
+    return list(found if found is not None else functions.variables(part))
+
+
+def _has_phases(critic: Any) -> bool:
+    """Whether the training phase is another one for it than any other."""
+    if not isinstance(critic, keras.layers.Layer):
+        call = getattr(critic, "__call__", critic)  # noqa: B004
+        return "training" in inspect.signature(call).parameters
+    return any(
+        part._call_has_training_arg
+        for part in critic._flatten_layers()
+        if not isinstance(part, _OF_NO_PHASE)
+    )
 
 
 def default_critic(width: int, seed: int = 0, units: int = 32, layers: int = 2) -> keras.Model:

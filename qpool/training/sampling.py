@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -49,3 +50,15 @@ def _latent(generator: Any, count: int, batch_size: int, seed: int) -> list[Any]
     else:
         draws = ndtri(random.uniform(ndtr(-2.0), ndtr(2.0), shape))  # by the inverse CDF
     return tf.split(tf.constant(draws.astype(np.float32)), chunks)
+
+
+def check(generator: Any) -> None:
+    """ConfigurationError for what is no generator of samples."""
+    name = type(generator).__name__
+    if not callable(generator):
+        raise ConfigurationError(f"{name} cannot be called: define __call__(z) -> samples")
+    if not isinstance(getattr(generator, "latent_dim", None), numbers.Integral):
+        raise ConfigurationError(
+            f"{name} has no latent_dim, the number of columns of its z: set it "
+            "(generator.latent_dim = 4)"
+        )

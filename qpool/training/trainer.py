@@ -14,7 +14,7 @@ from qpool.executors import executor_class
 from qpool.generator import parallelize
 from qpool.measure.batch_size import suggest_batch
 from qpool.pooled import ParallelGenerator
-from qpool.training import data
+from qpool.training import data, sampling
 from qpool.training.gan import QuantumGAN, default_critic
 from workers.errors import CheckpointError, ConfigurationError
 
@@ -67,6 +67,7 @@ class QuantumGANTrainer:
                 raise ConfigurationError(f"{name} must be more than 0, not {value}")
         if critic_steps < 1:
             raise ConfigurationError(f"critic_steps must be at least 1, not {critic_steps}")
+        sampling.check(generator)
         self.generator = generator
         self.critic = critic
         self.gan: QuantumGAN | None = None
@@ -99,7 +100,10 @@ class QuantumGANTrainer:
                 f"strategy={former!r}; make a trainer of the model itself, or leave strategy= out"
             )
         if self.gan is None:
-            self.critic = self.critic or default_critic(width, self._seed)
+            if self.critic is None:
+                self.critic = default_critic(width, self._seed)
+            elif isinstance(self.critic, keras.layers.Layer) and not self.critic.built:
+                self.critic(tf.zeros((1, width)))
             self.gan = QuantumGAN(
                 self.generator,
                 self.critic,
@@ -150,7 +154,7 @@ class QuantumGANTrainer:
         if not isinstance(batch_size, numbers.Integral):
             raise ConfigurationError(f"batch_size must be a number or 'auto', not {batch_size!r}")
         batch_size = int(batch_size)
-        rows: np.ndarray = data.check(real_data, width, batch_size).astype(np.float32)
+        rows: np.ndarray = data.check(real_data, width, batch_size)
         if (epochs is None) == (steps is None):
             raise ConfigurationError(
                 f"expected either epochs or steps; came epochs={epochs}, steps={steps}"
@@ -163,18 +167,22 @@ class QuantumGANTrainer:
         gan = self.prepare(rows.shape[1], strategy)
         gan.take_weights()
         per_epoch = len(rows) // batch_size
+        whole = _Whole(list(callbacks), add_history=True, model=gan)
         for first, last in _spans(first_step, steps or length * per_epoch, per_epoch):
+            counts = {"epochs": -(-last // per_epoch), "steps": min(per_epoch, last - first)}
+            whole.set_params({"verbose": 0, **counts})
             gan.fit(
                 self._batches(rows, batch_size, first, last),
                 initial_epoch=first // per_epoch,
-                epochs=-(-last // per_epoch),
-                steps_per_epoch=min(per_epoch, last - first),
+                epochs=counts["epochs"],
+                steps_per_epoch=counts["steps"],
                 verbose=0,
                 shuffle=False,
-                callbacks=list(callbacks),
+                callbacks=whole,
             )
             if gan.stop_training:
                 break
+        whole.end()
         gan.take_averages()
         return gan.history
 
@@ -255,6 +263,28 @@ class QuantumGANTrainer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Whole(keras.callbacks.CallbackList):
+    """Callbacks of a training that begins and ends once, in however many pieces Keras has it."""
+
+    _begun = False
+    _logs: Any = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Of the first piece."""
+        if not self._begun:
+            self._begun = True
+            super().on_train_begin(logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Of any piece."""
+        self._logs = logs
+
+    def end(self) -> None:
+        """Of the last one."""
+        if self._begun:
+            super().on_train_end(self._logs)
 
 
 def _spans(first: int, last: int, per_epoch: int) -> Iterator[tuple[int, int]]:

@@ -265,3 +265,140 @@ def test_a_quantum_critic_in_the_same_pool(pool) -> None:
             weights.append([*trainer.generator.get_weights(), *critic.get_weights()])
     for ours, theirs in zip(*weights, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+class Line:
+    """A plain class without a circuit: z, scaled and moved."""
+
+    latent_dim = 2
+
+    def __init__(self, dtype: str = "float32") -> None:
+        self.scale = tf.Variable([0.5, 1.5], dtype=dtype)
+        self.shift = tf.Variable([0.1, -0.2], dtype=dtype)
+        self.trainable_variables = [self.scale, self.shift]
+
+    def __call__(self, z):
+        return tf.cast(z, self.scale.dtype) * self.scale + self.shift
+
+
+class Phase(keras.layers.Layer):
+    """Doubles what it is given in the training phase."""
+
+    def call(self, x, training=None):
+        return 2.0 * x if training else x
+
+
+def in_phases() -> keras.Sequential:
+    return keras.Sequential(
+        [
+            keras.Input((2,)),
+            keras.layers.BatchNormalization(),
+            Phase(),
+            keras.layers.Dense(4, "tanh", kernel_initializer=keras.initializers.GlorotUniform(1)),
+            keras.layers.Dropout(0.25, seed=3),
+            keras.layers.Dense(1, kernel_initializer=keras.initializers.GlorotUniform(2)),
+        ]
+    )
+
+
+def test_the_critic_is_in_the_training_phase(pool) -> None:
+    """As it is in a loop that one writes oneself, which is here."""
+    real = tf.constant(ROWS[:16], tf.float32)
+    found = []
+    for strategy, options in (("sequential", {}), ("processes", {"pool": pool})):
+        critic, line = in_phases(), Line()
+        options = {"critic_steps": 1, "penalty": 0.0, "seed": 4, **options}
+        with qpool.QuantumGANTrainer(line, critic, **options) as trainer:
+            gan = trainer.prepare(2, strategy)
+            gan.latent = lambda batch: real
+            gan.fit(tf.data.Dataset.from_tensors(real).repeat(3), shuffle=False, verbose=0)
+        found.append([*critic.get_weights(), line.scale.numpy()])
+
+    critic, line = in_phases(), Line()
+    adams = [keras.optimizers.Adam(0.01, beta_1=0.5) for _ in range(2)]
+    for _ in range(3):
+        with tf.GradientTape() as tape:
+            fake = line(real)
+            loss = -tf.reduce_mean(critic(fake, training=True))
+        of_line = tape.gradient(loss, line.trainable_variables)
+        variables = [variable.value for variable in critic.trainable_variables]
+        with tf.GradientTape() as tape:
+            on_fake, on_real = critic(fake, training=True), critic(real, training=True)
+            loss = tf.reduce_mean(on_fake) - tf.reduce_mean(on_real)
+        adams[0].apply(tape.gradient(loss, variables), critic.trainable_variables)
+        adams[1].apply(of_line, line.trainable_variables)
+    expected = [*critic.get_weights(), line.scale.numpy()]
+    for weights in found:
+        for ours, theirs in zip(weights, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+class Telling(keras.callbacks.Callback):
+    def __init__(self) -> None:
+        self.told = []
+
+    def on_train_begin(self, logs=None):
+        self.told.append("begin")
+
+    def on_train_end(self, logs=None):
+        self.told.append("end")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.told.append((epoch, self.params["steps"]))
+
+
+def test_a_run_of_uneven_epochs_is_one_training_to_callbacks() -> None:
+    with qpool.QuantumGANTrainer(Line(), critic_steps=1) as trainer:
+        telling = Telling()
+        history = trainer.train(
+            ROWS, steps=11, first_step=2, batch_size=5, strategy="sequential", callbacks=[telling]
+        )
+    assert telling.told == ["begin", (0, 2), (1, 4), (2, 3), "end"]
+    assert history.epoch == [0, 1, 2]
+    assert len(history.history["critic_loss"]) == 3
+
+
+def test_a_plain_class_is_saved_and_restored(tmp_path) -> None:
+    file = str(tmp_path / "{epoch}.weights.h5")
+    kept = keras.callbacks.ModelCheckpoint(file, save_weights_only=True)
+    with qpool.QuantumGANTrainer(line := Line(), critic_steps=1, generator_rate=0.1) as trainer:
+        trainer.train(ROWS, epochs=1, batch_size=5, strategy="sequential", callbacks=[kept])
+        trained, arrays = line.scale.numpy(), trainer.arrays()
+        for restored in (
+            lambda: trainer.gan.load_weights(file.format(epoch=1)),
+            lambda: trainer.restore(arrays),
+        ):
+            line.scale.assign([0.0, 0.0])
+            restored()
+            np.testing.assert_array_equal(line.scale, trained)
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "cpu_batch"])
+def test_a_generator_in_double_precision(strategy: str) -> None:
+    with qpool.QuantumGANTrainer(line := Line("float64"), critic_steps=2) as trainer:
+        before = line.scale.numpy()
+        history = trainer.train(ROWS, epochs=1, batch_size=5, strategy=strategy)
+    assert np.isfinite(history.history["critic_loss"]).all()
+    assert (line.scale.numpy() != before).all()
+
+
+def test_a_critic_that_is_not_built() -> None:
+    critic = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(1)])
+    with qpool.QuantumGANTrainer(Line(), critic, critic_steps=1) as trainer:
+        trainer.train(ROWS, steps=1, batch_size=5, strategy="sequential")
+    critic = keras.Sequential([keras.layers.Dense(1)])
+    with pytest.raises(qpool.errors.ConfigurationError, match="no variables yet"):
+        QuantumGAN(Line(), critic).compile(keras.optimizers.SGD(), keras.optimizers.SGD())
+
+
+def test_what_is_no_generator_of_samples() -> None:
+    with pytest.raises(qpool.errors.ConfigurationError, match="no latent_dim"):
+        qpool.QuantumGANTrainer(lambda z: z)
+    with pytest.raises(qpool.errors.ConfigurationError, match="cannot be called"):
+        qpool.QuantumGANTrainer(object())
+    dataset = tf.data.Dataset.from_tensors(ROWS)
+    with (
+        qpool.QuantumGANTrainer(Line()) as trainer,
+        pytest.raises(qpool.errors.DataError, match=r"gan\.fit"),
+    ):
+        trainer.train(dataset, epochs=1)
