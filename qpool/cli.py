@@ -69,9 +69,7 @@ def cli() -> None:
     "0.998.  [default: none]",
 )
 @click.option("--clip-norm", type=float, help="Largest norm of a gradient.  [default: none]")
-@click.option(
-    "--workers", type=click.IntRange(1), help="Worker processes.  [default: physical cores]"
-)
+@click.option("--workers", type=int, help="Worker processes.  [default: physical cores]")
 @click.option("--threads", default=_DEFAULT.threads, help="Cores of each worker.")
 @click.option(
     "--strategy",
@@ -110,9 +108,7 @@ def train(
 
 @cli.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option(
-    "--workers", type=click.IntRange(1), help="Worker processes.  [default: physical cores]"
-)
+@click.option("--workers", type=int, help="Worker processes.  [default: physical cores]")
 @click.option("--start-method", help="forkserver or spawn.  [default: as before]")
 @click.option("--strategy", help="processes or ray.  [default: as the run was begun]")
 @click.option("--address", help="Of a Ray cluster to go on with, this time.")

@@ -66,6 +66,7 @@ def test_help_loads_nothing_heavy() -> None:
         (("resume", "."), "not a run of qpool"),
         (("sample", "."), "not a run of qpool"),
         (("train", "--config", "missing.toml"), "cannot be read"),
+        (("train", "--steps", "1", "--out", "something/x"), "something/x: Not a directory"),
     ],
 )
 def test_errors_are_one_message(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:

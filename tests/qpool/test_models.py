@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -186,6 +188,19 @@ def test_a_discriminator_is_a_number_for_each_sample() -> None:
     ]
     expected = np.stack(columns, 1) @ weights["combination"]
     np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def test_another_process_loads_a_saved_one(tmp_path) -> None:
+    model = qpool.models.QuantumSFGenerator(n_modes=1, latent_dim=2, layers=1, cutoff_dim=3)
+    model(rows(2, 2))
+    model.save(tmp_path / "model.keras")
+    code = (
+        "import sys, keras, qpool.models\n"
+        "print(type(keras.saving.load_model(sys.argv[1])).__name__)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "model.keras")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["QuantumSFGenerator"]
 
 
 @pytest.mark.parametrize("encoding", ["coherent_state", "classical_neural"])

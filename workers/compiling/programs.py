@@ -71,14 +71,24 @@ def _share(trace: Any) -> bool:
 
 
 def _equal(function: Any) -> Any:
-    """A function of the runtime that is known and equal, or this one, which is known from now."""
+    """This function of the runtime, which is known from now, or an equal one that is, with what
+    this one makes of its outputs: their structure is none of the definition's."""
     definition = _COUNTED.sub(_in_order(), _definition(function))
     digest = hashlib.sha256(definition).digest()
     known = _known.pop(digest, None)
     _known[digest] = _without_graph(function) if known is None else known
     while len(_known) > _KEPT:
         _known.popitem(last=False)
-    return function if known is None else known
+    if known is None:
+        return function
+    return atomic_function.AtomicFunction(
+        known.name,
+        known._bound_context,
+        function.function_type,
+        known.children,
+        function.call_options,
+        function.graph,
+    )
 
 
 def _definition(function: Any) -> bytes:

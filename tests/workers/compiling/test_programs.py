@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gc
 import weakref
 from collections.abc import Callable
@@ -71,6 +72,20 @@ def test_another_number_is_another_program(found) -> None:
         call, weight = made(0.4, factor)
         np.testing.assert_allclose(call(x), expected(weight, x, factor)[0], rtol=1e-5)
         assert len(found) == number + 1
+
+
+def test_what_is_made_of_the_outputs_is_the_callers_own(found) -> None:
+    counts = []
+    for _ in range(2):
+        kind = collections.namedtuple("Kind", "double x")
+
+        def call(x: tf.Tensor, kind: type = kind) -> tuple:
+            return kind(2 * x, x)
+
+        given = compiled.at_level(call, "xla")(tf.constant([0.3]))
+        assert type(given) is kind
+        counts.append(len(found))
+    assert counts == [1, 1]
 
 
 def test_forward_mode_over_an_equal_one() -> None:
