@@ -49,3 +49,19 @@ def loading() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.set_threshold(*before)
+
+
+class Gone:
+    """Models that a process had: their graphs are cycles, of some ten megabytes each. The collector
+    would find them late, so it is asked after every few."""
+
+    _EVERY = 3
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def one_more(self) -> None:
+        """Another one is gone."""
+        self._count += 1
+        if self._count % self._EVERY == 0:
+            gc.collect()

@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 
@@ -48,3 +49,23 @@ print(gc.get_threshold()[0] > 700)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True (700, 10, 10) True\nTrue\n"
+
+
+class Cyclic:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_of_every_few_models_that_are_gone_nothing_is_left() -> None:
+    gone, enabled = collector.Gone(), gc.isenabled()
+    gc.disable()
+    try:
+        models = [weakref.ref(Cyclic()) for _ in range(2)]
+        gone.one_more()
+        gone.one_more()
+        assert all(model() is not None for model in models)
+        gone.one_more()
+        assert not any(model() is not None for model in models)
+    finally:
+        if enabled:
+            gc.enable()

@@ -112,6 +112,7 @@ class _Worker:
             tf.constant(0.0)  # TensorFlow's runtime starts here, within its bounds
         cores = affinity.pin(start.cores)  # again: a library may have reset it while loading
         self._replicas: dict[int, Any] = {}
+        self._gone = collector.Gone()
         self._models_of_plans: dict[int, int] = {}
         self._frames: dict[int, protocol.Frame] = {}
         self._handlers: dict[type, Callable[[Any], Any]] = {
@@ -252,6 +253,7 @@ class _Worker:
         gone = [plan for plan, model in self._models_of_plans.items() if model == message.model]
         for plan in gone:
             del self._models_of_plans[plan]
+        self._gone.one_more()
 
     # -- within ----------------------------------------------------------------------------
 
