@@ -33,6 +33,7 @@ CASES = {
     "forms": "usage:forms",
     "first": "usage:first",
     "compiling": "compiling:compiling",
+    "models": "models:models",
     "scaling": "scaling:scaling_model",
     "coordinator": "coordinator:coordinator",
     "campaign": "campaign:campaign",
