@@ -300,6 +300,18 @@ class Config:
         return 1.0
 
 
+class Settings:
+    """Asked by attribute, kept in a dict."""
+
+    def __init__(self, **given: float) -> None:
+        self._given = given
+
+    def __getattr__(self, name: str) -> float:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._given[name]
+
+
 class Louder(Config):
     @property
     def gain(self) -> float:
@@ -348,11 +360,13 @@ class Configured(Root):
         self.array, self.tensor = np.ones(2), tf.constant(1.0)
         self.function = tf.identity
         self.options, self.gains = {"loss": {"gain": 1.0}, "name": "a"}, [1.0, np.ones(2)]
+        self.settings = Settings(level=1.0)
         self.steps, self.kind, self.plain = [tf.identity, None], Softer, Config()
 
     def __call__(self, z):
         scale = self.of_the_class * self.config.scale * self.array[1] * self.method()
         scale *= self.of_the_root * self.fixed() * self.asked
+        scale *= self.settings.level
         scale *= self.plain.gain * self.kind.gain() * Found.gain() * Found.factor
         scale *= self.options["loss"]["gain"] * self.gains[0] * self.gains[1][0] * GAINS["all"]
         return self.steps[0](self.function(super().__call__(z) * scale)) * self.tensor
@@ -380,6 +394,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "in a list": lambda model: model.gains.__setitem__(0, 2.0),
     "an array in it": lambda model: model.gains[1].__setitem__(0, 2.0),
     "in a list of functions": lambda model: model.steps.__setitem__(0, lambda x: 2.0 * x),
+    "in a dict that is asked by attribute": lambda model: model.settings._given.update(level=2.0),
     "an object's class": lambda model: setattr(model.plain, "__class__", Louder),
     "which class it is": lambda model: setattr(model, "kind", Another),
     "a number of a class of the module's": lambda model: setattr(Found, "factor", 2.0),

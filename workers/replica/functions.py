@@ -33,6 +33,40 @@ _OURS = ("qpool", "workers")
 
 CONSTANT = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
 
+#: Methods that are called without being named.
+IMPLICIT = frozenset(
+    f"__{name}__"
+    for name in [
+        "call",
+        "getattr",
+        "getattribute",
+        "getitem",
+        "contains",
+        "iter",
+        "next",
+        "len",
+        "bool",
+        "float",
+        "int",
+        "index",
+        "enter",
+        "exit",
+        "add",
+        "radd",
+        "sub",
+        "rsub",
+        "mul",
+        "rmul",
+        "truediv",
+        "rtruediv",
+        "matmul",
+        "rmatmul",
+        "pow",
+        "rpow",
+        "neg",
+    ]
+)
+
 
 class FunctionModel:
     """A function, called as it is, with what it leads to.
@@ -114,7 +148,7 @@ def called(model: Any, methods: Iterable[str] = ()) -> Iterator[Any]:
     yield from (f for f in parts if is_function(f) and not is_of_a_library(plain(f).__module__))
     kinds = dict.fromkeys(kind for part in parts for kind in type(part).__mro__)
     own = [kind for kind in kinds if not is_of_a_library(kind.__module__)]
-    asked = {"__call__", "call", "generate", *getattr(model, "pooled_methods", ()), *methods}
+    asked = {"call", "generate", *IMPLICIT, *getattr(model, "pooled_methods", ()), *methods}
     ahead = list(asked)
     while ahead:
         name = ahead.pop()

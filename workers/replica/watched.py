@@ -86,7 +86,7 @@ def _reached(roots: Iterable[Any]) -> tuple[list[types.FunctionType], list[type]
     methods of those that they name."""
     plain: dict[Any, None] = {}
     classes: dict[type, None] = {}
-    asked = {"__call__"}
+    asked = set(functions.IMPLICIT)
     ahead = list(roots)
     while ahead:
         every = (f for root in ahead for f in functions.led_to(root))
