@@ -15,6 +15,7 @@ from typing import Any
 import keras
 
 from qpool.measure.host import throttling
+from workers.errors import ConfigurationError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +78,23 @@ class Sample:
         return found
 
 
+def _pooled(generator: Any) -> Any:
+    if not callable(getattr(generator, "stats", None)):
+        raise ConfigurationError(
+            f"{type(generator).__name__} is not pooled, and counts nothing: give the monitor what "
+            "qpool.parallelize(...) returned"
+        )
+    return generator
+
+
 class Monitor:
-    """Reads a pooled generator's counters; each ``sample`` is of the time since the last."""
+    """Reads a pooled generator's counters; each ``sample`` is of the time since the last.
+
+    ConfigurationError for what is not pooled.
+    """
 
     def __init__(self, generator: Any) -> None:
-        self._generator = generator
+        self._generator = _pooled(generator)
         self._last = self._read()
 
     def sample(self) -> Sample:
@@ -149,7 +162,7 @@ class MonitorCallback(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.samples: list[Sample] = []
-        self._generator = generator
+        self._generator = _pooled(generator)
         self._every = every
         self._jsonl = None if jsonl is None else Path(jsonl)
         self._tensorboard = tensorboard

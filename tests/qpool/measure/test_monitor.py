@@ -12,6 +12,7 @@ import tensorflow as tf
 from pooling import parallelize
 
 import qpool
+from qpool import errors
 from qpool.measure import monitor
 
 
@@ -114,3 +115,11 @@ def test_the_callback_writes_lines_and_events(pool, tmp_path) -> None:
     assert {worker["worker"] for worker in lines[0]["workers"]} == {0, 1}
     assert len(watch.samples) == 4
     assert list((tmp_path / "board").iterdir())
+
+
+@pytest.mark.parametrize("watch", [monitor.Monitor, monitor.MonitorCallback])
+def test_what_is_not_pooled_is_not_watched(watch) -> None:
+    with pytest.raises(
+        errors.ConfigurationError, match=r"object is not pooled.*qpool\.parallelize"
+    ):
+        watch(object())
