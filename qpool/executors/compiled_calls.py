@@ -93,6 +93,12 @@ class CompiledCall:
         """Whether there is something compiled that gives what the eager call gave."""
         return self.choice is not None and self.choice.level != "eager"
 
+    @property
+    def only_computes(self) -> bool:
+        """Whether it is compiled, and calling it once more changes nothing, and gives the same."""
+        drawing = self.drew or self.seeded or self.method.stream is not None
+        return self.is_compiled and not (drawing or self.engines or self.updates or self.sets)
+
     def as_dict(self) -> dict[str, Any]:
         """For ``stats()``; a choice must have been made."""
         assert self.choice is not None
@@ -104,6 +110,40 @@ class CompiledCall:
             "why_not_better": self.choice.reason,
             "seconds": self.choice.seconds,
         }
+
+
+class _Arguments:
+    """The tensors among the arguments of a call, each to be told from a mark in its place.
+
+    ``names`` are those of arguments that have a row a sample, beside the first one's; ``batched``:
+    the first argument is a batch, and becomes a tensor if it is none.
+    """
+
+    def __init__(self, names: Sequence[str], batched: bool) -> None:
+        self._names, self._batched = names, batched
+        self.tensors: list[tf.Tensor] = []
+        self.sharded: list[bool] = []
+
+    def marked(self, value: Any, name: str, first: bool) -> Any:
+        """An argument, ``first`` of all or of that ``name``, with marks for tensors in it."""
+        shared = self._batched and (first or name in self._names)
+        if first and isinstance(value, tf.Variable) and name not in self._names:
+            shared = False  # weights
+        if isinstance(value, list | tuple | dict):
+            of_rows = shared and not any(
+                isinstance(leaf, tf.Variable) for leaf in tf.nest.flatten(value)
+            )
+            return tf.nest.map_structure(
+                lambda leaf: self._put(leaf, of_rows) if tf.is_tensor(leaf) else leaf, value
+            )
+        if first and self._batched and not (tf.is_tensor(value) or isinstance(value, _CONSTANTS)):
+            value = tf.convert_to_tensor(value)
+        return self._put(value, shared) if tf.is_tensor(value) else value
+
+    def _put(self, value: Any, shared: bool) -> Sharded:
+        self.tensors.append(tf.convert_to_tensor(value))
+        self.sharded.append(shared and self.tensors[-1].shape.rank != 0)
+        return Sharded(len(self.tensors) - 1)
 
 
 class CompiledCalls:
@@ -169,39 +209,18 @@ class CompiledCalls:
         Raises:
             ShippingError: constants that do not pickle, which could not be told apart.
         """
-        inputs: list[tf.Tensor] = []
-        sharded: list[bool] = []
         arrays = args[0].dtype.name if args and isinstance(args[0], np.ndarray) else ""
-
-        def put(value: Any, shared: bool) -> Sharded:
-            inputs.append(tf.convert_to_tensor(value))
-            sharded.append(shared and inputs[-1].shape.rank != 0)
-            return Sharded(len(inputs) - 1)
-
-        def mark(value: Any, name: str, first: bool) -> Any:
-            shared = batched and (first or name in self._sharded)
-            if first and isinstance(value, tf.Variable) and name not in self._sharded:
-                shared = False  # weights
-            if isinstance(value, list | tuple | dict):
-                of_rows = shared and not any(
-                    isinstance(leaf, tf.Variable) for leaf in tf.nest.flatten(value)
-                )
-                return tf.nest.map_structure(
-                    lambda leaf: put(leaf, of_rows) if tf.is_tensor(leaf) else leaf, value
-                )
-            if first and batched and not (tf.is_tensor(value) or isinstance(value, _CONSTANTS)):
-                value = tf.convert_to_tensor(value)
-            return put(value, shared) if tf.is_tensor(value) else value
-
+        found = _Arguments(self._sharded, batched)
         names = argument_names(self._model, method) if len(args) > 1 else ()
         marked = tuple(
-            mark(value, names[place] if place < len(names) else "", place == 0)
+            found.marked(value, names[place] if place < len(names) else "", place == 0)
             for place, value in enumerate(args)
         )
         named = {
-            name: mark(value, name, not args and place == 0)
+            name: found.marked(value, name, not args and place == 0)
             for place, (name, value) in enumerate(kwargs.items())
         }
+        inputs = found.tensors
         only = (marked, named) == ((Sharded(0),), {})
         constants = b"" if only else dumps((marked, named), "arguments")
         # Not batched, their shapes too: what is right for one need not be for another.
@@ -213,9 +232,9 @@ class CompiledCalls:
                 marked, named = classes.loads(constants)
             as_tensor = tuple(not arrays or n > 0 for n in range(len(inputs)))
             plan = Plan(0, 0, method, b"", as_tensor, 0)
-            found = Method(plan, function, marked, named, True)
+            made = Method(plan, function, marked, named, True)
             alike = [known for other, known in self._known.items() if other[: len(same)] == same]
-            self._known[key] = CompiledCall(found, tuple(sharded), alike=alike)
+            self._known[key] = CompiledCall(made, tuple(found.sharded), alike=alike)
         return self._known[key], inputs
 
     def _with_rows(self, key: tuple[Any, ...], inputs: Sequence[tf.Tensor]) -> tuple[Any, ...]:

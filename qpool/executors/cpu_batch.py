@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from qpool import notices
 from qpool.executors.base import Executor, Options
@@ -79,7 +80,10 @@ class CpuBatchExecutor(Executor):
                 compiled_call.ran, compiled_call.drew = run, bool(drawn)
                 compiled_call.assigned = assigned
                 self._choose(compiled_call, inputs, result, before)
-                return result
+                if not (record.could_possibly_record() and compiled_call.only_computes):
+                    return result
+                # What was compiled gives the gradients: the eager call's take longer than that.
+                return self._compiled_calls.run(compiled_call, inputs)
             self._choose_by_draws(compiled_call, inputs)
         eagerly = tf.executing_eagerly()
         with self._counted(args) if eagerly else _of_known_size(inputs):
