@@ -6,8 +6,7 @@
     THIRD     cotangents of that one  --> this process (``third_order``)
 
 Only this and ``losses`` know both tapes and the pool. Weights enter as explicit inputs, so whatever
-watches the model's variables sees them used; gradients leave in the same order. In a graph both
-directions are a ``tf.numpy_function``.
+watches the model's variables sees them used; gradients leave in the same order.
 
 What cannot be differentiated again (a model that workers run eagerly; anything a fourth time) is
 refused: a pulled-back cotangent is a number by the time it is here, and treating it as a constant
@@ -16,8 +15,7 @@ would be wrong without a word.
 
 from __future__ import annotations
 
-import weakref
-from collections import OrderedDict
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,6 +24,7 @@ import tensorflow as tf
 
 from qpool.bridge import symbolic, tapes, third_order
 from qpool.bridge.arguments import Arguments, is_eager
+from qpool.bridge.exchanges import Exchanges, is_float
 from qpool.bridge.variables import Reader
 from qpool.executors.worker_pool import Operands
 from workers.custom_gradient import custom_gradient
@@ -33,13 +32,10 @@ from workers.errors import InputError, SecondOrderGradientError
 from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec
 from workers.replica import serialization
-from workers.tensors import beside, mapped, tensor_of, tensors_of
+from workers.tensors import beside, mapped, tensor_of
 
 if TYPE_CHECKING:
     from qpool.executors.remote import Plan, RemoteModel
-
-#: Graph calls whose workers are remembered for their backward pass; older ones are recomputed.
-_REMEMBERED_CALLS = 64
 
 
 class Bridge:
@@ -60,7 +56,6 @@ class Bridge:
         self._arguments = Arguments(model, sharded)
         self._weights = Reader(remote.variables)
         self._functions: dict[Any, Callable[..., Any]] = {}
-        self._assignment: OrderedDict[int, dict[int, tuple[int, ...]]] = OrderedDict()
 
     def close(self) -> None:
         """Have workers forget the model."""
@@ -221,181 +216,84 @@ class Bridge:
         return self._functions[plan.number]
 
     def _build(self, plan: Plan, inputs: int) -> Callable[..., Any]:
+        check = functools.partial(self._arguments.check, "")
+        exchanges = Exchanges(self._remote, plan, inputs, check)
+
         @custom_gradient
         def pooled_call(*tensors: Any) -> tuple[list[Any], Callable[..., Any]]:
             sources = plan.sources
             if plan.level == "eager" and tf.executing_eagerly():  # a compiled vjp gives all anyway
                 sources = [n for n in sources if n >= inputs or tapes.watched([tensors[n]])]
-            if tf.executing_eagerly():
-                outputs, ticket = self._forward_eagerly(plan, inputs, tensors)
-            else:
-                outputs, ticket = self._forward_in_graph(plan, inputs, tensors)
+            outputs, ticket = exchanges.forward(tensors)
 
             def pull_back(*cotangents: Any) -> list[Any]:
                 given = [  # a gather's cotangent comes as IndexedSlices
                     tf.convert_to_tensor(c)
                     for c, spec in zip(cotangents, plan.outputs, strict=True)
-                    if _is_float(spec)
+                    if is_float(spec)
                 ]
                 found = pooled_vjp(ticket, sources, *tensors, *given)
                 of_source = dict(zip(sources, found, strict=True))
                 if plan.level == "eager" and tf.executing_eagerly():
                     of_source = {n: x for n, x in of_source.items() if plan.connects(n, x)}
-                return [None if n is None else of_source.get(n) for n in self._sources(inputs)]
+                return [None if n is None else of_source.get(n) for n in exchanges.places]
 
             return outputs, pull_back
 
         def pooled_vjp(ticket: Any, wanted: list[int], *arguments: Any) -> list[Any]:
             @custom_gradient
             def vjp(*arguments: Any) -> tuple[list[Any], Callable[..., Any]]:
-                if tf.executing_eagerly():
-                    found = self._backward_eagerly(plan, inputs, ticket, wanted, arguments)
-                else:
-                    found = self._backward_in_graph(plan, inputs, ticket, wanted, arguments)
-
                 def pull_back_again(*tangents: Any) -> list[Any]:
                     if plan.level == "eager":
                         _refuse(_EAGER_ONLY.format(plan.reason))()
                     dense = [tf.convert_to_tensor(tangent) for tangent in tangents]
-                    return self._second(plan, inputs, ticket, arguments, dense)
+                    return self._second(plan, exchanges, ticket, arguments, dense)
 
-                return found, pull_back_again
+                return exchanges.backward(ticket, wanted, arguments), pull_back_again
 
             if not wanted:
                 return []
-            if (
-                tf.executing_eagerly() and not tapes.recording()
-            ):  # nobody will differentiate this again
-                return self._backward_eagerly(plan, inputs, ticket, wanted, arguments)
+            if tf.executing_eagerly() and not tapes.recording():  # nobody differentiates it again
+                return exchanges.backward(ticket, wanted, arguments)
             found = vjp(*arguments)
             return list(found) if isinstance(found, list | tuple) else [found]
 
         return pooled_call
 
-    def _sources(self, inputs: int) -> list[int | None]:
-        """For each argument of the function, its number as a source; None for a constant."""
-        place = {index: n for n, index in enumerate(self._remote.differentiable)}
-        weights = [
-            None if index not in place else inputs + place[index]
-            for index in range(len(self._remote.variables))
-        ]
-        return [*range(inputs), *weights]
-
-    def _forward_eagerly(
-        self, plan: Plan, inputs: int, tensors: Sequence[Any]
-    ) -> tuple[list[Any], _Ticket]:
-        arrays = [np.asarray(x) for x in tensors]
-        operands = Operands(arrays[:inputs], arrays[inputs:])
-        result = self._remote.compute(plan, Kind.FORWARD_KEEPING, operands, copy=tensor_of)
-        return result.outputs, _Ticket(self._remote, result.call, result.assignment)
-
-    def _backward_eagerly(
-        self,
-        plan: Plan,
-        inputs: int,
-        ticket: _Ticket,
-        wanted: list[int],
-        arguments: Sequence[Any],
-    ) -> list[Any]:
-        arrays = [np.asarray(x) for x in arguments]
-        found = self._pull_back(plan, inputs, ticket.call, ticket.assignment, arrays, wanted=wanted)
-        return tensors_of(found)
-
-    def _forward_in_graph(
-        self, plan: Plan, inputs: int, tensors: Sequence[Any]
-    ) -> tuple[list[Any], Any]:
-        kind = Kind.FORWARD_KEEPING if tapes.recording() else Kind.FORWARD
-
-        def run(*arrays: np.ndarray) -> list[np.ndarray]:
-            self._arguments.check("", arrays[:inputs])
-            operands = Operands(arrays[:inputs], arrays[inputs:])
-            result = self._remote.compute(plan, kind, operands)
-            self._assignment[result.call] = result.assignment
-            while len(self._assignment) > _REMEMBERED_CALLS:
-                self._assignment.popitem(last=False)
-            return [np.asarray(result.call, np.int64), *result.outputs]
-
-        types = [tf.int64, *(tf.as_dtype(np.dtype(spec.dtype)) for spec in plan.outputs)]
-        ticket, *outputs = tf.numpy_function(run, list(tensors), types)
-        ticket.set_shape(())
-        batch = tensors[0].shape[0]
-        for output, spec in zip(outputs, plan.outputs, strict=True):
-            output.set_shape((batch, *spec.shape))
-        return outputs, ticket
-
-    def _backward_in_graph(
-        self,
-        plan: Plan,
-        inputs: int,
-        ticket: Any,
-        wanted: list[int],
-        arguments: Sequence[Any],
-    ) -> list[Any]:
-        if isinstance(ticket, _Ticket):  # an eager call, pulled back within a graph
-            self._assignment[ticket.call] = ticket.assignment
-            ticket = tf.constant(ticket.call, tf.int64)
-
-        def run(call: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
-            assignment = self._assignment.pop(int(call), None)
-            return self._pull_back(plan, inputs, int(call), assignment, arrays, wanted=wanted)
-
-        sources = dict(zip(self._sources(inputs), arguments, strict=False))
-        types = [sources[n].dtype for n in wanted]
-        found = tf.numpy_function(run, [ticket, *arguments], types)
-        for gradient, n in zip(found, wanted, strict=True):
-            gradient.set_shape(sources[n].shape)
-        return list(found)
-
     def _second(
         self,
         plan: Plan,
-        inputs: int,
+        exchanges: Exchanges,
         ticket: Any,
         arguments: Sequence[Any],
         tangents: Sequence[Any],
     ) -> list[Any]:
         """Gradients for the vjp's arguments (inputs, weights, cotangents), from its results'."""
-        places = self._sources(inputs)
-        wanted = plan.sources
-        cotangents = len(arguments) - len(places)
-        shaped_as = [places.index(n) for n in wanted] + [*range(len(places), len(arguments))]
-
-        def run(call: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
-            given = zip(wanted, arrays[len(arguments) :], strict=True)
-            used = [(n, tangent) for n, tangent in given if np.any(tangent)]
-            if not used:
-                return [np.zeros_like(arrays[n]) for n in shaped_as]
-            return self._pull_back(plan, inputs, int(call), None, arrays[: len(arguments)], used)
+        places, wanted = exchanges.places, plan.sources
 
         @custom_gradient
         def pooled_second(*tensors: Any) -> tuple[list[Any], Callable[..., Any]]:
-            if tf.executing_eagerly():
-                arrays = [np.asarray(x) for x in tensors]
-                found = tensors_of(run(np.asarray(ticket.call), *arrays))
-            else:
-                call = ticket.call if isinstance(ticket, _Ticket) else ticket
-                types = [tensors[n].dtype for n in shaped_as]
-                found = tf.numpy_function(run, [tf.cast(call, tf.int64), *tensors], types)
-                for gradient, n in zip(found, shaped_as, strict=True):
-                    gradient.set_shape(tensors[n].shape)
-            return found, lambda *given: self._third(plan, inputs, wanted, tensors, found, given)
+            given = tensors[: len(arguments)], tensors[len(arguments) :]
+            found = exchanges.second(ticket, *given)
+            return found, lambda *given: self._third(plan, places, tensors, found, given)
 
         found = pooled_second(*arguments, *tangents)
         of_source = dict(zip(wanted, found, strict=False))
         of_arguments = [None if n is None else of_source.get(n) for n in places]
-        return [*of_arguments, *found[len(found) - cotangents :]]
+        return [*of_arguments, *found[len(wanted) :]]
 
     def _third(
         self,
         plan: Plan,
-        inputs: int,
-        wanted: list[int],
+        places: Sequence[int | None],
         tensors: Sequence[Any],
         second: Sequence[Any],
         given: Sequence[Any],
     ) -> list[Any]:
         """Gradients for all that the ``second`` derivative is of, from its results'."""
-        in_place = self._in_place
+        in_place, wanted = self._in_place, plan.sources
+        end = len(places)
+        inputs = end - len(self._remote.variables)
         if in_place is None or plan.draws or not all(plan.as_tensor[1:inputs]):
             _refuse(
                 "there is no third one of a qpool.Engine (workers.engine.TracedEngine has it), of "
@@ -404,7 +302,6 @@ class Bridge:
         # One object may be an input and a cotangent; of each there is a derivative of its own.
         tensors = [tf.identity(x) for x in tensors]
         given = [tf.convert_to_tensor(x) for x in given]
-        end = inputs + len(self._remote.variables)
         args, kwargs = self._arguments.joined(plan.arguments, plan.as_tensor, tensors[:inputs])
         third_order.check_weights(tensors[inputs:end], self._remote.variables)
         variables = [self._remote.variables[n] for n in self._remote.differentiable]
@@ -425,34 +322,11 @@ class Bridge:
 
         found = third(*tensors, *given)
         of_source = dict(zip(wanted, found, strict=False))
-        places = self._sources(inputs)
         return [*(None if n is None else of_source.get(n) for n in places), *found[len(wanted) :]]
-
-    def _pull_back(
-        self,
-        plan: Plan,
-        inputs: int,
-        call: int,
-        assignment: dict[int, tuple[int, ...]] | None,
-        arrays: Sequence[np.ndarray],
-        tangents: Sequence[tuple[int, np.ndarray]] = (),
-        wanted: list[int] | None = None,
-    ) -> list[np.ndarray]:
-        end = inputs + len(self._remote.variables)
-        given = iter(arrays[end:])
-        cotangents = [next(given) if _is_float(spec) else None for spec in plan.outputs]
-        return self._remote.compute(
-            plan,
-            Kind.SECOND if tangents else Kind.BACKWARD,
-            Operands(arrays[:inputs], arrays[inputs:end], cotangents, tangents),
-            call=call,
-            assignment=assignment,
-            wanted=plan.sources if wanted is None else wanted,
-        ).gradients
 
     @staticmethod
     def _cotangent(spec: ArraySpec, batch: int, seed: Any) -> np.ndarray | None:
-        if not _is_float(spec):
+        if not is_float(spec):
             return None
         array = np.asarray(seed, spec.dtype)
         if array.shape != (batch, *spec.shape):
@@ -461,17 +335,6 @@ class Bridge:
                 f"came {array.shape}"
             )
         return array
-
-
-class _Ticket:
-    """An eager forward call. When the last tape that could ask for it goes, workers let go too."""
-
-    def __init__(
-        self, remote: RemoteModel, call: int, assignment: dict[int, tuple[int, ...]]
-    ) -> None:
-        self.call = call
-        self.assignment = assignment
-        weakref.finalize(self, remote.pool.forget, call).atexit = False
 
 
 #: Why a model that is not compiled has no second derivative here.
@@ -492,7 +355,3 @@ def _refuse(why: str) -> Callable[..., NoReturn]:
         )
 
     return refuse
-
-
-def _is_float(spec: ArraySpec) -> bool:
-    return np.dtype(spec.dtype).kind in "fc"
