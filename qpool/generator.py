@@ -79,8 +79,8 @@ class _Handle:
         return self._executors[chosen]
 
     def called(self) -> None:
-        """After a call: lists and dicts that it has changed itself are not looked at any more."""
-        changed = [place for place in self._containers if not place.is_there()]
+        """After a call: what it has changed itself is not looked at any more."""
+        changed = [place for place in self._writable if not place.is_there()]
         if changed:
             self._written_to |= {place.where for place in changed}
             self._look_at([p for p in (*self._settings, *self._held) if p not in changed])
@@ -119,11 +119,8 @@ class _Handle:
     def _look(self) -> None:
         """See which engines the model holds, and what a function finds in its module."""
         function = isinstance(self.model, functions.FunctionModel)
-        looked_at = [
-            place
-            for place in watched.watched(self.model, self.methods)
-            if place.where not in self._written_to
-        ]
+        found, self._may_be_written = watched.watched(self.model, self.methods)
+        looked_at = [place for place in found if place.where not in self._written_to]
         looked_at += self.model.look() if function else []
         self._engines = held_engines(self.model)
         self._look_at([*self._engines, *looked_at])
@@ -133,8 +130,11 @@ class _Handle:
         self._settings = [place for place in found if isinstance(place, places.Setting)]
         self._told = tuple(setting.told for setting in self._settings)
         self._held = [place for place in found if place not in self._settings]
-        self._containers = [
-            place for place in found if isinstance(place, places.Place) and place.is_container
+        self._writable = [
+            place
+            for place in found
+            if isinstance(place, places.Place)
+            if place.is_container or place.where in self._may_be_written
         ]
 
     def _renew(self) -> None:

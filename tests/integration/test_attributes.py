@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import types
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -312,6 +313,22 @@ class Settings:
         return self._given[name]
 
 
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    depth: float = 1.0
+
+
+@dataclasses.dataclass
+class Schedule:
+    height: float = 1.0
+
+    def now(self) -> float:
+        return self.height
+
+
+OF_THE_MODULE = Schedule()
+
+
 class Louder(Config):
     @property
     def gain(self) -> float:
@@ -360,19 +377,30 @@ class Configured(Root):
         self.array, self.tensor = np.ones(2), tf.constant(1.0)
         self.function = tf.identity
         self.options, self.gains = {"loss": {"gain": 1.0}, "name": "a"}, [1.0, np.ones(2)]
-        self.settings = Settings(level=1.0)
+        self.settings, self.schedule = Settings(level=1.0), Schedule()
+        self.of_a_library, self.slotted = types.SimpleNamespace(width=1.0), Slotted()
+        self.now, self.rest = self.schedule.now, 1.0
         self.steps, self.kind, self.plain = [tf.identity, None], Softer, Config()
 
     def __call__(self, z):
         scale = self.of_the_class * self.config.scale * self.array[1] * self.method()
         scale *= self.of_the_root * self.fixed() * self.asked
-        scale *= self.settings.level
+        rest = self.rest
+
+        def more() -> float:
+            return rest * self.now() * OF_THE_MODULE.height
+
+        scale *= self.settings.level * self.slotted.depth * self.of_a_library.width * more()
         scale *= self.plain.gain * self.kind.gain() * Found.gain() * Found.factor
         scale *= self.options["loss"]["gain"] * self.gains[0] * self.gains[1][0] * GAINS["all"]
         return self.steps[0](self.function(super().__call__(z) * scale)) * self.tensor
 
     def method(self) -> float:
         return 1.0
+
+    def reset(self) -> None:
+        """Which a call does not call, but for an engine's of that name."""
+        self.rest = 1.0
 
 
 class Found(Softer):
@@ -395,6 +423,11 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "an array in it": lambda model: model.gains[1].__setitem__(0, 2.0),
     "in a list of functions": lambda model: model.steps.__setitem__(0, lambda x: 2.0 * x),
     "in a dict that is asked by attribute": lambda model: model.settings._given.update(level=2.0),
+    "in slots": lambda model: setattr(model.slotted, "depth", 2.0),
+    "in a namespace": lambda model: setattr(model.of_a_library, "width", 2.0),
+    "of a bound method's object": lambda model: setattr(model.schedule, "height", 2.0),
+    "of an object of the module's": lambda model: setattr(OF_THE_MODULE, "height", 2.0),
+    "what a local variable is named like": lambda model: setattr(model, "rest", 2.0),
     "an object's class": lambda model: setattr(model.plain, "__class__", Louder),
     "which class it is": lambda model: setattr(model, "kind", Another),
     "a number of a class of the module's": lambda model: setattr(Found, "factor", 2.0),
@@ -405,6 +438,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 def test_changes_are_seen_wherever_they_are_made(monkeypatch) -> None:
     monkeypatch.setitem(GAINS, "all", 1.0)
+    monkeypatch.setattr(OF_THE_MODULE, "height", 1.0)
     for name in ("of_the_root", "asked"):  # as it has them of its own
         monkeypatch.setattr(Configured, name, vars(Root)[name])
         monkeypatch.delattr(Configured, name)
@@ -530,6 +564,51 @@ def test_so_is_another_program_and_one_with_more_gates(worker, strategy: str) ->
         assert np.abs(generator(Z) - first).max() > 0.01
         model.program = type(model)().program
         np.testing.assert_allclose(generator(Z), first, atol=1e-5)
+
+
+class OfAProgram:
+    """One circuit a call; a parameter may be bound beforehand."""
+
+    def __init__(self) -> None:
+        self.program = program_of()
+        self.engine = sf.Engine("tf", backend_options={"cutoff_dim": 4})
+        self.w = tf.Variable(0.3)
+        self.trainable_variables = [self.w]
+
+    def __call__(self, z):
+        if self.engine.run_progs:
+            self.engine.reset()
+        state = self.engine.run(self.program, args={"x": self.w + z[0]}).state
+        return state.quad_expectation(0)[0]
+
+
+def program_of(*, inverse: bool = False) -> sf.Program:
+    program = sf.Program(1)
+    x, bound = program.params("x", "bound")
+    with program.context as q:
+        gate = sf.ops.Sgate(0.5)
+        sf.ops.Dgate(x) | q[0]
+        (gate.H if inverse else gate) | q[0]
+        sf.ops.Dgate(bound) | q[0]
+    program.bind_params({"bound": 0.25})
+    return program
+
+
+def test_so_are_an_inverse_a_number_of_a_gate_and_one_that_is_bound() -> None:
+    model, z = OfAProgram(), tf.constant([0.1])
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        before = float(generator(z))
+        for change in (
+            lambda: setattr(model, "program", program_of(inverse=True)),
+            lambda: model.program.circuit[1].op.p.__setitem__(0, 0.2),
+            lambda: model.program.bind_params({"bound": -0.5}),
+        ):
+            change()
+            found = float(generator(z))
+            np.testing.assert_allclose(found, model(z), atol=1e-5)
+            assert abs(found - before) > 1e-2
+            before = found
+            generator._qpool.pooled_calls += 20  # they come seldom
 
 
 def test_so_is_another_layer() -> None:

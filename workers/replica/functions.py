@@ -162,16 +162,11 @@ def called(model: Any, methods: Iterable[str] = ()) -> Iterator[Any]:
                 ahead += further
 
 
-def classes_of(functions: Iterable[types.FunctionType]) -> list[type]:
-    """The user's classes that functions find, in their modules and around them, and those that
-    these come from, each once."""
-    found: dict[type, None] = {}
-    for function in functions:
-        for space, keys in spaces(function, function):
-            for value in (found_at(space, key) for key in keys):
-                if isinstance(value, type):
-                    found |= dict.fromkeys(value.__mro__)
-    return [kind for kind in found if not is_of_a_library(kind.__module__)]
+def found_by(function: Any) -> Iterator[Any]:
+    """What a function finds by its names: around it, in its module, in what it is bound to."""
+    for space, keys in spaces(function, function):
+        for key in keys:
+            yield found_at(space, key)
 
 
 def methods_of(kind: type, asked: Container[str]) -> list[types.FunctionType]:
@@ -206,18 +201,22 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(constant)
 
 
-def attributes(functions: Iterable[types.FunctionType]) -> tuple[set[str], set[str]]:
-    """Names of attributes that functions look at; of those, and of globals, that they set."""
+def attributes(functions: Iterable[types.FunctionType]) -> tuple[set[str], set[str], set[str]]:
+    """Names of attributes that functions look at, of attributes that they set, and of what they set
+    in their modules or around them."""
     read: set[str] = set()
     stored: set[str] = set()
+    outside: set[str] = set()
     for function in functions:
         for code in _codes(function.__code__):
             for instruction in dis.get_instructions(code):
                 if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
                     read.add(instruction.argval)
-                elif instruction.opname in ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF"):
+                elif instruction.opname == "STORE_ATTR":
                     stored.add(instruction.argval)
-    return read, stored
+                elif instruction.opname in ("STORE_GLOBAL", "STORE_DEREF"):
+                    outside.add(instruction.argval)
+    return read, stored, outside
 
 
 def variables(value: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import operator
 import sys
 import types
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ class Place:
     @property
     def where(self) -> tuple[int, str]:
         """Which place it is, whatever is there."""
-        return id(self.space.own if isinstance(self.space, Inherited) else self.space), self.key
+        own = isinstance(self.space, Inherited | Slots)
+        return id(self.space.own if own else self.space), self.key
 
     @property
     def is_container(self) -> bool:
@@ -60,14 +62,23 @@ class Kind(Place):
 
 @dataclass(frozen=True, eq=False)
 class Program(Place):
-    """A program of Strawberry Fields', and the ``gates`` that it had."""
+    """A program of Strawberry Fields', the ``gates`` that it had, the ``parameters`` of these,
+    which may be set in place, and numbers that were ``bound`` to free ones."""
 
     gates: tuple[Any, ...]
+    parameters: list[Any]
+    bound: tuple[Any, ...]
+
+    @staticmethod
+    def of(space: Any, key: str, value: Any) -> Program:
+        return Program(space, key, value, gates_of(value), parameters_of(value), bound_to(value))
 
     def is_there(self) -> bool:
         """Whether it has those, or another one of them. What had none is built by the call."""
         found = found_at(self.space, self.key)
-        if found is self.value and len(found.circuit) == len(self.gates):
+        if is_program(found) and bound_to(found) != self.bound:
+            return False
+        if found is self.value and _are(parameters_of(found), self.parameters):
             return True
         return type(found) is type(self.value) and self.gates in ((), gates_of(found))
 
@@ -119,10 +130,19 @@ class Inherited:
         return self.own, *map(vars, self.kind.__mro__)
 
 
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Attributes of an object that has them in slots."""
+
+    own: Any
+
+
 def found_at(space: Any, key: str) -> Any:
     """What is there, None if nothing is."""
     if isinstance(space, dict):
         return space.get(key)
+    if isinstance(space, Slots):
+        return getattr(space.own, key, None)
     if isinstance(space, Inherited):
         for owner in space.owners:
             if key in owner:
@@ -194,12 +214,29 @@ def gates_of(program: Any) -> tuple[Any, ...]:
     return tuple(
         (
             type(command.op),
+            getattr(command.op, "dagger", False),
             tuple(register.ind for register in command.reg),
             tuple(map(_parameter, command.op.p)),
             repr(getattr(command.op, "select", None)),
         )
         for command in program.circuit
     )
+
+
+def parameters_of(program: Any) -> list[Any]:
+    """Of all gates, and where each of these begins."""
+    return [value for command in program.circuit for value in (None, *command.op.p)]
+
+
+def _are(values: list[Any], others: list[Any]) -> bool:
+    return len(values) == len(others) and all(map(operator.is_, values, others))
+
+
+def bound_to(program: Any) -> tuple[Any, ...]:
+    """Numbers that are bound to its parameters, by their names, None for what is no plain one: what
+    a run was given."""
+    values = ((n, getattr(p, "val", None)) for n, p in program.free_params.items())
+    return tuple((n, value if isinstance(value, int | float) else None) for n, value in values)
 
 
 def _parameter(value: Any) -> Any:

@@ -6,6 +6,7 @@ is the same there is ``places``'; what a function leads to, ``functions``'.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import types
 from collections.abc import Iterable, Iterator
@@ -19,9 +20,9 @@ from workers.replica.places import (
     Place,
     Program,
     Setting,
+    Slots,
     as_it_is_now,
     found_at,
-    gates_of,
     is_program,
 )
 
@@ -29,44 +30,81 @@ from workers.replica.places import (
 _METHODS = (types.FunctionType, staticmethod, classmethod, property)
 
 
-def watched(model: Any, methods: Iterable[str]) -> list[Place]:
-    """What calls of these methods look at, and do not set themselves, in the model, its parts that
-    are the user's, and the user's modules: plain values, which are compiled as constants, and
-    variables, programs, functions, and what else is the user's or holds variables."""
+def watched(model: Any, methods: Iterable[str]) -> tuple[list[Place], set[tuple[int, str]]]:
+    """What calls of these methods look at, in the model, its parts, and the user's modules: plain
+    values, which are compiled as constants, and variables, programs, functions, and what else is
+    the user's or holds variables. And which of these (``Place.where``) calls may set themselves:
+    that is to be seen."""
     found: list[Place] = []
-    seen = set()
-    plain, classes = _reached(functions.called(model, methods))
-    read, stored = functions.attributes(plain)
-    keys = sorted(read - stored)
-    looked_at: list[tuple[Any, str, bool]] = []  # whether it is an attribute
-    for part in serialization.walk(model):
-        own = not functions.is_of_a_library(type(part).__module__)
-        if own:
+    plain, classes, objects = _reached(functions.called(model, methods))
+    read, stored, outside = functions.attributes(plain)
+    looked_at: list[tuple[Any, str, bool]] = []  # whether it is an attribute of the model's
+    parts = {id(part): part for part in serialization.walk(model)}
+    reached = (itertools.islice(serialization.walk(value), _MANY) for value in objects)
+    others = {id(part): part for every in reached for part in every}
+    for number, part in (parts | others).items():
+        if not functions.is_of_a_library(type(part).__module__):
             found.append(Kind(part, "__class__", type(part)))
-        if own or part is model:
-            looked_at += [(space, key, True) for key in keys for space in _own(part, key)]
-    for kind in classes:
+        if part is model or _is_looked_at(part):
+            keys = sorted(_keys(part, read))
+            looked_at += [(s, key, number in parts) for key in keys for s in _own(part, key)]
+            classes += [
+                value
+                for value in getattr(part, "__dict__", {}).values()
+                if isinstance(value, type) and not functions.is_of_a_library(value.__module__)
+            ]
+    for kind in dict.fromkeys(classes):
+        keys = sorted(read)
         looked_at += [(space, key, False) for key in keys for space in _inherited(kind, {}, key)]
     for function in plain:
         for space, keys in functions.spaces(function, function):
             if not isinstance(space, dict) or "__name__" in space:  # around it, or its module's
-                looked_at += [(space, key, False) for key in keys if key not in stored]
+                looked_at += [(space, key, False) for key in keys if key not in outside]
     if (library := sys.modules.get("strawberryfields")) is not None:
         found.append(Contents(vars(library), "hbar", library.hbar, library.hbar))  # of a process
+    seen = set()
+    written: set[tuple[int, str]] = set()
     for space, key, attribute in looked_at:
         where = Place(space, key, None).where
         if where not in seen:
             seen.add(where)
-            found += _watched(space, key, found_at(space, key), attribute=attribute)
-    return found
+            places = list(_watched(space, key, found_at(space, key), attribute=attribute))
+            found += places
+            if key in stored:
+                written.add(where)
+    return found, written
+
+
+#: Parts of an object that is not the model's, at most: it may be a data set.
+_MANY = 1000
+
+#: Whose objects are not looked into: what they hold is theirs, and much.
+_LARGE = ("tensorflow", "keras", "numpy", "strawberryfields", "sympy", "qpool", "workers")
+
+
+def _is_looked_at(part: Any) -> bool:
+    """Whether its attributes are: the user's, and settings of whatever library."""
+    return type(part).__module__.partition(".")[0] not in (*_LARGE, "builtins")
+
+
+def _keys(part: Any, read: set[str]) -> set[str]:
+    """The attributes that calls may look at: all of what computes them when it is asked."""
+    computes = any(
+        "__getattr__" in vars(kind)
+        for kind in type(part).__mro__
+        if not functions.is_of_a_library(kind.__module__)
+    )
+    return read | set(getattr(part, "__dict__", ())) if computes else read
 
 
 def _own(part: Any, key: str) -> Iterator[Any]:
     """Where an object has an attribute that is not computed when it is asked for."""
     attributes = getattr(part, "__dict__", None)
-    if not isinstance(attributes, dict):
+    if isinstance(getattr(type(part), key, None), types.MemberDescriptorType):
+        yield Slots(part)
+    elif not isinstance(attributes, dict):
         return
-    if key in attributes:
+    elif key in attributes:
         yield attributes
     else:
         yield from _inherited(type(part), attributes, key)
@@ -81,21 +119,34 @@ def _inherited(kind: type, own: dict[str, Any], key: str) -> Iterator[Inherited]
             return
 
 
-def _reached(roots: Iterable[Any]) -> tuple[list[types.FunctionType], list[type]]:
-    """The functions that calls may come to, and the user's classes that they find: also by the
-    methods of those that they name."""
+def _reached(roots: Iterable[Any]) -> tuple[list[types.FunctionType], list[type], list[Any]]:
+    """The functions that calls may come to; the user's classes that they find, also by the methods
+    of those that they name; and objects of the user's classes that they find."""
     plain: dict[Any, None] = {}
     classes: dict[type, None] = {}
+    objects: dict[int, Any] = {}
     asked = set(functions.IMPLICIT)
     ahead = list(roots)
     while ahead:
-        every = (f for root in ahead for f in functions.led_to(root))
-        more = [f for f in dict.fromkeys(map(functions.plain, every)) if f not in plain]
-        plain |= dict.fromkeys(more)
-        asked.update(name for f in more for name in functions.names(f.__code__))
-        classes |= dict.fromkeys(functions.classes_of(more))
+        every = [f for root in ahead for f in functions.led_to(root)]
+        values = [value for f in every for value in functions.found_by(f)]
+        kinds = [kind for value in values for kind in _classes(value)]
+        classes |= dict.fromkeys(kinds)
+        objects |= {id(value): value for value in values if _is_the_users(value)}
+        plain |= dict.fromkeys(map(functions.plain, every))
+        asked.update(name for f in plain for name in functions.names(f.__code__))
         ahead = [f for kind in classes for f in functions.methods_of(kind, asked) if f not in plain]
-    return list(plain), list(classes)
+    return list(plain), list(classes), list(objects.values())
+
+
+def _classes(value: Any) -> list[type]:
+    """The user's, of a class that a function finds, or of an object of such a one."""
+    found = value if isinstance(value, type) else type(value)
+    return [kind for kind in found.__mro__ if not functions.is_of_a_library(kind.__module__)]
+
+
+def _is_the_users(value: Any) -> bool:
+    return not isinstance(value, type) and bool(_classes(value))
 
 
 def _is_seen(value: Any, kind: type) -> bool:
@@ -115,7 +166,7 @@ def _watched(space: Any, key: str, value: Any, *, attribute: bool) -> Iterator[P
     elif (now := as_it_is_now(value, others=True)) is not None:
         yield Contents(space, key, value, now)
     elif is_program(value):
-        yield Program(space, key, value, gates_of(value))
+        yield Program.of(space, key, value)
     elif isinstance(value, type):
         if not functions.is_of_a_library(value.__module__):
             yield Place(space, key, value)
@@ -135,7 +186,7 @@ def constants(model: Any) -> tuple[tuple[str, str, Any], ...]:
     """The plain globals of imported modules that its calls look at, by module and name."""
     return tuple(
         (module, setting.key, setting.value)
-        for setting in watched(model, ())
+        for setting in watched(model, ())[0]
         if isinstance(setting, Setting)
         if (module := setting.space.get("__name__") if isinstance(setting.space, dict) else None)
         and module not in ("__main__", "__mp_main__")

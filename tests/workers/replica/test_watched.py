@@ -27,13 +27,16 @@ class Looks:
 
 def test_settings_are_what_calls_look_at_and_do_not_set(monkeypatch) -> None:
     model = Looks()
-    looked_at = watched.watched(model, ("__call__",))
+    looked_at, written = watched.watched(model, ("__call__",))
     found = [place for place in looked_at if isinstance(place, places.Setting)]
     assert {setting.key: setting.value for setting in found} == {
+        "calls": 0,  # which a call sets: it is seen whether it does
         "noise": 0.5,
         "LIMIT": 2.0,
         "names": ["a"],
     }
+    (calls,) = (setting for setting in found if setting.where in written)
+    assert calls.key == "calls"
     assert {place.key for place in looked_at if place not in found} == {
         "__class__",
         "scaled",
@@ -45,7 +48,7 @@ def test_settings_are_what_calls_look_at_and_do_not_set(monkeypatch) -> None:
     model.noise = 0.25
     model.names.append("b")
     monkeypatch.setitem(globals(), "LIMIT", 3.0)
-    assert not any(setting.is_there() for setting in found)
+    assert [setting.key for setting in found if setting.is_there()] == ["calls"]
 
 
 class HoldsALibrarys:
@@ -57,13 +60,13 @@ class HoldsALibrarys:
 
 
 def test_a_librarys_function_is_one_place_and_what_it_leads_to_is_the_librarys() -> None:
-    found = watched.watched(HoldsALibrarys(), ("__call__",))
+    found = watched.watched(HoldsALibrarys(), ("__call__",))[0]
     assert {place.key for place in found} == {"__class__", "activation", "hbar"}
 
 
 def test_variables_that_are_bound_anew_are_others() -> None:
     gan = scripted.Gan()
-    (scale,) = (place for place in watched.watched(gan, ()) if place.key == "scale")
+    (scale,) = (place for place in watched.watched(gan, ())[0] if place.key == "scale")
     assert scale.is_there()
     gan.scale = tf.Variable(1.5)
     assert not scale.is_there()
