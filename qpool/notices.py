@@ -43,6 +43,10 @@ _ADVICE = (
         "have an engine run a program (sf.Engine, sf.Program): what is asked of a backend itself, "
         "Strawberry Fields computes as it always does",
     ),
+    (
+        r"has left in self\.",
+        "keep it in a tf.Variable(..., trainable=False) that the call assigns to, or return it",
+    ),
     (r"earlier call|engine\.reset", "call engine.reset() before each engine.run(...)"),
     (
         r"Measure",

@@ -223,7 +223,7 @@ def _reduce_strawberryfields(pickler: _Pickler, value: Any) -> Any:
     if "strawberryfields" not in sys.modules:
         return NotImplemented
     from strawberryfields.engine import LocalEngine
-    from strawberryfields.parameters import MeasuredParameter
+    from strawberryfields.parameters import FreeParameter, MeasuredParameter
 
     if isinstance(value, LocalEngine):
         options = dict(value.backend_options)
@@ -231,7 +231,15 @@ def _reduce_strawberryfields(pickler: _Pickler, value: Any) -> Any:
         return serialization.sf_engine, (type(value), value.backend_name, options)
     if isinstance(value, MeasuredParameter):
         return MeasuredParameter, (value.regref,)
+    if isinstance(value, FreeParameter):
+        bound, default = (_plain(getattr(value, name, None)) for name in ("val", "default"))
+        return serialization.sf_parameter, (value.name, bound, default)
     return NotImplemented
+
+
+def _plain(value: Any) -> Any:
+    """A number that a parameter is bound to; None for what the last run was given."""
+    return value if isinstance(value, int | float | complex | np.generic | np.ndarray) else None
 
 
 @functools.cache

@@ -135,7 +135,8 @@ class CpuBatchExecutor(Executor):
         reason = before.what_changed(updated)
         compiled_call.seeded = before.drew(updated)
         anew = compiled_call.reset_before and not run.went_on
-        with reset_before(anew), before.again([] if reason else updated):
+        again = before.again([] if reason else updated)
+        with reset_before(anew), again, before.other_numbers():
             compiled_call.choice = self._compiled_calls.choose(
                 compiled_call, inputs, result, reason, sets=sets, updated=updated
             )

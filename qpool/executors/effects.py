@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from workers.compiling import updates
+from workers.errors import ModelError
 from workers.replica import probe, serialization
 from workers.replica.draws import global_states
+from workers.tensors import mapped
 
 
 class State:
@@ -23,7 +26,7 @@ class State:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._shipped = serialization.inspect(model, {})
-        self._values = [variable.numpy() for variable in self._shipped.variables]
+        self._values = [_number(variable) for variable in self._shipped.variables]
         self._attributes = dict(getattr(model, "__dict__", {}))
         self._sources = self._stands()
 
@@ -31,7 +34,7 @@ class State:
         """Those that no gradient is for of the variables that were ``assigned`` to, known by
         identity, with their values now."""
         return [
-            (variable, variable.numpy())
+            (variable, _number(variable))
             for variable in self._shipped.variables
             if id(variable) in assigned and not (variable.trainable and variable.dtype.is_floating)
         ]
@@ -55,7 +58,7 @@ class State:
         known = {id(variable) for variable, _ in besides}
         states = self._states()
         for variable, value in zip(self._shipped.variables, self._values, strict=True):
-            if id(variable) not in known and not _same(variable.numpy(), value):
+            if id(variable) not in known and not _same(_number(variable), value):
                 if id(variable) in states:
                     return "the model draws random numbers"
                 return f"the call changes its variable {variable.name!r}"
@@ -82,11 +85,35 @@ class State:
             for variable, value in updated:
                 variable.assign(value)
 
+    @contextlib.contextmanager
+    def other_numbers(self) -> Iterator[None]:
+        """Within this, numbers that the call changed in the model are others altogether: what is
+        compiled goes on with those of now, and must not depend on them."""
+        now = getattr(self._model, "__dict__", {})
+        changed: dict[str, Any] = {
+            name: value
+            for name, value in now.items()
+            if type(value) in (int, float) and type(self._attributes.get(name)) is type(value)
+            if value != self._attributes[name]
+        }
+        now.update({name: 2 * value + 1 for name, value in changed.items()})
+        try:
+            yield
+        finally:
+            now.update(changed)
+
     def put_back(self) -> None:
         """Give the variables that were changed their values again."""
         for variable, value in zip(self._shipped.variables, self._values, strict=True):
-            if not _same(variable.numpy(), value):
+            if not _same(_number(variable), value):
                 variable.assign(value)
+
+
+def _number(variable: tf.Variable) -> np.ndarray:
+    """Its value, of which no tape is told."""
+    with record.stop_recording():
+        found: np.ndarray = variable.numpy()
+    return found
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -119,11 +146,27 @@ class _Wrapped:
 
 
 class _Setting(_Wrapped):
-    """What it has set attributes to."""
+    """What it has set attributes to. What it sets it may not look at before, where it is traced:
+    what an earlier call has left there would be a constant."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        attributes = vars(self.__self__)
+        before = {name: attributes[name] for name in self._what if name in attributes}
+        if tf.executing_eagerly():
+            before = {}
+        stand_ins = {name: mapped(_stand_in, value) for name, value in before.items()}
+        attributes.update(stand_ins)
         result = self.plain(*args, **kwargs)
-        return result, [vars(self.__self__)[name] for name in self._what]
+        for name, stand_in in stand_ins.items():
+            if attributes[name] is stand_in:  # made once
+                attributes[name] = before[name]
+            elif any(tf.is_tensor(x) and x.consumers() for x in tf.nest.flatten(stand_in)):
+                raise ModelError(f"what an earlier call has left in self.{name} is looked at")
+        return result, [attributes[name] for name in self._what]
+
+
+def _stand_in(value: Any) -> Any:
+    return tf.identity(value) if tf.is_tensor(value) else value
 
 
 class _Updating(_Wrapped):

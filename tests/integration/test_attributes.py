@@ -103,6 +103,68 @@ def test_what_a_call_goes_on_from_is_no_constant() -> None:
             np.testing.assert_allclose(generator(Z), stock(Z), atol=1e-5)
 
 
+class Averaging(idioms.FixedBatch):
+    """A moving average, which begins with the first value; averaged with itself it is the same."""
+
+    mean = None
+
+    def __call__(self, z):
+        found = super().__call__(z)
+        now = tf.stop_gradient(tf.reduce_mean(found, axis=0))
+        self.mean = now if self.mean is None else 0.5 * (self.mean + now)
+        return found - self.mean
+
+
+class Annealed(idioms.FixedBatch):
+    """By less a call than what is compiled may differ."""
+
+    temperature = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.temperature = 0, 1.0
+
+    def __call__(self, z):
+        self.calls += 1
+        self.temperature *= 0.9995
+        return super().__call__(z * self.temperature)
+
+
+@pytest.mark.parametrize("kind", [Averaging, Annealed])
+def test_nor_is_what_hardly_shows(kind) -> None:
+    ours, stock = kind(), kind()
+    with qpool.parallelize(ours, strategy="cpu_batch") as generator:
+        with pytest.warns(qpool.errors.NotCompiledWarning):
+            np.testing.assert_allclose(generator(Z), stock(Z), atol=1e-6)
+        for n in range(4):
+            z = Z * (1 + 0.1 * n)
+            np.testing.assert_allclose(generator(z), stock(z), atol=1e-6)
+
+
+class Counted(idioms.FixedBatch):
+    calls = 0
+
+    def __call__(self, z):
+        self.calls += 1
+        return super().__call__(z)
+
+
+def test_a_count_of_calls_that_nothing_goes_by_is_no_reason() -> None:
+    with qpool.parallelize(Counted(), strategy="cpu_batch") as generator:
+        generator(Z)
+        assert generator.stats()["compiled"][0]["level"] == "xla"
+
+
+def test_tapes_are_told_of_the_variables_that_a_call_uses() -> None:
+    model = idioms.FixedBatch()
+    model.unused = tf.Variable(1.0)
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        for _ in range(2):
+            with tf.GradientTape() as tape:
+                generator(Z)
+            assert all(variable is not model.unused for variable in tape.watched_variables())
+
+
 @pytest.mark.parametrize(("model", "named"), [(Keeping, "norm, self.more"), (Looping, "seen")])
 def test_that_workers_do_not_is_said_once(worker, model, named: str) -> None:
     stock = model()
@@ -380,12 +442,13 @@ class Configured(Root):
         self.settings, self.schedule = Settings(level=1.0), Schedule()
         self.of_a_library, self.slotted = types.SimpleNamespace(width=1.0), Slotted()
         self.now, self.rest = self.schedule.now, 1.0
+        self.gain, self.large = None, np.ones(5000)
         self.steps, self.kind, self.plain = [tf.identity, None], Softer, Config()
 
     def __call__(self, z):
         scale = self.of_the_class * self.config.scale * self.array[1] * self.method()
         scale *= self.of_the_root * self.fixed() * self.asked
-        rest = self.rest
+        rest = self.rest * (self.gain or 1.0) * self.large[-1]
 
         def more() -> float:
             return rest * self.now() * OF_THE_MODULE.height
@@ -428,6 +491,8 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "of a bound method's object": lambda model: setattr(model.schedule, "height", 2.0),
     "of an object of the module's": lambda model: setattr(OF_THE_MODULE, "height", 2.0),
     "what a local variable is named like": lambda model: setattr(model, "rest", 2.0),
+    "what was nothing": lambda model: setattr(model, "gain", 2.0),
+    "a large array": lambda model: setattr(model, "large", np.full(5000, 2.0)),
     "an object's class": lambda model: setattr(model.plain, "__class__", Louder),
     "which class it is": lambda model: setattr(model, "kind", Another),
     "a number of a class of the module's": lambda model: setattr(Found, "factor", 2.0),
@@ -592,6 +657,12 @@ def program_of(*, inverse: bool = False) -> sf.Program:
         sf.ops.Dgate(bound) | q[0]
     program.bind_params({"bound": 0.25})
     return program
+
+
+def test_workers_have_what_is_bound_to_a_parameter(worker) -> None:
+    model, z = OfAProgram(), tf.constant([0.1])
+    with qpool.parallelize(model, pool=worker) as generator:
+        np.testing.assert_allclose(generator(z), model(z), atol=1e-5)
 
 
 def test_so_are_an_inverse_a_number_of_a_gate_and_one_that_is_bound() -> None:

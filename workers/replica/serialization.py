@@ -267,6 +267,17 @@ def tf_function(python_function: Callable, options: dict[str, Any]) -> Any:
     return tf.function(python_function, **options)
 
 
+def sf_parameter(name: str, bound: Any, default: Any) -> Any:
+    """A free parameter of Strawberry Fields', and a number that it was bound to."""
+    from strawberryfields.parameters import FreeParameter
+
+    parameter = FreeParameter(name)
+    for attribute, value in (("val", bound), ("default", default)):
+        if value is not None or not hasattr(parameter, attribute):
+            setattr(parameter, attribute, value)
+    return parameter
+
+
 def sf_engine(cls: type, backend: str, options: dict[str, Any]) -> Any:
     """A Strawberry Fields engine, from what it was made of."""
     return cls(backend, backend_options=options)

@@ -12,6 +12,8 @@ import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from workers.replica import functions, serialization
 from workers.replica.places import (
     Contents,
@@ -25,6 +27,9 @@ from workers.replica.places import (
     found_at,
     is_program,
 )
+
+#: What is too large to be looked into, and may be bound anew.
+_BOUND_ANEW = (np.ndarray, list, tuple, dict, set)
 
 #: What a class has methods in.
 _METHODS = (types.FunctionType, staticmethod, classmethod, property)
@@ -170,6 +175,11 @@ def _watched(space: Any, key: str, value: Any, *, attribute: bool) -> Iterator[P
     elif isinstance(value, type):
         if not functions.is_of_a_library(value.__module__):
             yield Place(space, key, value)
+    elif value is None:
+        if not isinstance(space, dict) or key in space:  # else it is one of Python's own
+            yield Place(space, key, value)
+    elif isinstance(value, _BOUND_ANEW) or type(value).__name__ == "EagerTensor":
+        yield Place(space, key, value)
     elif not isinstance(value, functions.CONSTANT) and not _is_an_engine(value):
         method = isinstance(value, _METHODS) or functions.is_function(value)
         own = method or not functions.is_of_a_library(type(value).__module__)
