@@ -36,7 +36,7 @@ def program(r: float = 0.1, *, name: str = "a", mode: int = 0) -> sf.Program:
 )
 def test_a_program_is_its_gates(other: dict, same: bool) -> None:
     space = {"program": program()}
-    place = places.Program(space, "program", space["program"], places.gates_of(space["program"]))
+    place = places.Program.of(space, "program", space["program"])
     assert place.is_there()
     space["program"] = program(**other)
     assert place.is_there() == same
@@ -52,7 +52,7 @@ def test_a_gate_of_a_variable_is_of_that_variable() -> None:
 
 def test_a_program_that_had_no_gates_is_built_by_the_call() -> None:
     made = sf.Program(1)
-    place = places.Program({"program": made}, "program", made, places.gates_of(made))
+    place = places.Program.of({"program": made}, "program", made)
     with made.context as q:
         sf.ops.Vac | q[0]
     assert place.is_there()
