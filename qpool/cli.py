@@ -382,9 +382,7 @@ def _echo(found: dict[str, Any], indent: str) -> None:
             click.echo(f"{indent}{key}:")
             _echo(value, indent + "  ")
         elif isinstance(value, dict):
-            figures = "  ".join(
-                f"{k} {v}" if isinstance(v, str) else f"{k} {v:.4g}" for k, v in value.items()
-            )
+            figures = "  ".join(f"{k} {_figure(v)}" for k, v in value.items())
             click.echo(f"{indent}{key}: {figures}")
         elif key != "case" and not isinstance(value, list):
             click.echo(
@@ -392,6 +390,13 @@ def _echo(found: dict[str, Any], indent: str) -> None:
                 if isinstance(value, float)
                 else f"{indent}{key}: {value}"
             )
+
+
+def _figure(value: Any) -> str:
+    """A number; of a list, which pictures show, how it begins and ends."""
+    if isinstance(value, list):
+        return " ... ".join(_figure(v) for v in (value[0], value[-1])) if value else "-"
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def run(command: click.Command) -> None:
