@@ -257,12 +257,11 @@ def bench(cases: tuple[str, ...], as_json: bool, out: Path | None) -> None:
     By their names only: strategies (every one, and threads, joblib and Ray with stock Strawberry
     Fields), auto (what it chooses, against each fixed one), utilisation (how busy all cores are,
     for a minute), forms (an engine held or made in the call, a loop over the batch), first (whole
-    programs, cold: 10, 60 and 600 steps by each strategy), models (50 one after another: what
-    stays of each), campaign (runs side by side, and one
-    after another), scaling (the scaling model, on tiles of known cost), coordinator (its own part
-    of a step, for up to 256 workers, which are simulated), trainer (its step, by strategy), ray (a
-    Ray cluster on this machine, against a local pool), natural (the natural gradient against plain
-    ones).
+    programs, cold: 10, 60 and 600 steps by each strategy), models (50 one after another: what stays
+    of each), campaign (runs side by side, and one after another), scaling (the scaling model, on
+    tiles of known cost), coordinator (its own part of a step, for up to 256 workers, which are
+    simulated), trainer (its step, by strategy), ray (a Ray cluster on this machine, against a local
+    pool), natural (the natural gradient against plain ones).
     """
     from qpool.studies import bench as benchmarks
 

@@ -66,6 +66,19 @@ def _vectorised(given: Any) -> list[Any]:
     return [wrap(x, flag) for x, flag in zip(found, stacked, strict=True)]
 
 
+def vectoriser(pfor: PFor, one: FuncGraph) -> PFor:
+    """What vectorises ``one``, a graph for a row, over the rows that ``pfor`` is for."""
+    return PFor(
+        pfor.loop_var,
+        pfor.loop_len_vector[0],
+        one.get_operations(),
+        fallback_to_while_loop=pfor.fallback_to_while_loop,
+        all_indices=pfor.all_indices,
+        all_indices_partitioned=pfor.all_indices_partitioned,
+        pfor_config=pfor.pfor_config,
+    )
+
+
 def _gradients(
     given: Any, graph: Any, cotangents: Sequence[tf.Tensor], stacked: Sequence[bool]
 ) -> list[tf.Tensor | None]:
@@ -82,15 +95,7 @@ def _gradients(
             for x in given.op._gradient_function(given.op, *own)
         ]
     pfor, rows = given.pfor, given.pfor.loop_len_vector[0]
-    converter = PFor(
-        pfor.loop_var,
-        rows,
-        one.get_operations(),
-        fallback_to_while_loop=pfor.fallback_to_while_loop,
-        all_indices=pfor.all_indices,
-        all_indices_partitioned=pfor.all_indices_partitioned,
-        pfor_config=pfor.pfor_config,
-    )
+    converter = vectoriser(pfor, one)
     for x, cotangent, flag in zip(own, cotangents, stacked, strict=True):
         converter._add_conversion(x, wrap(cotangent, flag))
     for outer, inner in one.captures:

@@ -30,16 +30,15 @@ _COUNTED = re.compile(rb"(?<=[_-])\d{19}")  # what follows it may look like a di
 def compiled(trace: Any) -> Callable[..., Any]:
     """``trace``, a concrete function for XLA, of tensors alone, and its gradients of any order. Its
     first call compiles it, one process at a time, if no equal one has been."""
-    definition = _definition(trace.inference_fn)
     due = _share(trace)
 
     def call(*tensors: tf.Tensor) -> Any:
         nonlocal due
-        if not due:
+        if due is None:
             return trace(*tensors)
-        with compile_cache.turn(definition):
+        with compile_cache.turn(due):
             found = trace(*tensors)
-        due = False
+        due = None
         return found
 
     return call
@@ -50,11 +49,12 @@ def forget() -> None:
     _known.clear()
 
 
-def _share(trace: Any) -> bool:
+def _share(trace: Any) -> bytes | None:
     """Have the concrete function, and those that TensorFlow makes of it for a tape or an
-    accumulator, run what an equal one runs. Whether it is the first."""
+    accumulator, run what an equal one runs. Its definition, if it is the first."""
     own = trace._inference_function
-    trace._inference_function = _equal(own)
+    definition = _definition(own)
+    trace._inference_function = _equal(own, definition)
     select = trace._select_forward_and_backward_functions
 
     def selected(*args: Any) -> Any:
@@ -62,19 +62,18 @@ def _share(trace: Any) -> bool:
         functions = found._functions
         if getattr(functions, "_forward", found) is None:
             found.forward()
-            functions._forward = _equal(functions._forward)
+            functions._forward = _equal(functions._forward, _definition(functions._forward))
             _share(functions._backward)
         return found
 
     trace._select_forward_and_backward_functions = selected
-    return trace._inference_function is own
+    return definition if trace._inference_function is own else None
 
 
-def _equal(function: Any) -> Any:
+def _equal(function: Any, definition: bytes) -> Any:
     """This function of the runtime, which is known from now, or an equal one that is, with what
     this one makes of its outputs: their structure is none of the definition's."""
-    definition = _COUNTED.sub(_in_order(), _definition(function))
-    digest = hashlib.sha256(definition).digest()
+    digest = hashlib.sha256(_COUNTED.sub(_in_order(), definition)).digest()
     known = _known.pop(digest, None)
     _known[digest] = _without_graph(function) if known is None else known
     while len(_known) > _KEPT:

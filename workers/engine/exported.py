@@ -33,10 +33,10 @@ from tensorflow.python.eager.polymorphic_function import atomic_function
 from tensorflow.python.framework import ops
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops import gradients_util
-from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
+from tensorflow.python.ops.parallel_for.pfor import wrap
 
 from workers import cache, names
-from workers.custom_gradient import custom_gradient
+from workers.custom_gradient import custom_gradient, vectoriser
 from workers.tensors import for_xla, vjp, within_xla, without_loops
 
 log = logging.getLogger("qpool")
@@ -399,16 +399,7 @@ def _vectorised(of: Exportable, inputs: int, module: Module, given: Any) -> list
             for x, shape in zip(arguments, shapes, strict=True)
         ]
         outputs = function(*own)
-    pfor = given.pfor
-    converter = PFor(
-        pfor.loop_var,
-        pfor.loop_len_vector[0],
-        graph.get_operations(),
-        fallback_to_while_loop=pfor.fallback_to_while_loop,
-        all_indices=pfor.all_indices,
-        all_indices_partitioned=pfor.all_indices_partitioned,
-        pfor_config=pfor.pfor_config,
-    )
+    converter = vectoriser(given.pfor, graph)
     captured = ((inner, wrap(outer, False)) for outer, inner in graph.captures)
     for inner, outer in (*zip(own, arguments, strict=True), *captured):
         converter._add_conversion(inner, outer)

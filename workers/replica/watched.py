@@ -31,6 +31,12 @@ from workers.replica.places import (
 #: What is too large to be looked into, and may be bound anew.
 _BOUND_ANEW = (np.ndarray, list, tuple, dict, set)
 
+#: Parts of an object that is not the model's, at most: it may be a data set.
+_MANY = 1000
+
+#: Whose objects are not looked into: what they hold is theirs, and much.
+_LARGE = ("tensorflow", "keras", "numpy", "strawberryfields", "sympy", "qpool", "workers")
+
 #: What a class has methods in.
 _METHODS = (types.FunctionType, staticmethod, classmethod, property)
 
@@ -48,16 +54,12 @@ def watched(model: Any, methods: Iterable[str]) -> tuple[list[Place], set[tuple[
     reached = (itertools.islice(serialization.walk(value), _MANY) for value in objects)
     others = {id(part): part for every in reached for part in every}
     for number, part in (parts | others).items():
-        if not functions.is_of_a_library(type(part).__module__):
+        if _is_the_users_class(type(part)):
             found.append(Kind(part, "__class__", type(part)))
         if part is model or _is_looked_at(part):
             keys = sorted(_keys(part, read))
             looked_at += [(s, key, number in parts) for key in keys for s in _own(part, key)]
-            classes += [
-                value
-                for value in getattr(part, "__dict__", {}).values()
-                if isinstance(value, type) and not functions.is_of_a_library(value.__module__)
-            ]
+            classes += filter(_is_the_users_class, getattr(part, "__dict__", {}).values())
     for kind in dict.fromkeys(classes):
         keys = sorted(read)
         looked_at += [(space, key, False) for key in keys for space in _inherited(kind, {}, key)]
@@ -78,13 +80,6 @@ def watched(model: Any, methods: Iterable[str]) -> tuple[list[Place], set[tuple[
             if key in stored:
                 written.add(where)
     return found, written
-
-
-#: Parts of an object that is not the model's, at most: it may be a data set.
-_MANY = 1000
-
-#: Whose objects are not looked into: what they hold is theirs, and much.
-_LARGE = ("tensorflow", "keras", "numpy", "strawberryfields", "sympy", "qpool", "workers")
 
 
 def _is_looked_at(part: Any) -> bool:
@@ -134,12 +129,14 @@ def _reached(roots: Iterable[Any]) -> tuple[list[types.FunctionType], list[type]
     ahead = list(roots)
     while ahead:
         every = [f for root in ahead for f in functions.led_to(root)]
-        values = [value for f in every for value in functions.found_by(f)]
-        kinds = [kind for value in values for kind in _classes(value)]
-        classes |= dict.fromkeys(kinds)
-        objects |= {id(value): value for value in values if _is_the_users(value)}
-        plain |= dict.fromkeys(map(functions.plain, every))
-        asked.update(name for f in plain for name in functions.names(f.__code__))
+        for value in (value for f in every for value in functions.found_by(f)):
+            kinds = _classes(value)
+            classes |= dict.fromkeys(kinds)
+            if kinds and not isinstance(value, type):
+                objects[id(value)] = value
+        more = [f for f in dict.fromkeys(map(functions.plain, every)) if f not in plain]
+        plain |= dict.fromkeys(more)
+        asked.update(name for f in more for name in functions.names(f.__code__))
         ahead = [f for kind in classes for f in functions.methods_of(kind, asked) if f not in plain]
     return list(plain), list(classes), list(objects.values())
 
@@ -147,11 +144,11 @@ def _reached(roots: Iterable[Any]) -> tuple[list[types.FunctionType], list[type]
 def _classes(value: Any) -> list[type]:
     """The user's, of a class that a function finds, or of an object of such a one."""
     found = value if isinstance(value, type) else type(value)
-    return [kind for kind in found.__mro__ if not functions.is_of_a_library(kind.__module__)]
+    return [kind for kind in found.__mro__ if _is_the_users_class(kind)]
 
 
-def _is_the_users(value: Any) -> bool:
-    return not isinstance(value, type) and bool(_classes(value))
+def _is_the_users_class(value: Any) -> bool:
+    return isinstance(value, type) and not functions.is_of_a_library(value.__module__)
 
 
 def _is_seen(value: Any, kind: type) -> bool:
@@ -173,7 +170,7 @@ def _watched(space: Any, key: str, value: Any, *, attribute: bool) -> Iterator[P
     elif is_program(value):
         yield Program.of(space, key, value)
     elif isinstance(value, type):
-        if not functions.is_of_a_library(value.__module__):
+        if _is_the_users_class(value):
             yield Place(space, key, value)
     elif value is None:
         if not isinstance(space, dict) or key in space:  # else it is one of Python's own

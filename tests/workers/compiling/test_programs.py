@@ -74,6 +74,28 @@ def test_another_number_is_another_program(found) -> None:
         assert len(found) == number + 1
 
 
+@pytest.mark.parametrize(
+    "within",
+    [
+        lambda x, n: tf.cond(x[0] > 0, lambda: n * x, lambda: -n * x),
+        lambda x, n: tf.while_loop(lambda k, _: k < n, lambda k, y: (k + 1, y + x), (0, x))[1],
+        lambda x, n: tf.function(lambda y: n * y)(x),
+        lambda x, n: x * np.full(2, n, np.float32),
+        lambda x, n: tf.concat([x] * n, 0),
+        lambda x, n: tf.cast(n * x, tf.complex64 if n == 2 else tf.complex128),
+    ],
+    ids=["cond", "loop", "function", "array", "shape", "dtype"],
+)
+def test_what_differs_inside_is_another_program(found, within) -> None:
+    x = tf.constant([0.3, -0.2])
+    for number, n in enumerate((2, 3)):
+        ours = compiled.at_level(lambda x, n=n: within(x, n), "xla", "inside")(x)
+        theirs = within(x, n)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+        assert len(found) == number + 1
+
+
 def test_what_is_made_of_the_outputs_is_the_callers_own(found) -> None:
     counts = []
     for _ in range(2):
