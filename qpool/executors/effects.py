@@ -6,6 +6,7 @@ Owns how that is seen, how a call that is compiled returns it, and how it is und
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
@@ -150,17 +151,17 @@ class _Setting(_Wrapped):
     what an earlier call has left there would be a constant."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
-        attributes = vars(self.__self__)
-        before = {name: attributes[name] for name in self._what if name in attributes}
-        if tf.executing_eagerly():
-            before = {}
-        stand_ins = {name: mapped(_stand_in, value) for name, value in before.items()}
-        attributes.update(stand_ins)
+        attributes, looked_at = vars(self.__self__), not tf.executing_eagerly()
+        names = [name for name in self._what if looked_at and name in attributes]
+        before = {name: attributes[name] for name in names}
+        attributes.update({name: mapped(_stand_in, value) for name, value in before.items()})
+        stand_ins = {name: tf.nest.flatten(attributes[name]) for name in names}
         result = self.plain(*args, **kwargs)
-        for name, stand_in in stand_ins.items():
-            if attributes[name] is stand_in:  # made once
+        for name, leaves in stand_ins.items():
+            now = tf.nest.flatten(attributes[name])
+            if len(now) == len(leaves) and all(map(operator.is_, now, leaves)):  # made once
                 attributes[name] = before[name]
-            elif any(tf.is_tensor(x) and x.consumers() for x in tf.nest.flatten(stand_in)):
+            elif any(tf.is_tensor(x) and x.consumers() for x in leaves):
                 raise ModelError(f"what an earlier call has left in self.{name} is looked at")
         return result, [attributes[name] for name in self._what]
 

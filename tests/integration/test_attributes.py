@@ -115,6 +115,29 @@ class Averaging(idioms.FixedBatch):
         return found - self.mean
 
 
+class Filling(idioms.FixedBatch):
+    """A dict that the first call makes, and each fills."""
+
+    found = None
+
+    def __call__(self, z):
+        given = super().__call__(z)
+        if self.found is None:
+            self.found = {}
+        self.found["mean"] = tf.reduce_mean(given, axis=0)
+        return given
+
+
+def test_a_dict_that_calls_fill_is_filled() -> None:
+    ours, stock = Filling(), Filling()
+    with qpool.parallelize(ours, strategy="cpu_batch") as generator:
+        for n in range(3):
+            generator(Z * (1 + 0.1 * n))
+            stock(Z * (1 + 0.1 * n))
+            np.testing.assert_allclose(ours.found["mean"], stock.found["mean"], atol=1e-6)
+        assert generator.stats()["compiled"][0]["level"] == "xla"
+
+
 class Annealed(idioms.FixedBatch):
     """By less a call than what is compiled may differ."""
 
