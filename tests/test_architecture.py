@@ -56,6 +56,7 @@ NO_PACKAGE = {
     "names",
     "sf_compat",
     "tensors",
+    "variables",
     "backend",
 }
 

@@ -1,10 +1,4 @@
-"""A model's variables as arrays and tensors. Owns how they are read, which is most of what a small
-call costs the coordinator.
-
-TensorFlow has an operation that reads many variables at once, for its own use: its public names
-leave it out. Where it is not there, or cannot read these (they are on several devices), they are
-read one by one.
-"""
+"""A model's variables as arrays and tensors: as what a tape of the caller's knows them."""
 
 from __future__ import annotations
 
@@ -14,26 +8,15 @@ import numpy as np
 import tensorflow as tf
 
 from qpool.bridge import tapes
-
-try:
-    from tensorflow.python.eager import context as _context
-    from tensorflow.python.eager import execute as _execute
-except ImportError:  # pragma: no cover - a TensorFlow that has moved them
-    _context = _execute = None
+from workers.variables import Reader as Values
 
 
 class Reader:
-    """Reads ``variables``, in their order, as they are when it is called.
-
-    Eleven scalars take 24 us at once, 115 one by one, 194 by a graph, 222 by ``Variable.value``
-    (one core of a Sapphire Rapids, TensorFlow 2.21).
-    """
+    """Reads ``variables``, in their order, as they are when it is called."""
 
     def __init__(self, variables: Sequence[tf.Variable]) -> None:
         self._variables = variables
-        self._handles = [v.handle for v in variables]
-        self._types = [v.dtype.as_datatype_enum for v in variables]
-        self._at_once = _execute is not None and len(variables) > 1
+        self._read = Values(variables)
 
     def __call__(self) -> list[np.ndarray]:
         """The values as arrays, which no tape has to see."""
@@ -45,25 +28,3 @@ class Reader:
         if not tapes.recording() or tapes.record_reads(self._variables, values):
             return values
         return [v.value() for v in self._variables]
-
-    def _read(self) -> list[tf.Tensor]:
-        if not self._at_once:
-            return self._read_one_by_one()
-        try:
-            return self._read_at_once()
-        except Exception:
-            found = self._read_one_by_one()  # raises what is wrong with a variable
-            self._at_once = False
-            return found
-
-    def _read_at_once(self) -> list[tf.Tensor]:
-        count = len(self._handles)
-        attributes = ("N", count, "dtypes", self._types)
-        found: list[tf.Tensor] = _execute.quick_execute(
-            "_ReadVariablesOp", count, self._handles, attributes, _context.context()
-        )
-        return found
-
-    def _read_one_by_one(self) -> list[tf.Tensor]:
-        read = tf.raw_ops.ReadVariableOp
-        return [read(resource=v.handle, dtype=v.dtype) for v in self._variables]

@@ -16,7 +16,8 @@ import dataclasses
 import functools
 import re
 import threading
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,11 @@ from qpool.bridge.arguments import argument_names
 from qpool.executors.effects import returning
 from qpool.shipping import dumps
 from workers.compiling import compiled, streams
+from workers.compiling.compile_cache import Guarded
 from workers.compiling.streams import Stream
+from workers.compiling.taped import Taped, differentiable
 from workers.engine import circuit
-from workers.engine.scope import called
+from workers.engine.scope import called, reset_before
 from workers.errors import ModelError
 from workers.exchange.protocol import Plan, Sharded
 from workers.replica import classes, probe
@@ -99,6 +102,24 @@ class CompiledCall:
         drawing = self.drew or self.seeded or self.method.stream is not None
         return self.is_compiled and not (drawing or self.engines or self.updates or self.sets)
 
+    def taped(self, lock: AbstractContextManager[Any]) -> Callable[..., Any]:
+        """What was compiled, by XLA with gradients by one program more; not if it is to update
+        variables that it depends on."""
+        compiled = self.method.compiled
+        if not isinstance(compiled, Guarded) or self.updates:
+            return compiled
+        known = self.method.__dict__.get("taped")
+        if known is None:
+
+            @contextlib.contextmanager
+            def around() -> Iterator[None]:
+                with lock, reset_before(self.reset_before):
+                    yield
+
+            pull_back = functools.partial(_pull_back, self.method)
+            known = self.method.__dict__["taped"] = Taped(compiled, pull_back, around)
+        return known
+
     def as_dict(self) -> dict[str, Any]:
         """For ``stats()``; a choice must have been made."""
         assert self.choice is not None
@@ -166,9 +187,10 @@ class CompiledCalls:
                 tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
             )
         if compiled_call.wider is not None:
-            found = _widened(compiled_call, compiled_call.wider, inputs)
+            wider = compiled_call.wider
+            found = _widened(compiled_call, wider, inputs, wider.taped(self.lock))
         else:
-            found = compiled_call.method.compiled(*inputs)
+            found = compiled_call.taped(self.lock)(*inputs)
         for engine in compiled_call.engines:
             engine.has_run()
         if compiled_call.updates:
@@ -382,21 +404,27 @@ def _wider(
         if any(other.method.plan.form.by_rows) and other.method.stream is None
     ]
     for other in sorted(fit, key=lambda other: other.rows or 0):
-        found = leaves(_widened(compiled_call, other, inputs))
+        found = leaves(_widened(compiled_call, other, inputs, other.method.compiled))
         if not compiled.first_difference(found, outputs):
             return other
     return None
 
 
-def _widened(compiled_call: CompiledCall, wider: CompiledCall, inputs: Sequence[tf.Tensor]) -> Any:
-    """What ``wider`` gives for the rows, the last one repeated, without what that one gives."""
+def _widened(
+    compiled_call: CompiledCall,
+    wider: CompiledCall,
+    inputs: Sequence[tf.Tensor],
+    computed: Callable[..., Any],
+) -> Any:
+    """What ``wider``, ``computed``, gives for the rows, the last one repeated, without what that
+    one gives."""
     rows = compiled_call.rows or 0
     more = (wider.rows or 0) - rows
     given = (
         tf.concat([x, tf.repeat(x[-1:], more, axis=0)], 0) if flag else x
         for x, flag in zip(inputs, wider.sharded, strict=True)
     )
-    return mapped(lambda x: x[:rows], wider.method.compiled(*given))
+    return mapped(lambda x: x[:rows], computed(*given))
 
 
 def _draws_row_by_row(method: Method, inputs: list[tf.Tensor], rows: int) -> bool:
@@ -417,6 +445,23 @@ def _only_draws(effects: set[str]) -> bool:
 def as_it_is(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Called with what is around it, compiled or not."""
     return called(function, args, kwargs)
+
+
+def _pull_back(method: Method, variables: Sequence[tf.Variable]) -> Guarded:
+    """The call's vector-Jacobian product, the call in it: see ``Taped``."""
+
+    def pulled(*given: tf.Tensor) -> list[tf.Tensor | None]:
+        inputs = given[: len(method.plan.as_tensor)]
+        sources = [*filter(differentiable, inputs), *variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            outputs = [x for x in leaves(method(*inputs)) if differentiable(x)]
+        found = tape.gradient(outputs, sources, output_gradients=given[len(inputs) :])
+        return [None if x is None else tf.convert_to_tensor(x) for x in found]
+
+    made = compiled.at_level(pulled, "xla")
+    assert isinstance(made, Guarded)
+    return made
 
 
 def _computing(method: Method, noticed: set[str]) -> Callable[..., Any]:

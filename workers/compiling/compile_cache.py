@@ -61,31 +61,34 @@ def turn(definition: bytes) -> Iterator[None]:
         taken.give(made=done)
 
 
-def guarded(
-    make: Callable[[], Callable[..., Any]], forget: Callable[[], Any]
-) -> Callable[..., Any]:
+class Guarded:
     """The function that ``make`` makes, to be compiled. Where the files fail it, all of them are
     deleted, and it is made again, since what was made first, of which all is to be forgotten,
     remembers the failure."""
-    place = in_use()
-    made = make()
-    if place is None:
-        return made
 
-    def call(*args: Any) -> Any:
-        nonlocal made
+    def __init__(self, make: Callable[[], Any], forget: Callable[[], Any]) -> None:
+        self._make, self._forget = make, forget
+        self._place = in_use()
+        self._made = make()
+
+    def __call__(self, *args: Any) -> Any:
+        if self._place is None:
+            return self._made(*args)
         try:
-            return made(*args)
+            return self._made(*args)
         except Exception as error:
-            if not _due_to_files(error, place):
+            if not _due_to_files(error, self._place):
                 raise
-            log.warning("compiled code in %s is deleted and made anew: %s", place, error)
-        clear(place)
-        forget()
-        made = make()
-        return made(*args)
+            log.warning("compiled code in %s is deleted and made anew: %s", self._place, error)
+        clear(self._place)
+        self._forget()
+        self._made = self._make()
+        return self._made(*args)
 
-    return call
+    @property
+    def made(self) -> Any:
+        """What is called, for now."""
+        return self._made
 
 
 def _due_to_files(error: Exception, place: Path) -> bool:

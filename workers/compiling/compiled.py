@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from workers import collector
 from workers.compiling import compile_cache, gradients, programs
+from workers.compiling.compile_cache import Guarded
 from workers.engine import circuit
 from workers.errors import NotForXLAError, UntraceableError
 from workers.tensors import for_xla, in_graph, leaves
@@ -60,14 +61,50 @@ def at_level(function: Callable[..., Any], level: str, program: str = "") -> Cal
     if level == "eager":
         return function
     if level == "graph":
-        return _direct(tf.function(_of_its_own(function), jit_compile=False, autograph=False))
+        return Compiled(function, level)
     named = compile_cache.named_lastingly(function, program)
+    return Guarded(lambda: Compiled(named, level), programs.forget)
 
-    def make() -> Callable[..., Any]:
-        made = tf.function(_of_its_own(named), jit_compile=True, autograph=False)
-        return _direct(made, for_xla, programs.compiled)
 
-    return compile_cache.guarded(make, programs.forget)
+class Compiled:
+    """A function of tensors whose traces are found by shapes and dtypes alone.
+
+    The search of a ``tf.function``, which also sees structures, constants and variables, takes
+    0.1 ms of each call. For XLA a trace is made within what a call of the function has around it,
+    without which it has XlaEinsum for ``tf.einsum``, whose gradient lacks a conjugation where
+    numbers are complex (TensorFlow 2.21).
+    """
+
+    def __init__(self, function: Callable[..., Any], level: str) -> None:
+        self._xla = level == "xla"
+        alone = _of_its_own(function)
+        self._function: Any = tf.function(alone, jit_compile=self._xla, autograph=False)
+        self._traces: dict[Any, tuple[Any, Callable[..., Any]]] = {}
+
+    def __call__(self, *tensors: tf.Tensor) -> Any:
+        if not tf.executing_eagerly():
+            return in_graph(self._function, *tensors)
+        return self._traced(tensors)[1](*tensors)
+
+    def variables(self, *tensors: tf.Tensor) -> Sequence[tf.Variable]:
+        """Those that a call with such tensors, which is traced now, reads."""
+        found: Sequence[tf.Variable] = self._traced(tensors)[0].variables
+        return found
+
+    def with_captures(self, others: Mapping[int, tf.Tensor], tensors: Sequence[tf.Tensor]) -> Any:
+        """A call in which other tensors stand for captured ones, whose ``id`` they are known by."""
+        trace = self._traced(tensors)[0]
+        captured = [others.get(id(x), x) for x in trace.captured_inputs]
+        return trace._call_flat(list(tensors), captured)
+
+    def _traced(self, tensors: Sequence[tf.Tensor]) -> tuple[Any, Callable[..., Any]]:
+        """A trace, and what to call."""
+        key = tuple((*x.shape, x.dtype) for x in tensors)
+        if key not in self._traces:
+            with for_xla() if self._xla else contextlib.nullcontext():
+                trace = in_graph(self._function.get_concrete_function, *tensors)
+            self._traces[key] = trace, programs.compiled(trace) if self._xla else trace
+        return self._traces[key]
 
 
 def _of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,33 +113,6 @@ def _of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
     alone = functools.partial(function)
     alone.__name__ = getattr(function, "__name__", "pooled")  # type: ignore[attr-defined]
     return alone
-
-
-def _direct(
-    function: Any,
-    within: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
-    compiled: Callable[[Any], Callable[..., Any]] = lambda trace: trace,
-) -> Callable[..., Any]:
-    """A ``tf.function`` whose trace is found by shapes and dtypes alone.
-
-    Its own search, which also sees structures, constants and variables, takes 0.1 ms of each call.
-    A trace is made ``within`` what a call of the function has around it, without which XLA's has
-    XlaEinsum for ``tf.einsum``, whose gradient lacks a conjugation where numbers are complex
-    (TensorFlow 2.21).
-    """
-    traces: dict[Any, Callable[..., Any]] = {}
-
-    def call(*tensors: tf.Tensor) -> Any:
-        if not tf.executing_eagerly():
-            return in_graph(function, *tensors)
-        key = tuple((*x.shape, x.dtype) for x in tensors)
-        if key not in traces:
-            with within():
-                trace = in_graph(function.get_concrete_function, *tensors)
-            traces[key] = compiled(trace)
-        return traces[key](*tensors)
-
-    return call
 
 
 @collector.waiting()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import context, record
 from tensorflow.python.eager.polymorphic_function import atomic_function
 
 from workers.compiling import compile_cache
@@ -31,17 +32,37 @@ def compiled(trace: Any) -> Callable[..., Any]:
     """``trace``, a concrete function for XLA, of tensors alone, and its gradients of any order. Its
     first call compiles it, one process at a time, if no equal one has been."""
     due = _share(trace)
+    run = _prepared(trace)
 
     def call(*tensors: tf.Tensor) -> Any:
         nonlocal due
         if due is None:
-            return trace(*tensors)
+            return trace(*tensors) if record.could_possibly_record() else run(*tensors)
         with compile_cache.turn(due):
             found = trace(*tensors)
         due = None
         return found
 
     return call
+
+
+def _prepared(trace: Any) -> Callable[..., Any]:
+    """``trace``, called eagerly where no tape listens, without what that asks each time: a third of
+    the 260 us that a small circuit's call takes."""
+    function, captured = trace._inference_function, list(trace.captured_inputs)
+    given = function.function_type.flat_outputs
+    one = isinstance(trace.structured_outputs, tf.TensorSpec | tf.Tensor)
+    runtime = context.context()
+
+    def run(*tensors: tf.Tensor) -> Any:
+        try:
+            found = runtime.call_function(function.name, [*tensors, *captured], len(given))
+        except tf.errors.OpError:
+            return trace(*tensors)  # which says more of what is wrong
+        return found[0] if one else function.function_type.pack_output(found)
+
+    plain = given and not any(kind.dtype in (tf.resource, tf.variant) for kind in given)
+    return run if plain else trace  # type: ignore[no-any-return]
 
 
 def forget() -> None:
