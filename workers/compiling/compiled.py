@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from workers import collector
 from workers.compiling import compile_cache, gradients, programs
@@ -159,7 +160,7 @@ def choose(
                 use(compiled, level)
             before()
             with circuit.tally() as traced:
-                outputs = leaves(compiled(*inputs))[: len(expected)]
+                outputs = _unrecorded(compiled, inputs)[: len(expected)]
             if draws:
                 before()
                 with alike():
@@ -184,6 +185,15 @@ def choose(
                 break
             reasons.append(f"{level}: {_why(error)}")
     return Choice("eager", _joined(reasons), time.perf_counter() - began)
+
+
+def _unrecorded(function: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """What a ``Compiled`` function gives, of which no tape is told: for one there would be another
+    program. Tapes that are within it, which are to go on, are traced before."""
+    made = function.made if isinstance(function, Guarded) else function
+    made.variables(*inputs)
+    with record.stop_recording():
+        return leaves(function(*inputs))
 
 
 def _joined(reasons: Sequence[str]) -> str:
