@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 #: Strategies that call the model in this process, and what they share.
-IN_PLACE = ("sequential.py", "cpu_batch.py", "compiled_calls.py", "effects.py", "unpooled.py")
+IN_PLACE = tuple(
+    f"{name}.py"
+    for name in ("sequential", "cpu_batch", "compiled_calls", "effects", "inputs", "unpooled")
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted([*ROOT.glob("qpool/**/*.py"), *ROOT.glob("workers/**/*.py")])

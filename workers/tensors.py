@@ -72,6 +72,12 @@ def shared(array: np.ndarray) -> tf.Tensor | None:
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
+def differentiable(value: Any) -> bool:
+    """Whether it is a tensor, or a variable, of numbers that may have a gradient."""
+    there = isinstance(value, tf.Tensor | tf.Variable)
+    return there and bool(value.dtype.is_floating or value.dtype.is_complex)
+
+
 def leaves(nest: Any) -> list[Any]:
     """What a nest holds, flattened. None, by which a model returns nothing there, is not of it."""
     return [leaf for leaf in tf.nest.flatten(nest) if leaf is not None]

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from workers.errors import SecondOrderGradientError
-from workers.replica.method import differentiable
+from workers.tensors import differentiable
 
 #: By how much the second derivative may differ here, of its largest entry: rounding is far less.
 _TOLERANCE = 0.01

@@ -22,24 +22,23 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from qpool.bridge.arguments import argument_names
 from qpool.executors.effects import returning
+from qpool.executors.inputs import Inputs
 from qpool.shipping import dumps
 from workers.compiling import compiled, streams
 from workers.compiling.compile_cache import Guarded
 from workers.compiling.streams import Stream
-from workers.compiling.taped import Taped, differentiable
+from workers.compiling.taped import Taped
 from workers.engine import circuit
 from workers.engine.scope import called, reset_before
 from workers.errors import ModelError
 from workers.exchange.protocol import Plan, Sharded
 from workers.replica import classes, probe
 from workers.replica.method import Method
-from workers.tensors import leaves, mapped
-
-#: First arguments that are no batch, and no number that may be another one each time.
-_CONSTANTS = (type(None), bool, int, str)
+from workers.tensors import differentiable, leaves, mapped
 
 #: Operations that do more than compute, or whose checks XLA drops. Reads of variables, and draws
 #: from a seed that is an argument, are none of them.
@@ -133,40 +132,6 @@ class CompiledCall:
         }
 
 
-class _Arguments:
-    """The tensors among the arguments of a call, each to be told from a mark in its place.
-
-    ``names`` are those of arguments that have a row a sample, beside the first one's; ``batched``:
-    the first argument is a batch, and becomes a tensor if it is none.
-    """
-
-    def __init__(self, names: Sequence[str], batched: bool) -> None:
-        self._names, self._batched = names, batched
-        self.tensors: list[tf.Tensor] = []
-        self.sharded: list[bool] = []
-
-    def marked(self, value: Any, name: str, first: bool) -> Any:
-        """An argument, ``first`` of all or of that ``name``, with marks for tensors in it."""
-        shared = self._batched and (first or name in self._names)
-        if first and isinstance(value, tf.Variable) and name not in self._names:
-            shared = False  # weights
-        if isinstance(value, list | tuple | dict):
-            of_rows = shared and not any(
-                isinstance(leaf, tf.Variable) for leaf in tf.nest.flatten(value)
-            )
-            return tf.nest.map_structure(
-                lambda leaf: self._put(leaf, of_rows) if tf.is_tensor(leaf) else leaf, value
-            )
-        if first and self._batched and not (tf.is_tensor(value) or isinstance(value, _CONSTANTS)):
-            value = tf.convert_to_tensor(value)
-        return self._put(value, shared) if tf.is_tensor(value) else value
-
-    def _put(self, value: Any, shared: bool) -> Sharded:
-        self.tensors.append(tf.convert_to_tensor(value))
-        self.sharded.append(shared and self.tensors[-1].shape.rank != 0)
-        return Sharded(len(self.tensors) - 1)
-
-
 class CompiledCalls:
     """The ways in which the methods of one model have been called.
 
@@ -232,7 +197,7 @@ class CompiledCalls:
             ShippingError: constants that do not pickle, which could not be told apart.
         """
         arrays = args[0].dtype.name if args and isinstance(args[0], np.ndarray) else ""
-        found = _Arguments(self._sharded, batched)
+        found = Inputs(self._sharded, batched)
         names = argument_names(self._model, method) if len(args) > 1 else ()
         marked = tuple(
             found.marked(value, names[place] if place < len(names) else "", place == 0)
@@ -404,7 +369,8 @@ def _wider(
         if any(other.method.plan.form.by_rows) and other.method.stream is None
     ]
     for other in sorted(fit, key=lambda other: other.rows or 0):
-        found = leaves(_widened(compiled_call, other, inputs, other.method.compiled))
+        with record.stop_recording():
+            found = leaves(_widened(compiled_call, other, inputs, other.method.compiled))
         if not compiled.first_difference(found, outputs):
             return other
     return None

@@ -26,7 +26,7 @@ from tensorflow.python.ops import resource_variable_ops
 
 from workers.compiling.compile_cache import Guarded
 from workers.errors import SecondOrderGradientError
-from workers.tensors import leaves
+from workers.tensors import differentiable, leaves
 from workers.variables import Reader
 
 #: Of given variables: (*inputs, *cotangents) -> a gradient, or None, for each input that may have
@@ -108,11 +108,6 @@ class _Read:
     handles: Sequence[tf.Tensor]
     pull_back: Guarded
     of_outputs: Sequence[bool] | None = None
-
-
-def differentiable(value: Any) -> bool:
-    """Whether a tensor, or a variable, is one of numbers that may have a gradient."""
-    return bool(value.dtype.is_floating or value.dtype.is_complex)
 
 
 def _pulled_back(

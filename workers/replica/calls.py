@@ -14,9 +14,10 @@ import tensorflow as tf
 
 from workers.layout import Buffer
 from workers.replica import tile_arrays
-from workers.replica.method import Method, as_tensors, as_the_model_wants, differentiable
+from workers.replica.method import Method, as_tensors, as_the_model_wants
 from workers.replica.recorded import Recorded
 from workers.replica.weights import Weights
+from workers.tensors import differentiable
 
 
 class Calls:

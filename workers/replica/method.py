@@ -23,7 +23,7 @@ from workers.engine import exported
 from workers.engine.scope import called
 from workers.exchange.protocol import Plan, filled
 from workers.replica import serialization
-from workers.tensors import leaves, tensor_of
+from workers.tensors import differentiable, leaves, tensor_of
 
 _NOTHING = contextlib.nullcontext()
 
@@ -203,7 +203,3 @@ def narrow(value: tf.Tensor) -> tf.Tensor:
     """In single precision, if it was in double."""
     singles = {tf.float64: tf.float32, tf.complex128: tf.complex64}
     return tf.cast(value, singles.get(value.dtype, value.dtype))
-
-
-def differentiable(value: Any) -> bool:
-    return isinstance(value, tf.Tensor) and (value.dtype.is_floating or value.dtype.is_complex)

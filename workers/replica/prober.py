@@ -26,8 +26,8 @@ from workers.layout import Buffer, tile_worth
 from workers.replica import probe, serialization, tile_arrays
 from workers.replica.calls import Calls
 from workers.replica.draws import Draws
-from workers.replica.method import Method, as_tensors, as_the_model_wants, differentiable
-from workers.tensors import leaves
+from workers.replica.method import Method, as_tensors, as_the_model_wants
+from workers.tensors import differentiable, leaves
 
 #: Two counts of rows for the probe: together they split a call's cost into its parts. Not one
 #: row, which Strawberry Fields computes in another way (without a batch axis).

@@ -12,8 +12,8 @@ from typing import Any
 import tensorflow as tf
 
 from workers.replica import tile_arrays
-from workers.replica.method import Method, differentiable
-from workers.tensors import leaves, tensor_of
+from workers.replica.method import Method
+from workers.tensors import differentiable, leaves, tensor_of
 
 
 @dataclass(frozen=True)

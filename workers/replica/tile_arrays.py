@@ -14,8 +14,7 @@ import tensorflow as tf
 
 from workers.exchange.protocol import Frame, Plan
 from workers.layout import Buffer, Placed
-from workers.replica.method import differentiable
-from workers.tensors import tensor_of
+from workers.tensors import differentiable, tensor_of
 
 
 def seeds(plan: Plan, rows: int, cotangents: Sequence[np.ndarray | None]) -> list[tf.Tensor]:

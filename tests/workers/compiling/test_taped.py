@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 from workers.compiling import compiled
-from workers.compiling.taped import Taped, differentiable
+from workers.compiling.taped import Taped
 from workers.errors import SecondOrderGradientError
-from workers.tensors import leaves
+from workers.tensors import differentiable, leaves
 
 
 def taped(function: Callable[..., Any], inputs: int = 1) -> Taped:
