@@ -167,10 +167,7 @@ def choose(
                     graph = leaves(at_level(function, "graph")(*inputs))[: len(expected)]
                 apart = _other_kind(outputs, graph) or first_difference(graph, expected)
             else:
-                apart = first_difference(outputs, expected)
-                if apart and not _other_kind(outputs, expected):
-                    roundings = _roundings(function, inputs)[: len(expected)]
-                    apart = first_difference(outputs, expected, roundings)
+                apart = _difference(function, inputs, outputs, expected)
             if traced.failures and (apart or not failed):
                 apart = f"a circuit fails, which the model catches: {traced.failures[0]}"
             if apart:
@@ -194,6 +191,20 @@ def _unrecorded(function: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     made.variables(*inputs)
     with record.stop_recording():
         return leaves(function(*inputs))
+
+
+def _difference(
+    function: Callable[..., Any],
+    inputs: Sequence[tf.Tensor],
+    outputs: Sequence[tf.Tensor],
+    expected: Sequence[tf.Tensor],
+) -> str:
+    """``first_difference``, with roundings allowed where there is one."""
+    apart = first_difference(outputs, expected)
+    if apart and not _other_kind(outputs, expected):
+        roundings = _roundings(function, inputs)[: len(expected)]
+        apart = first_difference(outputs, expected, roundings)
+    return apart
 
 
 def _joined(reasons: Sequence[str]) -> str:
