@@ -10,7 +10,7 @@ import contextlib
 import functools
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,16 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import record
 
 from workers import collector
 from workers.compiling import compile_cache, gradients, programs
 from workers.compiling.compile_cache import Guarded
+from workers.compiling.taped import asked_once
 from workers.engine import circuit
 from workers.errors import NotForXLAError, UntraceableError
-from workers.tensors import for_xla, in_graph, leaves
+from workers.tensors import differentiable, for_xla, in_graph, leaves
 
 gradients.register()
 
@@ -92,20 +94,33 @@ class Compiled:
         found: Sequence[tf.Variable] = self._traced(tensors)[0].variables
         return found
 
-    def with_captures(self, others: Mapping[int, tf.Tensor], tensors: Sequence[tf.Tensor]) -> Any:
-        """A call in which other tensors stand for captured ones, whose ``id`` they are known by."""
+    def with_captures(self, others: Mapping[int, tf.Variable], tensors: Sequence[tf.Tensor]) -> Any:
+        """A call in which other variables stand for those it reads, by the ``id`` of a handle."""
         trace = self._traced(tensors)[0]
-        captured = [others.get(id(x), x) for x in trace.captured_inputs]
+        captured = [others[id(x)].handle if id(x) in others else x for x in trace.captured_inputs]
         return trace._call_flat(list(tensors), captured)
 
     def _traced(self, tensors: Sequence[tf.Tensor]) -> tuple[Any, Callable[..., Any]]:
         """A trace, and what to call."""
         key = tuple((*x.shape, x.dtype) for x in tensors)
         if key not in self._traces:
-            with for_xla() if self._xla else contextlib.nullcontext():
+            with _tapes_listen(), for_xla() if self._xla else contextlib.nullcontext():
                 trace = in_graph(self._function.get_concrete_function, *tensors)
             self._traces[key] = trace, programs.compiled(trace) if self._xla else trace
         return self._traces[key]
+
+
+@contextlib.contextmanager
+def _tapes_listen() -> Iterator[None]:
+    """Within ``stop_recording`` tapes listen to what is traced here: some may be the function's."""
+    stopped = pywrap_tfe.TFE_Py_TapeSetIsStopped()
+    if stopped:
+        pywrap_tfe.TFE_Py_TapeSetRestartOnThread()
+    try:
+        yield
+    finally:
+        if stopped:
+            pywrap_tfe.TFE_Py_TapeSetStopOnThread()
 
 
 def _of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -185,11 +200,13 @@ def choose(
 
 
 def _unrecorded(function: Any, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """What a ``Compiled`` function gives, of which no tape is told: for one there would be another
-    program. Tapes that are within it, which are to go on, are traced before."""
+    """What a ``Compiled`` function gives, of which a tape is not told that has another program
+    (``taped``): for it TensorFlow would compile one more."""
     made = function.made if isinstance(function, Guarded) else function
-    made.variables(*inputs)
-    with record.stop_recording():
+    variables = made.variables(*inputs)
+    sources = [*filter(differentiable, inputs), *(v.handle for v in variables if differentiable(v))]
+    once = asked_once(sources, [variable for variable in variables if variable.trainable])
+    with record.stop_recording() if once else contextlib.nullcontext():
         return leaves(function(*inputs))
 
 

@@ -7,14 +7,15 @@ TensorFlow would compile two other programs, of which the forward one hands what
 to the other, tensor by tensor, through memory. On one core (3 modes, 6 layers, cutoff 12, batch 32)
 a call and its gradient take 34 ms this way, 44 that way; a small circuit's (2, 2, 8) 1.2 and 2.1.
 
-Owns what is recorded, and that a gradient is that of the variables' values at the call. Within a
-graph, and for forward-mode derivatives, TensorFlow's way is taken.
+Owns what is recorded, and that a gradient is that of the variables' values at the call. Where a
+tape may be asked for more than first derivatives, within a graph, and forwards, TensorFlow's way is
+taken, which has derivatives of any order in any of them.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import forwardprop_util, record
-from tensorflow.python.ops import resource_variable_ops
+from tensorflow.python.ops import gradients_util, resource_variable_ops
 
 from workers.compiling.compile_cache import Guarded
-from workers.errors import SecondOrderGradientError
 from workers.tensors import differentiable, leaves
 from workers.variables import Reader
 
@@ -53,11 +53,8 @@ class Taped:
         if not (tf.executing_eagerly() and record.could_possibly_record()):
             return self._forward(*inputs)
         read = self._read_by(inputs)
-        for variable in read.trainable:
-            resource_variable_ops.variable_accessed(variable)
         sources = [*itertools.compress(inputs, read.of_inputs), *read.handles]
-        forward_mode = forwardprop_util.pack_tangents(sources).tangents
-        if forward_mode or not record.should_record_backprop(sources):
+        if not asked_once(sources, read.trainable):
             return self._forward(*inputs)
         with record.stop_recording():
             found = self._forward(*inputs)
@@ -70,14 +67,37 @@ class Taped:
                     *inputs, *itertools.compress(outputs, read.of_outputs)
                 )
         of_outputs = read.of_outputs
+        kinds = [(x.shape, x.dtype) for x in itertools.compress(outputs, of_outputs)]
 
         def gradient(*cotangents: Any) -> list[tf.Tensor | None]:
-            given = map(tf.convert_to_tensor, itertools.compress(cotangents, of_outputs))
+            given = list(map(_like, itertools.compress(cotangents, of_outputs), kinds))
             with self._around():
-                return _pulled_back(read, values, [*inputs, *given])
+                others = _of_then(read, values)
+                if tf.executing_eagerly():
+                    return _pulled_back(read.pull_back, others, inputs, given)
+                return self._in_graph(read, others, inputs, given)
 
         record.record_operation("Taped", outputs, sources, gradient)
         return found
+
+    def _in_graph(
+        self,
+        read: _Read,
+        others: Mapping[int, tf.Variable],
+        inputs: Sequence[tf.Tensor],
+        cotangents: Sequence[tf.Tensor],
+    ) -> list[tf.Tensor | None]:
+        """By TensorFlow's two programs, whose derivatives in graphs are its own."""
+        variables = [others.get(id(v.handle), v) for v in read.variables if differentiable(v)]
+        sources = [*itertools.compress(inputs, read.of_inputs), *variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            found = self._forward.made.with_captures(others, inputs)
+        outputs = [output for output in leaves(found) if differentiable(output)]
+        gradients: list[tf.Tensor | None] = tape.gradient(
+            outputs, sources, output_gradients=cotangents
+        )
+        return gradients
 
     def _read_by(self, inputs: Sequence[tf.Tensor]) -> _Read:
         key = tuple((*x.shape, x.dtype) for x in inputs)
@@ -93,6 +113,16 @@ class Taped:
                 self._make(floating),
             )
         return self._read[key]
+
+
+def asked_once(sources: Sequence[tf.Tensor], trainable: Sequence[tf.Variable]) -> bool:
+    """Whether one tape listens, for first derivatives alone: none that is persistent or around
+    another one, and no accumulator. These are told which variables are read."""
+    for variable in trainable:
+        resource_variable_ops.variable_accessed(variable)
+    possible = gradients_util.PossibleTapeGradientTypes(sources)
+    first_order = possible == gradients_util.POSSIBLE_GRADIENT_TYPES_FIRST_ORDER
+    return first_order and not forwardprop_util.pack_tangents(sources).tangents
 
 
 @dataclass
@@ -111,49 +141,52 @@ class _Read:
 
 
 def _pulled_back(
-    read: _Read, values: Sequence[tf.Tensor], tensors: Sequence[tf.Tensor]
+    pull_back: Guarded,
+    others: Mapping[int, tf.Variable],
+    inputs: Sequence[tf.Tensor],
+    cotangents: Sequence[tf.Tensor],
 ) -> list[tf.Tensor | None]:
-    """Called with ``tensors``, while the variables have the ``values`` of then."""
-    call: Callable[..., list[tf.Tensor | None]] = read.pull_back
+    """What tapes that listen by now are told of is the cotangents: the call is none of theirs."""
+
+    def call(*cotangents: tf.Tensor) -> list[tf.Tensor | None]:
+        tensors = [*inputs, *cotangents]
+        found: list[tf.Tensor | None] = (
+            pull_back.made.with_captures(others, tensors) if others else pull_back(*tensors)
+        )
+        return found
+
+    def further(*tangents: tf.Tensor) -> Any:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(cotangents)
+            found = [x for x in call(*cotangents) if x is not None]
+        return tape.gradient(found, cotangents, output_gradients=tangents)
+
+    with record.stop_recording():
+        gradients = call(*cotangents)
+    there = [x for x in gradients if x is not None]
+    record.record_operation("TapedGradient", there, cotangents, further)
+    return gradients
+
+
+def _of_then(read: _Read, values: Sequence[tf.Tensor]) -> dict[int, tf.Variable]:
+    """For variables that have others than the ``values`` of the call by now, by the ``id`` of their
+    handles: ones that have those. The model's own are left alone, for whoever else reads them."""
     with record.stop_recording(), tf.init_scope():
         now = read.values()
-    of_all = zip(read.variables, values, now, strict=True)
-    others = [(variable, then, new) for variable, then, new in of_all if not _same(then, new)]
-    if not others:
-        return call(*tensors)
-    if not tf.executing_eagerly():
-        return _with_others(read, others, tensors)
-    with record.stop_recording():
-        for variable, then, _ in others:
-            variable.assign(then)
-    try:
-        return call(*tensors)
-    finally:
-        with record.stop_recording():
-            for variable, _, new in others:
-                variable.assign(new)
-
-
-def _with_others(
-    read: _Read,
-    others: Sequence[tuple[tf.Variable, tf.Tensor, tf.Tensor]],
-    tensors: Sequence[tf.Tensor],
-) -> list[tf.Tensor | None]:
-    """In a graph, which reads variables when it is run: with other ones in their places."""
-    if record.should_record_backprop([variable.handle for variable, _, _ in others]):
-        names = ", ".join(repr(variable.name) for variable, _, _ in others)
-        raise SecondOrderGradientError(
-            f"a derivative of a gradient, taken in a graph, of a call after which {names} were "
-            "assigned to: expected variables as they were at the call. Take it before they are "
-            "changed, or outside of tf.function and tape.jacobian"
-        )
-    with tf.init_scope():
+        of_all = zip(read.variables, values, now, strict=True)
+        others = [(variable, then) for variable, then, new in of_all if not _same(then, new)]
         made = resource_variable_ops.ResourceVariable  # tf.function makes no tf.Variable here
-        of_then = [made(then, trainable=False) for _, then, _ in others]
-    tf.compat.v1.get_default_graph()._kept_by_taped = of_then  # as long as it may be run
-    places = {id(v.handle): new.handle for (v, _, _), new in zip(others, of_then, strict=True)}
-    found: list[tf.Tensor | None] = read.pull_back.made.with_captures(places, tensors)
-    return found
+        of_then = {id(variable.handle): made(then, trainable=False) for variable, then in others}
+    if others and not tf.executing_eagerly():
+        tf.compat.v1.get_default_graph()._kept_by_taped = of_then  # as long as it may be run
+    return of_then
+
+
+def _like(cotangent: Any, kind: tuple[tf.TensorShape, tf.DType]) -> tf.Tensor:
+    """A cotangent as the program takes it: the output's shape and dtype, or an error."""
+    shape, dtype = kind
+    cotangent = tf.convert_to_tensor(cotangent, dtype)
+    return cotangent if cotangent.shape == shape else tf.broadcast_to(cotangent, shape)
 
 
 def _same(a: tf.Tensor, b: tf.Tensor) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import record
 
+from workers.compiling import compiled
 from workers.compiling.compiled import choose
 
 X = tf.constant(np.random.default_rng(0).normal(size=(4, 4096)).astype("float32"))
@@ -49,3 +51,16 @@ def test_what_is_another_number_is_not_used() -> None:
     choice = chosen(otherwise)
     assert choice.level == "eager"
     assert choice.reason == "xla, graph: output 0 differs from the eager one"
+
+
+@pytest.mark.parametrize("level", ["xla", "graph"])
+def test_a_tape_within_listens_where_others_are_stopped(level: str) -> None:
+    def slope(x: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            cube = x**3
+        return tape.gradient(cube, x)
+
+    call, x = compiled.at_level(slope, level), tf.constant(2.0)
+    with record.stop_recording():
+        assert call(x) == 12.0

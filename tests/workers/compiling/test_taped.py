@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.ops import resource_variable_ops
 
 from workers.compiling import compiled
 from workers.compiling.taped import Taped
-from workers.errors import SecondOrderGradientError
 from workers.tensors import differentiable, leaves
 
 
@@ -89,42 +89,117 @@ def test_where_nothing_is_watched_nothing_is_recorded(w: tf.Variable, z: tf.Tens
     same(found, z * w)
 
 
-def test_the_gradient_is_that_of_the_values_at_the_call(w: tf.Variable, z: tf.Tensor) -> None:
+@pytest.mark.parametrize("persistent", [False, True])
+def test_the_gradient_is_that_of_the_values_at_the_call(
+    w: tf.Variable, z: tf.Tensor, persistent: bool
+) -> None:
     call = taped(lambda z: tf.reduce_sum(z * w**2))
-    with tf.GradientTape(persistent=True) as tape:
+    with tf.GradientTape(persistent) as tape:
         loss = call(z)
     before = w.numpy()
     w.assign(10 * w)
-    for _ in range(2):
+    for _ in range(1 + persistent):
         same(tape.gradient(loss, w), 2 * before * tf.reduce_sum(z, 0))
         same(w.numpy(), 10 * before)
 
 
+@pytest.mark.parametrize("assigned", [False, True])
 def test_within_a_graph_too_it_is_that_of_the_values_at_the_call(
-    w: tf.Variable, z: tf.Tensor
+    w: tf.Variable, z: tf.Tensor, assigned: bool
 ) -> None:
-    call = taped(lambda z: z * w**2)
-    with tf.GradientTape(persistent=True) as tape:
-        found = call(z)
-    before = w.numpy()
-    w.assign(10 * w)
-    jacobian = tape.jacobian(found, w)
-    same(jacobian, np.stack([np.diag(2 * before * row) for row in z.numpy()]))
-    same(w.numpy(), 10 * before)
+    call, before = taped(lambda z: z * w**2), w.numpy()
+
+    def recorded() -> Any:
+        w.assign(before)
+        with tf.GradientTape() as tape:
+            found = call(z)
+        if assigned:
+            w.assign(10 * w)
+        return tape, found
+
+    tape, found = recorded()
+    same(tape.jacobian(found, w), np.stack([np.diag(2 * before * row) for row in z.numpy()]))
+    tape, found = recorded()
     graph = tf.function(lambda: tape.gradient(found, w))
     for _ in range(2):
         same(graph(), 2 * before * tf.reduce_sum(z, 0))
+    same(w.numpy(), (10 if assigned else 1) * before)
 
 
-def test_where_that_has_no_second_derivative_it_says_so(w: tf.Variable, z: tf.Tensor) -> None:
-    call = taped(lambda z: z * w**2)
-    with tf.GradientTape() as outer:
-        with tf.GradientTape() as inner:
+@pytest.mark.parametrize("eagerly", [True, False])
+@pytest.mark.parametrize("assigned", [True, False])
+def test_derivatives_of_a_gradient_of_then(
+    w: tf.Variable, z: tf.Tensor, eagerly: bool, assigned: bool
+) -> None:
+    before = w.numpy()
+
+    def derivatives(call: Any) -> Any:
+        w.assign(before)
+        with tf.GradientTape() as outer:
+            outer.watch(z)
+            with tf.GradientTape(persistent=True) as inner:
+                inner.watch(z)
+                found = call(z)
+            if assigned:
+                w.assign(10 * w)
+            slopes = inner.gradient(found, w) if eagerly else inner.jacobian(found, [z, w])
+            total = tf.add_n([tf.reduce_sum(x**2) for x in tf.nest.flatten(slopes)])
+        return slopes, outer.gradient(total, [z, w]), w.numpy()
+
+    same(
+        derivatives(taped(lambda z: tf.sin(z * w) * w**3)),
+        derivatives(lambda z: tf.sin(z * w) * w**3),
+    )
+
+
+@pytest.mark.parametrize("assigned", [True, False])
+def test_a_tape_that_listens_later_knows_the_cotangents_alone(
+    w: tf.Variable, z: tf.Tensor, assigned: bool
+) -> None:
+    before = w.numpy()
+
+    def derivatives(call: Any) -> Any:
+        w.assign(before)
+        cotangents = tf.ones([2, 3])
+        with tf.GradientTape() as tape:
             found = call(z)
-        w.assign(10 * w)
-        with pytest.raises(SecondOrderGradientError, match="assigned to: expected"):
-            tf.function(lambda: inner.gradient(found, w))()
-        del outer
+        if assigned:
+            w.assign(10 * w)
+        with tf.GradientTape(persistent=True) as later:
+            later.watch(cotangents)
+            slope = tape.gradient(found, w, output_gradients=cotangents)
+            total = tf.reduce_sum(slope**2)
+        found = [later.gradient(total, x) for x in (cotangents, w)]
+        return slope, found
+
+    same(derivatives(taped(lambda z: z * w**2)), derivatives(lambda z: z * w**2))
+
+
+def test_what_others_do_to_the_variables_meanwhile_stays(w: tf.Variable, z: tf.Tensor) -> None:
+    call = taped(lambda z: z * w)
+    with tf.GradientTape() as tape:
+        found = call(z)
+    w.assign_add(tf.ones(3))
+    seen = [w.numpy()]
+    assigned = resource_variable_ops.BaseResourceVariable.assign
+
+    def noting(variable: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(variable)
+        return assigned(variable, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (resource_variable_ops.BaseResourceVariable, type(w)):
+            patch.setattr(kind, "assign", noting)
+        same(tape.gradient(found, w), tf.reduce_sum(z, 0))
+    assert len(seen) == 1
+    same(w.numpy(), seen[0])
+
+
+def test_a_cotangent_for_all_numbers(w: tf.Variable, z: tf.Tensor) -> None:
+    call = taped(lambda z: z * w)
+    with tf.GradientTape() as tape:
+        found = call(z)
+    same(tape.gradient(found, w, output_gradients=tf.constant(2.0)), 2 * tf.reduce_sum(z, 0))
 
 
 def test_a_gradient_that_fails_leaves_the_variables(w: tf.Variable, z: tf.Tensor) -> None:
@@ -190,18 +265,6 @@ def test_cotangents_that_are_slices(w: tf.Variable, z: tf.Tensor) -> None:
     with tf.GradientTape() as tape:
         rows = tf.gather(call(z), [1, 1])
     same(tape.gradient(rows, w), 2 * z[1])
-
-
-def test_a_gradient_within_a_graph_of_a_call_outside(w: tf.Variable, z: tf.Tensor) -> None:
-    call = taped(lambda z: z * w**2)
-    with tf.GradientTape(persistent=True) as tape:
-        found = call(z)
-
-    @tf.function
-    def gradient() -> tf.Tensor:
-        return tape.gradient(found, w)
-
-    same(gradient(), 2 * w * tf.reduce_sum(z, 0))
 
 
 def test_within_a_graph(w: tf.Variable, z: tf.Tensor) -> None:
