@@ -71,14 +71,45 @@ class Taped:
 
         def gradient(*cotangents: Any) -> list[tf.Tensor | None]:
             given = list(map(_like, itertools.compress(cotangents, of_outputs), kinds))
+            if tf.executing_eagerly():
+                return self._pulled_back(read, values, inputs, given)
             with self._around():
-                others = _of_then(read, values)
-                if tf.executing_eagerly():
-                    return _pulled_back(read.pull_back, others, inputs, given)
-                return self._in_graph(read, others, inputs, given)
+                return self._in_graph(read, _of_then(read, values), inputs, given)
 
         record.record_operation("Taped", outputs, sources, gradient)
         return found
+
+    def _pulled_back(
+        self,
+        read: _Read,
+        values: Sequence[tf.Tensor],
+        inputs: Sequence[tf.Tensor],
+        cotangents: Sequence[tf.Tensor],
+    ) -> list[tf.Tensor | None]:
+        """What tapes that listen by now are told of is the cotangents: the call is none of theirs."""
+
+        def call(cotangents: Sequence[tf.Tensor]) -> list[tf.Tensor | None]:
+            tensors = [*inputs, *cotangents]
+            with self._around():
+                others = _of_then(read, values)
+                found: list[tf.Tensor | None] = (
+                    read.pull_back.made.with_captures(others, tensors)
+                    if others
+                    else read.pull_back(*tensors)
+                )
+            return found
+
+        def further(*tangents: tf.Tensor) -> Any:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(cotangents)
+                found = [x for x in call(cotangents) if x is not None]
+            return tape.gradient(found, cotangents, output_gradients=tangents)
+
+        with record.stop_recording():
+            gradients = call(cotangents)
+        there = [x for x in gradients if x is not None]
+        record.record_operation("TapedGradient", there, cotangents, further)
+        return gradients
 
     def _in_graph(
         self,
@@ -138,34 +169,6 @@ class _Read:
     handles: Sequence[tf.Tensor]
     pull_back: Guarded
     of_outputs: Sequence[bool] | None = None
-
-
-def _pulled_back(
-    pull_back: Guarded,
-    others: Mapping[int, tf.Variable],
-    inputs: Sequence[tf.Tensor],
-    cotangents: Sequence[tf.Tensor],
-) -> list[tf.Tensor | None]:
-    """What tapes that listen by now are told of is the cotangents: the call is none of theirs."""
-
-    def call(*cotangents: tf.Tensor) -> list[tf.Tensor | None]:
-        tensors = [*inputs, *cotangents]
-        found: list[tf.Tensor | None] = (
-            pull_back.made.with_captures(others, tensors) if others else pull_back(*tensors)
-        )
-        return found
-
-    def further(*tangents: tf.Tensor) -> Any:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(cotangents)
-            found = [x for x in call(*cotangents) if x is not None]
-        return tape.gradient(found, cotangents, output_gradients=tangents)
-
-    with record.stop_recording():
-        gradients = call(*cotangents)
-    there = [x for x in gradients if x is not None]
-    record.record_operation("TapedGradient", there, cotangents, further)
-    return gradients
 
 
 def _of_then(read: _Read, values: Sequence[tf.Tensor]) -> dict[int, tf.Variable]:
