@@ -86,7 +86,7 @@ class Taped:
         inputs: Sequence[tf.Tensor],
         cotangents: Sequence[tf.Tensor],
     ) -> list[tf.Tensor | None]:
-        """What tapes that listen by now are told of is the cotangents: the call is none of theirs."""
+        """Tapes that listen by now are told of the cotangents: the call is none of theirs."""
 
         def call(cotangents: Sequence[tf.Tensor]) -> list[tf.Tensor | None]:
             tensors = [*inputs, *cotangents]
