@@ -5,7 +5,7 @@
 
 TensorFlow would compile two other programs, of which the forward one hands what its gradient needs
 to the other, tensor by tensor, through memory. A step of 3 modes, 6 layers, cutoff 12, batch 32
-takes 38 and 41 ms this way, 44 that way (two cores of an EPYC, one run); a small circuit's, as long.
+takes 38 and 41 ms this way, 44 that way (two cores of an EPYC, one run), a small circuit as long.
 
 Owns what is recorded, and that a gradient is that of the variables' values at the call. Where a
 tape may be asked for more than first derivatives, within a graph, and forwards, TensorFlow's way is
