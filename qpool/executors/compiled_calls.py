@@ -4,7 +4,8 @@ Owns what has been compiled for each way, and whether a call may be: it must do 
 compute. Arguments that are tensors are inputs of the compiled function; all others are constants of
 it, known by content. ``cpu_batch`` and the methods that are not pooled (``unpooled``) call by it.
 
-Where a tape is outside of the compiled function, gradients are checkpointed (``engine.circuit``).
+Gradients for a tape outside of the compiled function are ``compiling.taped``'s; where they are
+TensorFlow's own, they are checkpointed (``engine.circuit``).
 What a call draws from TensorFlow's global generator is drawn from a stream whose key is drawn from
 that generator at each call: ``tf.random.set_seed`` makes all of it the same again.
 """

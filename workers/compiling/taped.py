@@ -35,7 +35,7 @@ PullBack = Callable[[Sequence[tf.Variable]], Guarded]
 
 
 class Taped:
-    """``forward``, with ``pull_back`` for its gradients, of any order.
+    """``forward``, with ``pull_back`` for what a tape asks that is for first derivatives alone.
 
     ``around`` is what both are traced within, and what keeps other calls of the model away.
     """
@@ -181,7 +181,9 @@ def _of_then(read: _Read, values: Sequence[tf.Tensor]) -> dict[int, tf.Variable]
         made = resource_variable_ops.ResourceVariable  # tf.function makes no tf.Variable here
         of_then = {id(variable.handle): made(then, trainable=False) for variable, then in others}
     if others and not tf.executing_eagerly():
-        tf.compat.v1.get_default_graph()._kept_by_taped = of_then  # as long as it may be run
+        graph = tf.compat.v1.get_default_graph()
+        kept = getattr(graph, "_kept_by_taped", ())
+        graph._kept_by_taped = (*kept, of_then)  # as long as it may be run
     return of_then
 
 

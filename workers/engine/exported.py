@@ -281,7 +281,7 @@ class Modules:
 
 class _Graph(FuncGraph):
     """A graph in which equal constants are one. Of a circuit's operations half are shapes, axes and
-    permutations, a few ones again and again: with them, a trace takes a quarter longer."""
+    permutations, a few ones again and again, which take a tenth to a third of a trace."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

@@ -126,6 +126,19 @@ def test_within_a_graph_too_it_is_that_of_the_values_at_the_call(
     same(w.numpy(), (10 if assigned else 1) * before)
 
 
+def test_a_graph_has_the_values_of_several_calls(w: tf.Variable, z: tf.Tensor) -> None:
+    call, tapes, before = taped(lambda z: z * w**2), [], []
+    for _ in range(2):
+        with tf.GradientTape() as tape:
+            found = call(z)
+        tapes.append((tape, found))
+        before.append(w.numpy())
+        w.assign(10 * w)
+    graph = tf.function(lambda: [tape.gradient(found, w) for tape, found in tapes])
+    for _ in range(2):
+        same(graph(), [2 * then * tf.reduce_sum(z, 0) for then in before])
+
+
 @pytest.mark.parametrize("eagerly", [True, False])
 @pytest.mark.parametrize("assigned", [True, False])
 def test_derivatives_of_a_gradient_of_then(
