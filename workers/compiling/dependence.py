@@ -9,7 +9,7 @@ so the answer errs towards "no".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,14 +27,8 @@ _ENTRYWISE = frozenset(
     """.split()  # noqa: SIM905 - a list of names is read as words
 )
 
-#: Reductions and moves whose axes are their second operand.
-_REDUCTIONS = frozenset(("Sum", "Mean", "Max", "Min", "Prod", "Any", "All"))
-
 #: What is of a tensor's shape, whatever its numbers.
 _OF_SHAPES = frozenset(("Shape", "Rank", "Size", "ZerosLike", "OnesLike"))
-
-#: A row of the first operand, by all of the others: layers, with rows leading.
-_LAYERS = frozenset(("Conv2D", "DepthwiseConv2dNative", "MaxPool", "AvgPool"))
 
 #: What gives a graph its values, other than constants.
 _ROOTS = frozenset(("Placeholder", "PlaceholderWithDefault", "ReadVariableOp"))
@@ -110,75 +104,16 @@ def _through(op: Any, given: list[_Places]) -> list[_Places]:
 
 def _kept(op: Any, given: list[_Places]) -> list[_Places] | None:
     """The outputs of an operation that is known to keep rows apart, or to take one; else None."""
+    kind = op.type
+    if kind in _ENTRYWISE:
+        return _entrywise(op, given)
+    if kind in _OF_ANY:
+        return _OF_ANY[kind](op, given)
+    return _OF_ROWS[kind](op, given) if kind in _OF_ROWS and isinstance(given[0], list) else None
+
+
+def _entrywise(op: Any, given: list[_Places]) -> list[_Places] | None:
     shape = op.outputs[0].shape
-    first = given[0]
-    apart = isinstance(first, list)
-    if op.type in _ENTRYWISE:
-        return _entrywise(op, given, shape)
-    if op.type in ("Pack", "ConcatV2"):
-        stacked = op.type == "Pack"
-        parts = given if stacked else given[:-1]
-        axis = op.get_attr("axis") if stacked else _constant(op.inputs[-1])
-        if axis is None or shape.rank is None:
-            return None
-        if axis % shape.rank:
-            return _entrywise(op, parts, shape)
-        return [[_all(x) for x in given]] if stacked else _joined(op.inputs, parts)
-    if op.type == "Einsum":
-        return _einsum(op, given, shape)
-    if op.type == "TensorListSetItem":  # as TensorArrays write
-        return _written(op, given)
-    if op.type in ("Split", "SplitV"):
-        return _split(op, given)
-    if not apart:
-        return None
-    if op.type == "TensorListStack":
-        return [first]
-    if op.type == "Slice":
-        begin, size = (_constant(x) for x in op.inputs[1:])
-        if begin is None or size is None:
-            return None
-        return [first[int(begin[0]) :][: int(size[0]) if size[0] >= 0 else None]]
-    if op.type == "Unpack":
-        if op.get_attr("axis") == 0:
-            return list(first)
-        return [first for _ in op.outputs]
-    if op.type == "StridedSlice":
-        return _sliced(op, first)
-    if op.type == "GatherV2":
-        index, axis = _constant(op.inputs[1]), _constant(op.inputs[2])
-        if index is None or axis != 0 or op.get_attr("batch_dims"):
-            return None
-        taken = [first[int(n)] for n in np.ravel(index)]
-        return [taken if np.ndim(index) == 1 else frozenset().union(*taken)]
-    others = frozenset().union(*map(_all, given[1:]))
-    if op.type == "MatMul":
-        return None if op.get_attr("transpose_a") else [[own | others for own in first]]
-    if op.type == "BatchMatMulV2":
-        return _entrywise(op, given, shape) if shape.rank and shape.rank > 2 else None
-    if op.type in _LAYERS:
-        return [[own | others for own in first]]
-    if op.type in ("Pad", "PadV2", "MirrorPad", "Tile"):
-        lengths = _constant(op.inputs[1])
-        kept = lengths is not None and np.all(lengths[0] == (1 if op.type == "Tile" else 0))
-        return [[own | others for own in first]] if kept else None
-    if op.type in _REDUCTIONS:
-        axes = _constant(op.inputs[1])
-        rank = op.inputs[0].shape.rank
-        if axes is None or rank is None or 0 in {int(axis) % rank for axis in np.ravel(axes)}:
-            return None
-        return [first]
-    if op.type == "Transpose":
-        order = _constant(op.inputs[1])
-        return [first] if order is not None and order[0] == 0 else None
-    if op.type in ("Reshape", "Squeeze", "Softmax", "ExpandDims"):
-        axis = _constant(op.inputs[1]) if op.type == "ExpandDims" else 1
-        same = axis not in (None, 0) and shape.rank and shape[0] == len(first)
-        return [first] if same else None
-    return None
-
-
-def _entrywise(op: Any, given: list[_Places], shape: Any) -> list[_Places] | None:
     if not shape.rank or shape[0] is None:
         return None
 
@@ -191,8 +126,9 @@ def _entrywise(op: Any, given: list[_Places], shape: Any) -> list[_Places] | Non
     return [[frozenset().union(*(of_row(*pair, n) for pair in pairs)) for n in range(shape[0])]]
 
 
-def _einsum(op: Any, given: list[_Places], shape: Any) -> list[_Places] | None:
+def _einsum(op: Any, given: list[_Places]) -> list[_Places] | None:
     """Rows are apart where the output's leading label leads in each operand that has it."""
+    shape = op.outputs[0].shape
     terms, _, out = op.get_attr("equation").decode().replace(" ", "").partition("->")
     terms = terms.split(",")
     if not out or "." in out or not shape.rank or shape[0] is None:
@@ -208,10 +144,23 @@ def _einsum(op: Any, given: list[_Places], shape: Any) -> list[_Places] | None:
     return [[frozenset().union(*(of_row(*pair, n) for pair in pairs)) for n in range(shape[0])]]
 
 
-def _joined(pieces: Sequence[tf.Tensor], given: list[_Places]) -> list[_Places] | None:
-    """One piece after another along the leading axis."""
+def _packed(op: Any, given: list[_Places]) -> list[_Places] | None:
+    """Tensors along a new axis."""
+    rank = op.outputs[0].shape.rank
+    if rank is None:
+        return None
+    return _entrywise(op, given) if op.get_attr("axis") % rank else [[_all(x) for x in given]]
+
+
+def _joined(op: Any, given: list[_Places]) -> list[_Places] | None:
+    """One piece after another along an axis, the last operand."""
+    axis, rank = _constant(op.inputs[-1]), op.outputs[0].shape.rank
+    if axis is None or rank is None:
+        return None
+    if axis % rank:
+        return _entrywise(op, given[:-1])
     rows: list[frozenset[Any]] = []
-    for piece, places in zip(pieces, given, strict=False):
+    for piece, places in zip(op.inputs, given[:-1], strict=False):
         size = piece.shape[0]
         if size is None:
             return None
@@ -247,7 +196,15 @@ def _written(op: Any, given: list[_Places]) -> list[_Places] | None:
     return [[*places[: int(index)], _all(given[2]), *places[int(index) + 1 :]]]
 
 
-def _sliced(op: Any, first: list[frozenset[Any]]) -> list[_Places] | None:
+def _slice(op: Any, given: list[_Places]) -> list[_Places] | None:
+    begin, size = (_constant(x) for x in op.inputs[1:])
+    if begin is None or size is None:
+        return None
+    return [given[0][int(begin[0]) :][: int(size[0]) if size[0] >= 0 else None]]
+
+
+def _sliced(op: Any, given: list[_Places]) -> list[_Places] | None:
+    first = given[0]
     begin, end, strides = (_constant(x) for x in op.inputs[1:4])
     masks = [op.get_attr(f"{name}_mask") for name in ("begin", "end", "ellipsis", "new_axis")]
     if begin is None or end is None or strides is None or (masks[2] | masks[3]) & 1:
@@ -262,5 +219,96 @@ def _sliced(op: Any, first: list[frozenset[Any]]) -> list[_Places] | None:
     return [first[span]]
 
 
+def _unpacked(op: Any, given: list[_Places]) -> list[_Places]:
+    return list(given[0]) if op.get_attr("axis") == 0 else [given[0] for _ in op.outputs]
+
+
+def _gathered(op: Any, given: list[_Places]) -> list[_Places] | None:
+    index, axis = _constant(op.inputs[1]), _constant(op.inputs[2])
+    if index is None or axis != 0 or op.get_attr("batch_dims"):
+        return None
+    taken = [given[0][int(n)] for n in np.ravel(index)]
+    return [taken if np.ndim(index) == 1 else frozenset().union(*taken)]
+
+
+def _layer(op: Any, given: list[_Places]) -> list[_Places]:
+    """Each row by all of the other operands."""
+    others = frozenset().union(*map(_all, given[1:]))
+    return [[own | others for own in given[0]]]
+
+
+def _product(op: Any, given: list[_Places]) -> list[_Places] | None:
+    return None if op.get_attr("transpose_a") else _layer(op, given)
+
+
+def _products(op: Any, given: list[_Places]) -> list[_Places] | None:
+    rank = op.outputs[0].shape.rank
+    return _entrywise(op, given) if rank and rank > 2 else None
+
+
+def _padded(op: Any, given: list[_Places]) -> list[_Places] | None:
+    """Rows as they are, with more in each."""
+    lengths = _constant(op.inputs[1])
+    kept = lengths is not None and np.all(lengths[0] == (1 if op.type == "Tile" else 0))
+    return _layer(op, given) if kept else None
+
+
+def _reduced(op: Any, given: list[_Places]) -> list[_Places] | None:
+    axes, rank = _constant(op.inputs[1]), op.inputs[0].shape.rank
+    if axes is None or rank is None or 0 in {int(axis) % rank for axis in np.ravel(axes)}:
+        return None
+    return given[:1]
+
+
+def _transposed(op: Any, given: list[_Places]) -> list[_Places] | None:
+    order = _constant(op.inputs[1])
+    return given[:1] if order is not None and order[0] == 0 else None
+
+
+def _reshaped(op: Any, given: list[_Places]) -> list[_Places] | None:
+    """The rows in another shape, where they still lead."""
+    axis = _constant(op.inputs[1]) if op.type == "ExpandDims" else 1
+    shape = op.outputs[0].shape
+    same = axis not in (None, 0) and shape.rank and shape[0] == len(given[0])
+    return given[:1] if same else None
+
+
 def _constant(tensor: tf.Tensor) -> Any:
     return tf.get_static_value(tensor)
+
+
+_Rule = Callable[[Any, list[_Places]], "list[_Places] | None"]
+
+
+def _each(rules: dict[str, _Rule]) -> dict[str, _Rule]:
+    return {kind: rule for kinds, rule in rules.items() for kind in kinds.split()}
+
+
+#: What rows are given to, whichever of the operands has them.
+_OF_ANY = _each(
+    {
+        "Pack": _packed,
+        "ConcatV2": _joined,
+        "Einsum": _einsum,
+        "TensorListSetItem": _written,  # as TensorArrays write
+        "Split SplitV": _split,
+    }
+)
+
+#: What is known of where the first operand has rows.
+_OF_ROWS = _each(
+    {
+        "TensorListStack": lambda op, given: given[:1],
+        "Slice": _slice,
+        "StridedSlice": _sliced,
+        "Unpack": _unpacked,
+        "GatherV2": _gathered,
+        "MatMul": _product,
+        "BatchMatMulV2": _products,
+        "Conv2D DepthwiseConv2dNative MaxPool AvgPool": _layer,
+        "Pad PadV2 MirrorPad Tile": _padded,
+        "Sum Mean Max Min Prod Any All": _reduced,
+        "Transpose": _transposed,
+        "Reshape Squeeze Softmax ExpandDims": _reshaped,
+    }
+)
