@@ -124,8 +124,10 @@ class Circuit:
     batched_state: bool = False
 
 
+_Term = tuple[str, int, float]
+
 #: A phase: for each term of TERMS the parameters it is linear in, as (position, factor).
-Angle = tuple[tuple[str, int, float], ...]
+Angle = tuple[_Term, ...]
 
 
 #: What steps have in common whose matrices have one shape and are applied alike: on a pair or
@@ -173,77 +175,93 @@ class _Run:
 
     conjugate: bool = False
     cores: list[tuple[str, int]] = field(default_factory=list)
-    angles: list[list[tuple[str, int, float]]] = field(default_factory=lambda: [[]])
+    angles: list[list[_Term]] = field(default_factory=lambda: [[]])
 
 
 @functools.lru_cache(maxsize=256)
 def plan(circuit: Circuit) -> tuple[Step, ...]:
     """Fuse the gates into steps."""
-    steps: list[Step] = []
-    runs: dict[int, _Run] = defaultdict(_Run)
-    vacuum = set() if circuit.prepared else set(range(circuit.axes))
-
-    pairs = {axis for gate in circuit.gates for axis in gate.axes if len(gate.axes) > 1}
-    counts = Counter(
-        gate.axes[0]
-        for gate in circuit.gates
-        if KINDS[gate.kind].core and gate.axes[0] not in pairs
-    )
-    # Of an axis alone, many matrices are applied sooner than multiplied, and in a loop.
-    deep = {axis: counts[axis] > _FUSED for axis in range(circuit.axes)}
-
-    def emit(step: Step) -> None:
-        for part in _apart(step, circuit.batched):
-            steps.append(replace(part, batched=any(circuit.batched[p] for p in part.parameters)))
-        vacuum.difference_update(step.axes)
-
-    def flush(axis: int) -> None:
-        run = runs.pop(axis, None)
-        if run is None or (axis in vacuum and not run.cores):
-            return  # phases do nothing to the vacuum
-        angles = tuple(map(tuple, run.angles))
-        cores = tuple(run.cores)
-        emit(Step((axis,), "one", cores, angles, run.conjugate, False, axis in vacuum))
-
+    fusion = _Fusion(circuit)
     for gate in circuit.gates:
+        fusion.add(gate)
+    for axis in sorted(fusion.runs):
+        fusion.flush(axis)
+    return tuple(_soonest(fusion.steps, circuit.axes))
+
+
+class _Fusion:
+    """The gates so far: ``steps`` that are fused, and the gates of one axis that are still
+    gathered, by axis (``runs``). ``vacuum`` are the axes on which nothing has acted."""
+
+    def __init__(self, circuit: Circuit) -> None:
+        self.steps: list[Step] = []
+        self.runs: dict[int, _Run] = defaultdict(_Run)
+        self._batched = circuit.batched
+        self._vacuum = set() if circuit.prepared else set(range(circuit.axes))
+        pairs = {axis for gate in circuit.gates for axis in gate.axes if len(gate.axes) > 1}
+        counts = Counter(
+            gate.axes[0]
+            for gate in circuit.gates
+            if KINDS[gate.kind].core and gate.axes[0] not in pairs
+        )
+        # Of an axis alone, many matrices are applied sooner than multiplied, and in a loop.
+        self._deep = {axis: counts[axis] > _FUSED for axis in range(circuit.axes)}
+
+    def add(self, gate: Gate) -> None:
+        """Gather a gate of one axis; a gate on a pair ends what was gathered on both."""
         kind = KINDS[gate.kind]
-        if kind.core and deep[gate.axes[0]] and runs[gate.axes[0]].cores:
-            flush(gate.axes[0])
+        if kind.core and self._deep[gate.axes[0]] and self.runs[gate.axes[0]].cores:
+            self.flush(gate.axes[0])
         before, after = (
             [(term, gate.parameters[kind.phase], factor) for term, factor in phases]
             for phases in (kind.before, kind.after)
         )
-        if kind.modes == 1:
-            run = runs[gate.axes[0]]
-            run.conjugate = gate.conjugate
-            run.angles[-1] += before
-            if kind.core:
-                run.cores.append((gate.kind, gate.parameters[0]))
-                run.angles.append([])
-            run.angles[-1] += after
-            continue
-        if kind.keeps == "sum" and vacuum.issuperset(gate.axes):
-            ready = [axis for axis in gate.axes if runs[axis].cores]
-            if not ready:
-                continue  # photons are only moved, and there are none
+        if kind.modes > 1:
+            self._add_pair(gate, before, after)
+            return
+        run = self.runs[gate.axes[0]]
+        run.conjugate = gate.conjugate
+        run.angles[-1] += before
+        if kind.core:
+            run.cores.append((gate.kind, gate.parameters[0]))
+            run.angles.append([])
+        run.angles[-1] += after
+
+    def _add_pair(self, gate: Gate, before: list[_Term], after: list[_Term]) -> None:
+        kind = KINDS[gate.kind]
+        empty = self._vacuum.issuperset(gate.axes)
+        if kind.keeps == "sum" and empty and not any(self.runs[a].cores for a in gate.axes):
+            return  # photons are only moved, and there are none
         for name, axis in zip(("n0", "n1"), gate.axes, strict=True):
-            if axis in runs and not runs[axis].cores and axis not in vacuum:
+            if axis in self.runs and not self.runs[axis].cores and axis not in self._vacuum:
                 # A gate on a pair takes the phases before it along; its conjugation is one for
                 # all, which for loss (not conjugated, on a ket and a bra) is put right here.
-                run = runs.pop(axis)
+                run = self.runs.pop(axis)
                 sign = 1.0 if run.conjugate == gate.conjugate else -1.0
                 before += [
                     (term.replace("n0", name), p, sign * factor)
                     for term, p, factor in run.angles[0]
                 ]
             else:
-                flush(axis)
+                self.flush(axis)
         cores = ((gate.kind, gate.parameters[0]),) if kind.core else ()
         angles = (tuple(before), tuple(after)) if cores else (tuple(before + after),)
-        emit(Step(gate.axes, kind.keeps, cores, angles, gate.conjugate, False))
-    for axis in sorted(runs):
-        flush(axis)
-    return tuple(_soonest(steps, circuit.axes))
+        self._emit(Step(gate.axes, kind.keeps, cores, angles, gate.conjugate, False))
+
+    def flush(self, axis: int) -> None:
+        """A step of what was gathered on this axis."""
+        run = self.runs.pop(axis, None)
+        vacuum = axis in self._vacuum
+        if run is None or (vacuum and not run.cores):
+            return  # phases do nothing to the vacuum
+        angles = tuple(map(tuple, run.angles))
+        self._emit(Step((axis,), "one", tuple(run.cores), angles, run.conjugate, False, vacuum))
+
+    def _emit(self, step: Step) -> None:
+        for part in _apart(step, self._batched):
+            batched = any(self._batched[p] for p in part.parameters)
+            self.steps.append(replace(part, batched=batched))
+        self._vacuum.difference_update(step.axes)
 
 
 def _soonest(steps: Sequence[Step], axes: int) -> list[Step]:
