@@ -5,7 +5,7 @@
     SECOND    cotangents of that vjp  --> workers --> its own vjp
     THIRD     cotangents of that one  --> this process (``third_order``)
 
-Only this and ``losses`` know both tapes and the pool. Weights enter as explicit inputs, so whatever
+Only this package knows both tapes and the pool. Weights enter as explicit inputs, so whatever
 watches the model's variables sees them used; gradients leave in the same order.
 
 What cannot be differentiated again (a model that workers run eagerly; anything a fourth time) is

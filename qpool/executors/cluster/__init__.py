@@ -1,9 +1,9 @@
 """``ray``: the pool's tiles, computed by the nodes of a Ray cluster.
 
-gradient.py (TensorFlow) -> remote.py (one model, arrays) -> cluster.py (nodes) -> node.py: a Pool
-                                                               |-- ../shares.py   who gets what
-                                                               |-- membership.py  who takes part
-                                                               `-- connect.py     Ray itself
+bridge (TensorFlow) -> remote.py (one model, arrays) -> cluster.py (nodes) -> node.py: a Pool
+                                                          |-- ../shares.py   who gets what
+                                                          |-- membership.py  who takes part
+                                                          `-- connect.py     Ray itself
 
 A node is one Ray actor that owns a local pool over that node's cores. Starting, placing, watching
 and moving data are Ray's; what is here is which tiles go where.
