@@ -17,6 +17,9 @@ import numpy as np
 #: and Eigen may use aligned loads.
 ALIGNMENT = 64
 
+#: Bytes from one worker's progress counter to the next: a cache line each.
+SLOT_BYTES = 64
+
 
 @dataclass(frozen=True)
 class ArraySpec:
@@ -126,3 +129,8 @@ def tile_worth(fixed_cost: float, largest: int) -> int:
     if fixed_cost >= largest:
         return largest
     return min(largest, 1 << max(0, math.ceil(math.log2(max(fixed_cost, 1.0)))))
+
+
+def progress_counter(buffer: memoryview, slot: int) -> np.ndarray:
+    """Tiles that the workers of this slot have finished, one after another; one int64."""
+    return np.frombuffer(buffer, np.int64, 1, slot * SLOT_BYTES)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from qpool.batches import Operands
 from qpool.bridge import tapes
-from qpool.executors.worker_pool import Operands
 from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec
 from workers.tensors import tensor_of, tensors_of

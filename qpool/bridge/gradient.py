@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import tensorflow as tf
 
+from qpool.batches import Operands
 from qpool.bridge import symbolic, tapes, third_order
 from qpool.bridge.arguments import Arguments, is_eager
 from qpool.bridge.exchanges import Exchanges, is_float
 from qpool.bridge.variables import Reader
-from qpool.executors.worker_pool import Operands
 from workers.custom_gradient import custom_gradient
 from workers.errors import InputError, SecondOrderGradientError
 from workers.exchange.protocol import Kind

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from qpool.batches import Operands
 from qpool.bridge.arguments import is_eager
 from qpool.bridge.gradient import Bridge
-from qpool.executors.worker_pool import Operands
 from workers.errors import InputError, ModelError, RemoteError, ShippingError, StatefulCallError
 from workers.exchange.protocol import Kind
 from workers.replica import functions, serialization

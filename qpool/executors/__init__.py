@@ -21,12 +21,12 @@ __all__ = ["Executor", "Options", "executor_class", "register_strategy", "strate
 
 #: Name -> class, or where to import it from: a strategy loads when it is first asked for.
 _STRATEGIES: dict[str, type[Executor] | str] = {
-    "sequential": "qpool.executors.sequential:SequentialExecutor",
-    "cpu_batch": "qpool.executors.cpu_batch:CpuBatchExecutor",
+    "sequential": "qpool.executors.in_place.sequential:SequentialExecutor",
+    "cpu_batch": "qpool.executors.in_place.cpu_batch:CpuBatchExecutor",
     "threads": "qpool.executors.threads:ThreadExecutor",
     "processes": "qpool.executors.processes.executor:ProcessExecutor",
     "ray": "qpool.executors.cluster:RayExecutor",
-    "auto": "qpool.executors.auto:AutoExecutor",
+    "auto": "qpool.executors.auto.executor:AutoExecutor",
 }
 
 

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from qpool import tiles
+from qpool.batches import Operands, Results, Task
 from qpool.executors.shared_arrays import SharedArrays
-from qpool.executors.worker_pool import Counters, Operands, Results, Task, WorkerPool
+from qpool.executors.worker_pool import Counters, WorkerPool
 from workers.exchange import protocol
 from workers.exchange.protocol import Kind
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from qpool import notices, tiles
-from qpool.executors.worker_pool import Operands, Results, Task, WorkerPool
+from qpool.batches import Operands, Results, Task
+from qpool.executors.worker_pool import WorkerPool
 from qpool.shipping import Shipment
 from workers.errors import ConfigurationError, PoolClosedError
 from workers.exchange.protocol import Form, Kind, Purpose

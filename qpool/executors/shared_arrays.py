@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from qpool import tiles
-from qpool.executors.worker_pool import Operands, Task
+from qpool.batches import Operands, Task
 from workers.exchange import protocol
 from workers.exchange.arena import Arena, Segment
-from workers.layout import ArraySpec, Placed, place
-from workers.process.main import SLOT_BYTES, progress_counter
+from workers.layout import SLOT_BYTES, ArraySpec, Placed, place, progress_counter
 
 _FIRST_SEGMENT = 1 << 20
 

@@ -123,7 +123,7 @@ class TiledExecutor(Executor):
     def _in_place(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call computed here, differentiable any number of times."""
         if self._whole is None:
-            from qpool.executors.cpu_batch import CpuBatchExecutor
+            from qpool.executors.in_place.cpu_batch import CpuBatchExecutor
 
             self._whole = CpuBatchExecutor(self.model, self.options)
         return self._whole.call(method, args, kwargs)

@@ -159,7 +159,7 @@ def _step_apart(options: dict[str, Any]) -> tuple[float, float, float, dict[str,
 
 def _auto() -> Finding:
     """What ``auto`` has measured here and remembers."""
-    from qpool.executors.auto import remembered
+    from qpool.executors.auto.choices import remembered
 
     choices = remembered()
     if not choices:

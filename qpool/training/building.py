@@ -194,7 +194,8 @@ def chosen(config: Config) -> tuple[Config, dict[str, Any]]:
     """The configuration with the strategy that was measured to be fastest, and why."""
     import tensorflow as tf
 
-    from qpool.executors import Options, auto
+    from qpool.executors import Options
+    from qpool.executors.auto.executor import choose
 
     model = _model(config)
     z = tf.random.stateless_normal((config.batch_size, model.latent_dim), (1, 2))
@@ -204,6 +205,6 @@ def chosen(config: Config) -> tuple[Config, dict[str, Any]]:
         start_method=config.start_method,
         seed=config.seed,
     )
-    choice = auto.choose(model, z, options, within="xla").as_dict()
+    choice = choose(model, z, options, within="xla").as_dict()
     fixed = {name: choice[name] for name in ("strategy", "workers", "threads", "tile")}
     return dataclasses.replace(config, **fixed), choice

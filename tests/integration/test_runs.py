@@ -15,8 +15,8 @@ import pytest
 from rich.console import Console
 
 from qpool.errors import CheckpointError, ConfigurationError, DataError
-from qpool.executors import auto
-from qpool.executors.auto import Candidate, Choice
+from qpool.executors.auto import executor
+from qpool.executors.auto.choices import Candidate, Choice
 from qpool.training import checkpoints, run
 from qpool.training.config import Config
 from qpool.training.journal import Journal, read_table
@@ -175,7 +175,7 @@ def test_a_strategy_that_was_measured_is_the_runs_own(tmp_path, monkeypatch) -> 
         asked.append((z.shape, within))
         return choice
 
-    monkeypatch.setattr(auto, "choose", choose)
+    monkeypatch.setattr(executor, "choose", choose)
     config = dataclasses.replace(CONFIG, strategy="auto", workers=None, steps=9)
     out = tmp_path / "run"
     run.train(config, out, QUIET)

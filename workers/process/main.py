@@ -31,13 +31,11 @@ from workers.exchange import protocol
 from workers.exchange.arena import Arena, Segment
 from workers.exchange.faults import Faults
 from workers.exchange.waiting import Waiter
+from workers.layout import progress_counter
 from workers.logs import Once, hushed
 from workers.process import affinity, device
 from workers.process.entry import die_with
 from workers.process.memory import Memory
-
-#: Bytes from one worker's progress counter to the next: a cache line each.
-SLOT_BYTES = 64
 
 
 def serve(
@@ -297,11 +295,6 @@ def _out_of_memory(error: Exception) -> bool:
 
     exhausted = isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)
     return exhausted and not isinstance(error, ArenaError)
-
-
-def progress_counter(buffer: memoryview, slot: int) -> np.ndarray:
-    """Tiles that the workers of this slot have finished, one after another; one int64."""
-    return np.frombuffer(buffer, np.int64, 1, slot * SLOT_BYTES)
 
 
 def _picklable(error: Exception) -> Exception | None:

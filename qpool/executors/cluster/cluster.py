@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from qpool import tiles
+from qpool.batches import Operands, Results, Task
 from qpool.executors.cluster import connect
 from qpool.executors.cluster.membership import Lost, Member, Membership, said
 from qpool.executors.cluster.node import Build, Weights
 from qpool.executors.devices import parse
 from qpool.executors.processes.dispatch import MAX_ATTEMPTS
 from qpool.executors.shares import Run, apportion, learn
-from qpool.executors.worker_pool import Counters, Operands, Results, Task, WorkerPool
+from qpool.executors.worker_pool import Counters, WorkerPool
 from workers.errors import ConfigurationError, PoolClosedError, WorkerLostError
 from workers.exchange import protocol
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from qpool.batches import Operands, Task
 from qpool.executors import topology
 from qpool.executors.cluster import connect
 from qpool.executors.processes.pool import Pool
-from qpool.executors.worker_pool import Operands, Task
 from workers.exchange import protocol
 
 

@@ -35,7 +35,7 @@ _RUNNER = Program(
         "qpool.training.plots",
         "qpool.models",
         "qpool.generator",
-        "qpool.executors.cpu_batch",
+        "qpool.executors.in_place.cpu_batch",
         "matplotlib.figure",
         "matplotlib.backends.backend_agg",
         "sklearn.datasets",

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qpool
-from qpool.executors import Options, auto
-from qpool.executors.auto import Candidate, autotuner, course, guess
+from qpool.executors import Options
+from qpool.executors.auto import autotuner, choices, course, executor, guess
+from qpool.executors.auto.choices import Candidate
 from qpool.executors.base import Executor
 from qpool.executors.topology import Budget
 from workers.errors import ConfigurationError, InputError
@@ -35,7 +36,7 @@ class Scaled(tf.Module):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     """No pool is started, turns are short, and nothing is remembered from another test."""
-    monkeypatch.setattr(auto, "_POOL_SECONDS", 1e9)
+    monkeypatch.setattr(executor, "_POOL_SECONDS", 1e9)
     monkeypatch.setattr(autotuner, "_TURN_SECONDS", 0.001)
     monkeypatch.setenv("QPOOL_CACHE", str(tmp_path / "cache"))
 
@@ -104,7 +105,7 @@ def test_what_was_given_up_pulls_back_what_it_computed(eager_to_try, monkeypatch
                 chosen.add(choice_of(generator)["chosen"])
         expected = 5 * tf.reduce_sum(z * tf.cos(z), 0)
         np.testing.assert_allclose(tape.gradient(total, model.w), expected, rtol=1e-5)
-        for _ in range(auto._CALLS_LEFT + 1):
+        for _ in range(executor._CALLS_LEFT + 1):
             generator(z)
         assert len(generator._qpool.executor()._executors) == 1
 
@@ -122,7 +123,7 @@ def test_a_comparison_that_fails_is_not_the_callers_business(eager_to_try, monke
 
 def test_a_trial_waits_until_its_share_is_due() -> None:
     now = course.Course(
-        auto.Choice.guessed(Candidate("cpu_batch"), 8, "", ()), auto.Memory(""), True
+        choices.Choice.guessed(Candidate("cpu_batch"), 8, "", ()), choices.Memory(""), True
     )
     for _ in range(course._FIRST_CALLS):
         now.note(1e6)  # compiling
@@ -167,7 +168,7 @@ def test_it_remembers_the_same_model_and_no_other(eager_to_try, caplog) -> None:
         generator(z)
         assert choice_of(generator) == {**first, "remembered": True}
     assert "as was measured on" in caplog.text
-    assert [choice.batch for choice in auto.remembered()] == [4]
+    assert [choice.batch for choice in choices.remembered()] == [4]
     with qpool.parallelize(Scaled(width=3)) as generator:
         generator(tf.ones((4, 3)))
         assert not choice_of(generator)["remembered"]
@@ -175,9 +176,9 @@ def test_it_remembers_the_same_model_and_no_other(eager_to_try, caplog) -> None:
 
 def test_a_remembered_choice_is_made_in_a_graph_too(monkeypatch) -> None:
     """Executors pickle variables, which have no values in a graph."""
-    chosen = auto.Candidate("threads", 2)
-    known = auto.Choice(chosen, 4, {str(chosen): 1.0}, {}, 1.0, "today", True)
-    monkeypatch.setattr(auto.Memory, "read", lambda self: known)
+    chosen = Candidate("threads", 2)
+    known = choices.Choice(chosen, 4, {str(chosen): 1.0}, {}, 1.0, "today", True)
+    monkeypatch.setattr(choices.Memory, "read", lambda self: known)
     model = Scaled()
     with qpool.parallelize(model) as generator:
         z = tf.ones((4, 2))
@@ -423,8 +424,8 @@ class Laborious(Scaled):
 
 
 def test_a_pool_is_measured_and_kept_where_it_wins(eager_to_try, monkeypatch) -> None:
-    monkeypatch.setattr(auto, "_POOL_SECONDS", 0.0)
-    monkeypatch.setattr(auto.topology, "budget", lambda: Budget((0, 1), 2, None, ((0, 1),)))
+    monkeypatch.setattr(executor, "_POOL_SECONDS", 0.0)
+    monkeypatch.setattr(executor.topology, "budget", lambda: Budget((0, 1), 2, None, ((0, 1),)))
     model = Laborious()
     with qpool.parallelize(model, engine="stock", pin=False) as generator:
         z = tf.ones((8, 2))

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 import qpool
-from qpool.executors import unpooled
+from qpool.executors.in_place import unpooled
 from workers import sf_compat
 
 sf_compat.install()

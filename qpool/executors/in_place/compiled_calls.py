@@ -26,8 +26,8 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from qpool.bridge.arguments import argument_names
-from qpool.executors.effects import returning
-from qpool.executors.inputs import Inputs
+from qpool.executors.in_place.effects import returning
+from qpool.executors.in_place.inputs import Inputs
 from qpool.shipping import dumps
 from workers.compiling import compiled, streams
 from workers.compiling.compile_cache import Guarded

@@ -12,8 +12,8 @@ from tensorflow.python.eager import record
 
 from qpool import notices
 from qpool.executors.base import Executor, Options
-from qpool.executors.compiled_calls import CompiledCall, CompiledCalls, as_it_is
-from qpool.executors.effects import State
+from qpool.executors.in_place.compiled_calls import CompiledCall, CompiledCalls, as_it_is
+from qpool.executors.in_place.effects import State
 from qpool.shipping import engines_batch_size
 from workers.compiling import compiled, streams, updates
 from workers.engine import circuit

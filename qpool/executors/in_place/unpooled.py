@@ -20,8 +20,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from qpool.executors.compiled_calls import CompiledCall, CompiledCalls, as_it_is
-from qpool.executors.effects import State
+from qpool.executors.in_place.compiled_calls import CompiledCall, CompiledCalls, as_it_is
+from qpool.executors.in_place.effects import State
 from workers.compiling import compiled
 from workers.engine import circuit
 from workers.errors import ShippingError
