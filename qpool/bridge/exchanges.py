@@ -71,10 +71,7 @@ class Exchanges:
 
     def backward(self, ticket: Any, wanted: list[int], arguments: Sequence[Any]) -> list[Any]:
         """Gradients for the sources ``wanted``, of arguments and then cotangents."""
-        if tf.executing_eagerly():
-            arrays = [np.asarray(x) for x in arguments]
-            return tensors_of(self._pulled_back(ticket.call, ticket.assignment, arrays, wanted))
-        if isinstance(ticket, Held):  # an eager call, pulled back within a graph
+        if isinstance(ticket, Held):  # a graph that pulls back an eager call has no more of it
             self._assignment[ticket.call] = ticket.assignment
 
         def run(call: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
@@ -82,7 +79,7 @@ class Exchanges:
             return self._pulled_back(int(call), assignment, arrays, wanted)
 
         sources = dict(zip(self.places, arguments, strict=False))
-        return self._operation(run, ticket, arguments, [sources[n] for n in wanted])
+        return computed(run, [_call(ticket), *arguments], [alike(sources[n]) for n in wanted])
 
     def second(self, ticket: Any, arguments: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
         """Gradients of the vjp for the plan's sources, then for its cotangents; ``arguments`` are
@@ -98,9 +95,7 @@ class Exchanges:
             return self._pulled_back(int(call), None, arrays[:end], wanted, used)
 
         tensors = [*arguments, *tangents]
-        if tf.executing_eagerly():
-            return tensors_of(run(np.asarray(ticket.call), *map(np.asarray, tensors)))
-        return self._operation(run, ticket, tensors, [tensors[n] for n in shaped_as])
+        return computed(run, [_call(ticket), *tensors], [alike(tensors[n]) for n in shaped_as])
 
     def _forward_in_graph(self, tensors: Sequence[Any]) -> tuple[list[Any], Any]:
         kind = Kind.FORWARD_KEEPING if tapes.recording() else Kind.FORWARD
@@ -113,27 +108,9 @@ class Exchanges:
                 self._assignment.popitem(last=False)
             return [np.asarray(result.call, np.int64), *result.outputs]
 
-        specs = self._plan.outputs
-        types = [tf.int64, *(tf.as_dtype(np.dtype(spec.dtype)) for spec in specs)]
-        ticket, *outputs = tf.numpy_function(run, list(tensors), types)
-        ticket.set_shape(())
-        batch = tensors[0].shape[0]
-        for output, spec in zip(outputs, specs, strict=True):
-            output.set_shape((batch, *spec.shape))
+        rows = rows_of(self._plan.outputs, tensors[0].shape[0])
+        ticket, *outputs = computed(run, tensors, [(tf.int64, ()), *rows])
         return outputs, ticket
-
-    @staticmethod
-    def _operation(
-        run: Callable[..., Any], ticket: Any, tensors: Sequence[Any], alike: Sequence[Any]
-    ) -> list[Any]:
-        """``run`` of a ticket's call and arrays, in a graph; it gives one array ``alike`` each."""
-        call = ticket.call if isinstance(ticket, Held) else ticket
-        found = tf.numpy_function(
-            run, [tf.cast(call, tf.int64), *tensors], [x.dtype for x in alike]
-        )
-        for gradient, x in zip(found, alike, strict=True):
-            gradient.set_shape(x.shape)
-        return list(found)
 
     def _compute(self, kind: Kind, arrays: Sequence[np.ndarray], copy: Any = np.array) -> Any:
         operands = Operands(arrays[: self._inputs], arrays[self._inputs :])
@@ -158,6 +135,36 @@ class Exchanges:
             assignment=assignment,
             wanted=wanted,
         ).gradients
+
+
+def computed(
+    run: Callable[..., list[np.ndarray]],
+    tensors: Sequence[Any],
+    results: Sequence[tuple[tf.DType, Any]],
+) -> list[Any]:
+    """What ``run`` makes of the tensors' arrays: at once, or by an operation of the graph that is
+    being built. ``results`` are dtypes and shapes of what it gives."""
+    if tf.executing_eagerly():
+        return tensors_of(run(*map(np.asarray, tensors)))
+    found = tf.numpy_function(run, list(tensors), [dtype for dtype, _ in results])
+    for tensor, (_, shape) in zip(found, results, strict=True):
+        tensor.set_shape(shape)
+    return list(found)
+
+
+def rows_of(specs: Sequence[ArraySpec], rows: int | None) -> list[tuple[tf.DType, Any]]:
+    """Of outputs of so many rows: ``results``."""
+    return [(tf.as_dtype(np.dtype(spec.dtype)), (rows, *spec.shape)) for spec in specs]
+
+
+def alike(tensor: Any) -> tuple[tf.DType, Any]:
+    """Of what is as a tensor: one of ``results``."""
+    return tensor.dtype, tensor.shape
+
+
+def _call(ticket: Any) -> Any:
+    """The number of the call, an int64."""
+    return np.int64(ticket.call) if isinstance(ticket, Held) else ticket
 
 
 def is_float(spec: ArraySpec) -> bool:

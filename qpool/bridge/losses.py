@@ -18,12 +18,13 @@ import tensorflow as tf
 
 from qpool.batches import Operands
 from qpool.bridge.arguments import is_eager
+from qpool.bridge.exchanges import alike, computed, rows_of
 from qpool.bridge.gradient import Bridge
 from workers.errors import InputError, ModelError, RemoteError, ShippingError, StatefulCallError
 from workers.exchange.protocol import Kind
 from workers.replica import functions, serialization
 from workers.replica.with_loss import WithLoss
-from workers.tensors import tensors_of
+from workers.tensors import beside, leaves, tensors_of
 
 if TYPE_CHECKING:
     from qpool.executors.remote import Plan
@@ -64,6 +65,7 @@ class LossBridge(Bridge):
             tensors = tensors_of(found)
         else:
             plan = self._plan_of_graph("__call__", arguments, as_tensor, inputs, wanted)
+
             tensors = self._of_mean_in_graph(plan, inputs, wanted)
         outputs, losses = self._pack(plan, tensors[: len(plan.outputs)])
         connected = [n for n in wanted if n in plan.sources]
@@ -107,15 +109,9 @@ class LossBridge(Bridge):
         tensors = [tf.convert_to_tensor(x) for x in inputs]
         variables = self._remote.variables
         by_source = [variables[place] for place in self._remote.differentiable]
-        connected = [n - len(inputs) for n in wanted if n in plan.sources]
-        shapes = [(tensors[0].shape[0], *spec.shape) for spec in plan.outputs]
-        shapes += [by_source[n].shape for n in connected]
-        types = [tf.as_dtype(np.dtype(spec.dtype)) for spec in plan.outputs]
-        types += [by_source[n].dtype for n in connected]
-        found = tf.numpy_function(run, [*tensors, *(v.value() for v in variables)], types)
-        for tensor, shape in zip(found, shapes, strict=True):
-            tensor.set_shape(shape)
-        return list(found)
+        results = rows_of(plan.outputs, tensors[0].shape[0])
+        results += [alike(by_source[n - len(inputs)]) for n in wanted if n in plan.sources]
+        return computed(run, [*tensors, *(variable.value() for variable in variables)], results)
 
 
 def on_a_tape(
@@ -266,3 +262,23 @@ def _is_filled(cell: types.CellType) -> bool:
     except ValueError:
         return False
     return True
+
+
+def of_each_sample(model: Any, call: Callable[..., Any], z: Any, cotangent: Any) -> list[tf.Tensor]:
+    """For each variable the gradients of every sample, (samples, ...), by a tape around a call of
+    each: see ``Executor.per_sample_gradients``."""
+    method = "__call__" if callable(model) else "generate"
+    variables = serialization.trainable_variables(model)
+    z = tf.convert_to_tensor(z)
+    rows = []
+    for n in range(len(z)):
+        with tf.GradientTape() as tape:
+            outputs = call(method, (z[n : n + 1],), {})
+        found = tape.gradient(
+            leaves(outputs),
+            variables,
+            output_gradients=[seed[n : n + 1] for seed in beside(outputs, cotangent)],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        rows.append(map(tf.convert_to_tensor, found))
+    return [tf.stack(column) for column in zip(*rows, strict=True)]

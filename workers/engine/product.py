@@ -48,7 +48,6 @@ class Product:
 
     def __init__(self, circuit: Circuit, state: tf.Tensor | None, columns: int | None) -> None:
         """``columns``: how many samples there will be, as far as it is known."""
-        self._circuit = circuit
         self._cutoff = circuit.cutoff
         self._axes = circuit.axes
         self._columns = columns

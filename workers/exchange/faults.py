@@ -32,6 +32,10 @@ class Fault:
     action: str
     after: int = 0
 
+    def __post_init__(self) -> None:
+        if self.point not in POINTS or self.action not in ACTIONS:
+            raise ValueError(f"expected a point of {POINTS}, an action of {ACTIONS}; came {self}")
+
 
 class Faults:
     """The faults that this worker has still to commit."""

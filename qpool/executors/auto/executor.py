@@ -94,8 +94,10 @@ class AutoExecutor(Executor):
             if course.is_due(self._expected_seconds(course)):
                 self._compare(course, method, args, kwargs)
             began = time.perf_counter()
-            call = self._use(course.candidate).call if course.calls else self._first(course)
-            result = call(method, args, kwargs)
+            if course.calls:
+                result = self._use(course.candidate).call(method, args, kwargs)
+            else:
+                result = self._first_call(course, method, args, kwargs)
             course.note(time.perf_counter() - began)
             return result
 
@@ -163,7 +165,7 @@ class AutoExecutor(Executor):
                     raise
                 log.info("auto: %s cannot be: %s", course.candidate, error)
                 course.choice = course.choice.without_first(error)
-            return self._first(course)(method, args, kwargs)
+            return self._first_call(course, method, args, kwargs)
 
     def _course(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], within: Within
@@ -204,19 +206,17 @@ class AutoExecutor(Executor):
         )
         return Choice.guessed(order[0], batch, str(work), order[1:])
 
-    def _first(self, course: Course) -> Callable[..., Any]:
-        """The first call by a guess, which its strategy may refuse: then by the next one."""
-
-        def call(method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            while course.choice.others:
-                try:
-                    return self._use(course.candidate).call(method, args, kwargs)
-                except QPoolError as error:
-                    log.info("auto: %s cannot be: %s", course.candidate, error)
-                    course.choice = course.choice.without_first(error)
-            return self._use(course.candidate).call(method, args, kwargs)
-
-        return call
+    def _first_call(
+        self, course: Course, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """By a guess, which its strategy may refuse: then by the next one."""
+        while course.choice.others:
+            try:
+                return self._use(course.candidate).call(method, args, kwargs)
+            except QPoolError as error:
+                log.info("auto: %s cannot be: %s", course.candidate, error)
+                course.choice = course.choice.without_first(error)
+        return self._use(course.candidate).call(method, args, kwargs)
 
     def _apart(self, function: Callable[..., Any], *args: Any) -> Any:
         """Measure in a thread of its own, which has no graph around it and no tapes: those of the

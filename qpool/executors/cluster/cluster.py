@@ -342,7 +342,7 @@ class Cluster(WorkerPool):
             )
             member, run, attempts = pending.pop(reference)
             try:
-                values, own, spent = self._membership.answer(member, reference)
+                values, own, spent = self._membership.answer(reference)
             except Lost as lost:
                 self._membership.lose(member, lost.error)
                 self._counters.retried_tiles += run.tiles

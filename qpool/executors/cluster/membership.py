@@ -238,7 +238,7 @@ class Membership:
                 for member, reference in asked:
                     try:
                         self.wait_for([reference], {reference: member})
-                        found[member] = self.answer(member, reference)
+                        found[member] = self.answer(reference)
                     except Lost as lost:
                         self.lose(member, lost.error)
         return found
@@ -274,7 +274,7 @@ class Membership:
                     self._ray.kill(member.actor)  # its answers become errors, which are dealt with
                     log.warning("node %s: %s", member.place.address, silent)
 
-    def answer(self, member: Member, reference: Any) -> Any:
+    def answer(self, reference: Any) -> Any:
         """What came of it; ``Lost`` if the node is."""
         exceptions = self._ray.exceptions
         try:

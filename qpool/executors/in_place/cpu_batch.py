@@ -20,8 +20,7 @@ from workers.engine import circuit
 from workers.engine.scope import GOES_ON, reset_before
 from workers.errors import ConfigurationError, InputError
 from workers.process import affinity
-from workers.replica import serialization
-from workers.tensors import beside, leaves, within_xla
+from workers.tensors import within_xla
 
 log = logging.getLogger("qpool")
 
@@ -98,23 +97,9 @@ class CpuBatchExecutor(Executor):
         return bool(choices) and all(choice and choice.level == "xla" for choice in choices)
 
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
-        method = "__call__" if callable(self.model) else "generate"
-        variables = serialization.trainable_variables(self.model)
-        z = tf.convert_to_tensor(z)
-        rows = []
-        for n in range(len(z)):
-            with tf.GradientTape() as tape:
-                outputs = self.call(method, (z[n : n + 1],), {})
-            seeds = [seed[n : n + 1] for seed in beside(outputs, cotangent)]
-            rows.append(
-                tape.gradient(
-                    leaves(outputs),
-                    variables,
-                    output_gradients=seeds,
-                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
-                )
-            )
-        return [tf.stack([tf.convert_to_tensor(g) for g in c]) for c in zip(*rows, strict=True)]
+        from qpool.bridge.losses import of_each_sample
+
+        return of_each_sample(self.model, self.call, z, cotangent)
 
     def stats(self) -> dict[str, Any]:
         return {

@@ -25,24 +25,6 @@ class SequentialExecutor(Executor):
         return {"strategy": "sequential", **self._rate()}
 
     def per_sample_gradients(self, z: Any, cotangent: Any) -> list[Any]:
-        import tensorflow as tf
+        from qpool.bridge.losses import of_each_sample
 
-        from workers.replica import serialization
-        from workers.tensors import beside, leaves
-
-        method = "__call__" if callable(self.model) else "generate"
-        variables = serialization.trainable_variables(self.model)
-        rows: list[list[Any]] = []
-        for index in range(len(z)):
-            with tf.GradientTape() as tape:
-                outputs = self.call(method, (z[index : index + 1],), {})
-            seeds = [seed[index : index + 1] for seed in beside(outputs, cotangent)]
-            rows.append(
-                tape.gradient(
-                    leaves(outputs),
-                    variables,
-                    output_gradients=seeds,
-                    unconnected_gradients=tf.UnconnectedGradients.ZERO,
-                )
-            )
-        return [tf.stack(column) for column in zip(*rows, strict=True)]
+        return of_each_sample(self.model, self.call, z, cotangent)
