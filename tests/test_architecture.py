@@ -48,6 +48,7 @@ PACKAGES = {
 NO_PACKAGE = {
     "__init__",
     "cache",
+    "context",
     "collector",
     "custom_gradient",
     "errors",

@@ -21,6 +21,8 @@ from contextvars import ContextVar
 
 from tensorflow.python.framework import ops
 
+from workers.context import during
+
 #: Numbers for each program: more than any trace takes.
 _ROOM = 1 << 24
 
@@ -74,15 +76,10 @@ def _next() -> int:
     return next(_numbers)
 
 
-@contextlib.contextmanager
-def unnumbered() -> Iterator[None]:
+def unnumbered() -> AbstractContextManager[bool]:
     """Name scopes that are opened within have no number at their end. Where two get one name so,
     TensorFlow numbers them as they come in the trace."""
-    token = _unnumbered.set(True)
-    try:
-        yield
-    finally:
-        _unnumbered.reset(token)
+    return during(_unnumbered, True)
 
 
 _name_scope = ops.Graph.name_scope

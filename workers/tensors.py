@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_ops, control_flow_util, gradients_util
 
+from workers.context import during
 from workers.custom_gradient import custom_gradient
 from workers.errors import InputError
 from workers.layout import ALIGNMENT
@@ -210,14 +212,9 @@ def origin(tensor: tf.Tensor) -> tuple[int, ...]:
     return (op._id,)
 
 
-@contextlib.contextmanager
-def without_loops() -> Iterator[None]:
+def without_loops() -> AbstractContextManager[Any]:
     """What is traced within has no loops: TensorFlow vectorises them to what XLA does not have."""
-    token = _without_loops.set(True)
-    try:
-        yield
-    finally:
-        _without_loops.reset(token)
+    return during(_without_loops, True)
 
 
 def may_loop() -> bool:

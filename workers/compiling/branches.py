@@ -18,6 +18,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe
 
+from workers.context import during
 from workers.engine import symbols
 from workers.errors import UntraceableError
 
@@ -32,11 +33,8 @@ def noticed() -> Iterator[list[tf.Tensor]]:
     """The conditions that what is traced within asks for. What depends on what may then be seen in
     the graph alone, not from a call's few rows."""
     seen: list[tf.Tensor] = []
-    token = _seen.set(seen)
-    try:
+    with during(_seen, seen):
         yield seen
-    finally:
-        _seen.reset(token)
 
 
 class _Asked(BaseException):

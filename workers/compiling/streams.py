@@ -17,6 +17,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -25,6 +26,7 @@ import tensorflow as tf
 from tensorflow.python.framework import random_seed
 from tensorflow.python.ops import gen_random_ops
 
+from workers.context import during
 from workers.errors import UntraceableError
 from workers.tensors import graph_of_now
 
@@ -96,15 +98,10 @@ class Stream:
         return row_of([int(n) for n in static], dtype, functools.partial(made, seed=seed))
 
 
-@contextlib.contextmanager
-def constant() -> Iterator[None]:
+def constant() -> AbstractContextManager[Any]:
     """What is taken over within this is a constant in the place of each draw: two forms of a call
     that draw in another order can be compared so."""
-    token = _constant.set(True)
-    try:
-        yield
-    finally:
-        _constant.reset(token)
+    return during(_constant, True)
 
 
 @contextlib.contextmanager
@@ -114,15 +111,11 @@ def of_rows(maker: Maker, *, nested_from: int | None = None) -> Iterator[None]:
 
     ``nested_from``: it is traced in graphs of its own, perhaps again, from this ``position`` on.
     """
-    tokens = _row_of.set(maker), _nested.set(nested_from is not None)
     stream = _within.get()
     if stream is not None and nested_from is not None:
         stream._number = nested_from
-    try:
+    with during(_row_of, maker), during(_nested, nested_from is not None):
         yield
-    finally:
-        _row_of.reset(tokens[0])
-        _nested.reset(tokens[1])
 
 
 @contextlib.contextmanager
@@ -130,11 +123,8 @@ def noticing() -> Iterator[list[str]]:
     """The operations, of those that a stream would take over, that are called within this."""
     _install()
     noticed: list[str] = []
-    token = _noticed.set(noticed)
-    try:
+    with during(_noticed, noticed):
         yield noticed
-    finally:
-        _noticed.reset(token)
 
 
 def _notice(name: str) -> None:

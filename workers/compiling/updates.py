@@ -25,6 +25,7 @@ import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph
 from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, ResourceVariable
 
+from workers.context import during
 from workers.errors import UntraceableError
 from workers.tensors import graph_of_now
 
@@ -64,11 +65,8 @@ def noticing() -> Iterator[dict[int, Any]]:
     """The variables that are assigned to within this, by their identity."""
     _install()
     noticed: dict[int, Any] = {}
-    token = _noticed.set(noticed)
-    try:
+    with during(_noticed, noticed):
         yield noticed
-    finally:
-        _noticed.reset(token)
 
 
 @functools.cache

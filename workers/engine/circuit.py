@@ -11,12 +11,14 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tensorflow as tf
 
+from workers.context import during
 from workers.engine import gates
 from workers.engine.exported import Exportable
 from workers.engine.matrices import Stacks, Values, matrices_of, stacked
@@ -108,11 +110,8 @@ class Tally:
 def tally() -> Iterator[Tally]:
     """Count the circuits that are run within; who counts around this counts them too."""
     counted = Tally()
-    token = _tally.set(counted)
-    try:
+    with during(_tally, counted):
         yield counted
-    finally:
-        _tally.reset(token)
         if (outer := _tally.get()) is not None:
             outer.runs += counted.runs
             outer.products += counted.products
@@ -170,15 +169,10 @@ def noting_failures() -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def computed_by(function: Callable[..., tf.Tensor] | None) -> Iterator[None]:
+def computed_by(function: Callable[..., tf.Tensor] | None) -> AbstractContextManager[Any]:
     """What is traced within this has ``function`` compute circuits, with the arguments of
     ``run``; None is ``run`` itself."""
-    before = _computed_by.set(function)
-    try:
-        yield
-    finally:
-        _computed_by.reset(before)
+    return during(_computed_by, function)
 
 
 @contextlib.contextmanager
@@ -188,37 +182,24 @@ def untraced(first: float = _WORTH_TRACING) -> Iterator[None]:
 
     The numbers are those of a traced call but for rounding.
     """
-    before = _first.set(first)
-    try:
+    with during(_first, first):
         yield
-    finally:
-        _first.reset(before)
 
 
-@contextlib.contextmanager
-def uncompiled() -> Iterator[None]:
+def uncompiled() -> AbstractContextManager[Any]:
     """Graphs that are traced within this and are not for XLA have no parts that are: they are
     ready in a third of the time, and take twice as long."""
-    before = _parts.set(False)
-    try:
-        yield
-    finally:
-        _parts.reset(before)
+    return during(_parts, False)
 
 
-@contextlib.contextmanager
-def checkpointing() -> Iterator[None]:
+def checkpointing() -> AbstractContextManager[Any]:
     """Gradient checkpointing: what is traced within this keeps a circuit's parameters alone for its
     gradient, which makes the state again.
 
     For functions whose tape is outside: hundreds of tensors would leave the compiled function for
     the backward pass to take in again, which costs more than a second forward pass.
     """
-    before = _checkpoints.set(True)
-    try:
-        yield
-    finally:
-        _checkpoints.reset(before)
+    return during(_checkpoints, True)
 
 
 @functools.lru_cache(maxsize=256)

@@ -7,9 +7,9 @@ measurements that draw) is Strawberry Fields' own code, run on the state so far.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,6 +18,7 @@ import tensorflow as tf
 from strawberryfields.backends.tfbackend import ops
 from strawberryfields.backends.tfbackend.circuit import Circuit as SFCircuit
 
+from workers.context import during
 from workers.engine import circuit, gates, plan, projections
 from workers.tensors import origin
 
@@ -26,15 +27,10 @@ from workers.tensors import origin
 _refusing: ContextVar[Callable[[], None] | None] = ContextVar("refusing", default=None)
 
 
-@contextlib.contextmanager
-def refusing_batches(told: Callable[[], None] | None) -> Iterator[None]:
+def refusing_batches(told: Callable[[], None] | None) -> AbstractContextManager[Any]:
     """Within, what was made without a ``batch_size`` refuses arguments of gates that have a batch,
     and ``told`` is called before that."""
-    token = _refusing.set(told)
-    try:
-        yield
-    finally:
-        _refusing.reset(token)
+    return during(_refusing, told)
 
 
 class TracedCircuit(SFCircuit):

@@ -21,6 +21,7 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from tensorflow.python.ops import gradients_util
 from tensorflow.python.ops.parallel_for.pfor import wrap
 
 from workers import cache, names
+from workers.context import during
 from workers.custom_gradient import custom_gradient, vectoriser
 from workers.tensors import for_xla, vjp, within_xla, without_loops
 
@@ -55,15 +57,10 @@ _held: OrderedDict[str, Modules | None] = OrderedDict()
 _VERSION = 9
 
 
-@contextlib.contextmanager
-def written_out() -> Iterator[None]:
+def written_out() -> AbstractContextManager[Any]:
     """What is traced within is traced operation by operation: a derivative of a gradient then finds
     what the gradient has computed."""
-    token = _written_out.set(True)
-    try:
-        yield
-    finally:
-        _written_out.reset(token)
+    return during(_written_out, True)
 
 
 @dataclass(frozen=True)

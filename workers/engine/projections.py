@@ -8,10 +8,10 @@ programs; amplitudes are ([batch,] D, ...), a density matrix has two axes a mode
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.special import gammaln
 
+from workers.context import during
 from workers.engine import gates
 from workers.tensors import matmul
 
@@ -29,14 +30,9 @@ _GRID = 2048
 _everywhere: ContextVar[bool] = ContextVar("everywhere", default=False)
 
 
-@contextlib.contextmanager
-def drawing() -> Iterator[None]:
+def drawing() -> AbstractContextManager[Any]:
     """Within, an eager call draws outcomes as its trace does; elsewhere as Strawberry Fields."""
-    token = _everywhere.set(True)
-    try:
-        yield
-    finally:
-        _everywhere.reset(token)
+    return during(_everywhere, True)
 
 
 def drawn_here() -> bool:

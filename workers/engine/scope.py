@@ -14,6 +14,7 @@ import copy
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -23,6 +24,7 @@ from strawberryfields import ops
 from strawberryfields.backends.tfbackend.backend import TFBackend
 from strawberryfields.engine import Engine, LocalEngine
 
+from workers.context import during
 from workers.engine import TracedEngine, circuit, projections, symbols
 from workers.engine.deferred import refusing_batches
 from workers.errors import StatefulCallError, UntraceableError
@@ -138,15 +140,10 @@ def stock_wanted() -> bool:
 _reset_before: ContextVar[bool] = ContextVar("reset before", default=False)
 
 
-@contextlib.contextmanager
-def reset_before(wanted: bool = True) -> Iterator[None]:
+def reset_before(wanted: bool = True) -> AbstractContextManager[Any]:
     """What is traced within this begins with engines as they are after a reset: whoever calls it
     sees to that, and tells engines of each call (``Scoped.has_run``)."""
-    token = _reset_before.set(wanted)
-    try:
-        yield
-    finally:
-        _reset_before.reset(token)
+    return during(_reset_before, wanted)
 
 
 class Scoped(TracedEngine):
@@ -270,14 +267,9 @@ StandIns = weakref.WeakKeyDictionary[LocalEngine, StandIn]
 _stand_ins: ContextVar[StandIns] = ContextVar("stand-ins", default=StandIns())  # noqa: B039
 
 
-@contextlib.contextmanager
-def aside() -> Iterator[None]:
+def aside() -> AbstractContextManager[Any]:
     """What a model runs within this leaves no state in what answers for its engines later."""
-    token = _stand_ins.set(StandIns())
-    try:
-        yield
-    finally:
-        _stand_ins.reset(token)
+    return during(_stand_ins, StandIns())
 
 
 #: What an engine tells of what it has run.

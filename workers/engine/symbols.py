@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -21,6 +22,8 @@ import tensorflow as tf
 from tensorflow.python.autograph.impl.api import autograph_artifact
 from tensorflow.python.framework.ops import SymbolicTensor
 from tensorflow.python.framework.smart_cond import smart_constant_value
+
+from workers.context import during
 
 _answered = ContextVar("answered", default=False)
 
@@ -33,21 +36,13 @@ _decide: ContextVar[Decide | None] = ContextVar("decide", default=None)
 def answered() -> Iterator[None]:
     """Within, sizes are numbers and rows can be gone through while a graph is traced."""
     _install()
-    before = _answered.set(True)
-    try:
+    with during(_answered, True):
         yield
-    finally:
-        _answered.reset(before)
 
 
-@contextlib.contextmanager
-def deciding(decide: Decide) -> Iterator[None]:
+def deciding(decide: Decide) -> AbstractContextManager[Any]:
     """Within this and ``answered``, a condition that is not known holds if ``decide`` says so."""
-    token = _decide.set(decide)
-    try:
-        yield
-    finally:
-        _decide.reset(token)
+    return during(_decide, decide)
 
 
 def _array(tensor: tf.Tensor) -> Any:
