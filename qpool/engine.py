@@ -52,6 +52,10 @@ class Engine(TracedEngine):
         seed: of the workers' random draws.
         pool: a ``qpool.Pool`` to share, in place of one of the engine's own.
         tile: rows computed at once, a power of two; default: from the program and the batch.
+
+    Raises:
+        ConfigurationError: another backend, options that it has not, or ``workers`` beside a pool.
+        PoolClosedError: it is run after ``close``.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:

@@ -138,6 +138,11 @@ def create_parallel_generator(
 
     Keyword arguments that ``parallelize`` has go there, all others to ``generator_class``;
     those that both have (``seed``) go to both.
+
+        qpool.create_parallel_generator(QuantumSFGenerator, n_modes=2, latent_dim=4, workers=14)
+
+    Raises:
+        ConfigurationError, ModelError: as ``parallelize``.
     """
     ours = set(inspect.signature(parallelize).parameters) - {"model"}
     options = {name: kwargs.pop(name) for name in list(kwargs) if name in ours}

@@ -41,7 +41,8 @@ class KetNorm(keras.metrics.Mean):
 
 @keras.saving.register_keras_serializable("qpool")
 class Fidelity(keras.metrics.Mean):
-    """Mean fidelity of the predicted kets with the true ones."""
+    """Mean fidelity of the predicted kets with the true ones: ``y_pred`` complex
+    (batch, D, ..., D), an axis a mode, ``y_true`` the same, or one ket for all."""
 
     def __init__(self, name: str = "fidelity", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)

@@ -66,6 +66,9 @@ class ParallelGenerator:
 
         ``cotangent`` has the structure and shapes of the outputs; sample n's outputs are
         contracted with its row n. Variables are in the order of ``trainable_variables``.
+
+        Raises:
+            InputError: z has no batch, or the cotangent other shapes; within a ``tf.function``.
         """
         return self._qpool.executor().per_sample_gradients(z, cotangent)
 
@@ -94,6 +97,10 @@ class ParallelGenerator:
         computed by workers (it does not travel, or mixes samples) is computed here, in two
         exchanges: ``stats()["losses"]`` says why. ``cpu_batch`` and ``sequential`` do what a tape
         would.
+
+        Raises:
+            InputError: batches of other lengths; a loss that is not one number for each row.
+            ConfigurationError: ``method`` is not pooled.
         """
         if method is None:
             method = "__call__" if callable(self._qpool.model) else "generate"

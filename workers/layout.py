@@ -38,6 +38,11 @@ class ArraySpec:
         return math.prod(self.shape)
 
     @functools.cached_property
+    def is_float(self) -> bool:
+        """Whether it is of real or complex numbers: what can have a gradient."""
+        return np.dtype(self.dtype).kind in "fc"
+
+    @functools.cached_property
     def nbytes(self) -> int:
         return self.size * np.dtype(self.dtype).itemsize
 

@@ -24,7 +24,7 @@ from workers.layout import ArraySpec
 from workers.tensors import tensor_of, tensors_of
 
 if TYPE_CHECKING:
-    from qpool.executors.remote import Plan, RemoteModel
+    from qpool.executors.remote import KnownPlan, RemoteModel
 
 #: Who computed which tiles.
 _Assignment = dict[int, tuple[int, ...]]
@@ -52,7 +52,7 @@ class Exchanges:
     def __init__(
         self,
         remote: RemoteModel,
-        plan: Plan,
+        plan: KnownPlan,
         inputs: int,
         check: Callable[[Sequence[np.ndarray]], Any],
     ) -> None:
@@ -126,7 +126,7 @@ class Exchanges:
     ) -> list[np.ndarray]:
         inputs, end = self._inputs, len(self.places)
         given = iter(arrays[end:])
-        cotangents = [next(given) if is_float(spec) else None for spec in self._plan.outputs]
+        cotangents = [next(given) if spec.is_float else None for spec in self._plan.outputs]
         return self._remote.compute(
             self._plan,
             Kind.SECOND if tangents else Kind.BACKWARD,
@@ -165,8 +165,3 @@ def alike(tensor: Any) -> tuple[tf.DType, Any]:
 def _call(ticket: Any) -> Any:
     """The number of the call, an int64."""
     return np.int64(ticket.call) if isinstance(ticket, Held) else ticket
-
-
-def is_float(spec: ArraySpec) -> bool:
-    """Whether it can have a cotangent."""
-    return np.dtype(spec.dtype).kind in "fc"

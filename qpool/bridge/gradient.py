@@ -25,8 +25,8 @@ import tensorflow as tf
 from qpool.batches import Operands
 from qpool.bridge import symbolic, tapes, third_order
 from qpool.bridge.arguments import Arguments, is_eager
-from qpool.bridge.exchanges import Exchanges, is_float
-from qpool.bridge.variables import Reader
+from qpool.bridge.exchanges import Exchanges
+from qpool.bridge.variables import TapedReader
 from workers.custom_gradient import custom_gradient
 from workers.errors import InputError, SecondOrderGradientError
 from workers.exchange.protocol import Kind
@@ -35,7 +35,7 @@ from workers.replica import serialization
 from workers.tensors import beside, mapped, tensor_of
 
 if TYPE_CHECKING:
-    from qpool.executors.remote import Plan, RemoteModel
+    from qpool.executors.remote import KnownPlan, RemoteModel
 
 
 class Bridge:
@@ -54,7 +54,7 @@ class Bridge:
         self._model = model
         self._remote = remote
         self._arguments = Arguments(model, sharded)
-        self._weights = Reader(remote.variables)
+        self._weights = TapedReader(remote.variables)
         self._functions: dict[Any, Callable[..., Any]] = {}
 
     def close(self) -> None:
@@ -170,7 +170,7 @@ class Bridge:
         as_tensor: tuple[bool, ...],
         inputs: Sequence[Any],
         wanted: tuple[int, ...] = (),
-    ) -> Plan:
+    ) -> KnownPlan:
         """The plan for symbolic inputs: known from an earlier call, or probed with stand-ins."""
         specs = symbolic.specs(inputs)
         if len(specs) == 1:
@@ -196,7 +196,7 @@ class Bridge:
                         raise
         raise AssertionError("unreachable")
 
-    def _pack(self, plan: Plan, outputs: Sequence[Any]) -> Any:
+    def _pack(self, plan: KnownPlan, outputs: Sequence[Any]) -> Any:
         if tf.executing_eagerly():
             outputs = [
                 x if tensor else x.numpy() for x, tensor in zip(outputs, plan.tensors, strict=True)
@@ -209,13 +209,13 @@ class Bridge:
 
     # -- the custom gradient ---------------------------------------------------------------
 
-    def _function(self, plan: Plan, inputs: int) -> Callable[..., Any]:
+    def _function(self, plan: KnownPlan, inputs: int) -> Callable[..., Any]:
         """The differentiable function of a plan, built once: (inputs, weights) -> outputs."""
         if plan.number not in self._functions:
             self._functions[plan.number] = self._build(plan, inputs)
         return self._functions[plan.number]
 
-    def _build(self, plan: Plan, inputs: int) -> Callable[..., Any]:
+    def _build(self, plan: KnownPlan, inputs: int) -> Callable[..., Any]:
         check = functools.partial(self._arguments.check, "")
         exchanges = Exchanges(self._remote, plan, inputs, check)
 
@@ -230,7 +230,7 @@ class Bridge:
                 given = [  # a gather's cotangent comes as IndexedSlices
                     tf.convert_to_tensor(c)
                     for c, spec in zip(cotangents, plan.outputs, strict=True)
-                    if is_float(spec)
+                    if spec.is_float
                 ]
                 found = pooled_vjp(ticket, sources, *tensors, *given)
                 of_source = dict(zip(sources, found, strict=True))
@@ -262,7 +262,7 @@ class Bridge:
 
     def _second(
         self,
-        plan: Plan,
+        plan: KnownPlan,
         exchanges: Exchanges,
         ticket: Any,
         arguments: Sequence[Any],
@@ -284,7 +284,7 @@ class Bridge:
 
     def _third(
         self,
-        plan: Plan,
+        plan: KnownPlan,
         places: Sequence[int | None],
         tensors: Sequence[Any],
         second: Sequence[Any],
@@ -326,7 +326,7 @@ class Bridge:
 
     @staticmethod
     def _cotangent(spec: ArraySpec, batch: int, seed: Any) -> np.ndarray | None:
-        if not is_float(spec):
+        if not spec.is_float:
             return None
         array = np.asarray(seed, spec.dtype)
         if array.shape != (batch, *spec.shape):

@@ -27,7 +27,7 @@ from workers.replica.with_loss import WithLoss
 from workers.tensors import beside, leaves, tensors_of
 
 if TYPE_CHECKING:
-    from qpool.executors.remote import Plan
+    from qpool.executors.remote import KnownPlan
 
 log = logging.getLogger("qpool")
 
@@ -88,7 +88,7 @@ class LossBridge(Bridge):
         return self._remote.in_use
 
     def _of_mean(
-        self, plan: Plan, inputs: int, wanted: Sequence[int], arrays: Sequence[np.ndarray]
+        self, plan: KnownPlan, inputs: int, wanted: Sequence[int], arrays: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
         """Outputs, and gradients of the mean of the last one."""
         batch = len(arrays[0])
@@ -100,7 +100,7 @@ class LossBridge(Bridge):
         return [*found.outputs, *found.gradients]
 
     def _of_mean_in_graph(
-        self, plan: Plan, inputs: Sequence[Any], wanted: Sequence[int]
+        self, plan: KnownPlan, inputs: Sequence[Any], wanted: Sequence[int]
     ) -> list[Any]:
         def run(*arrays: np.ndarray) -> list[np.ndarray]:
             self._arguments.check("", arrays[: len(inputs)])

@@ -8,15 +8,15 @@ import numpy as np
 import tensorflow as tf
 
 from qpool.bridge import tapes
-from workers.variables import Reader as Values
+from workers.variables import Reader
 
 
-class Reader:
+class TapedReader:
     """Reads ``variables``, in their order, as they are when it is called."""
 
     def __init__(self, variables: Sequence[tf.Variable]) -> None:
         self._variables = variables
-        self._read = Values(variables)
+        self._read = Reader(variables)
 
     def __call__(self) -> list[np.ndarray]:
         """The values as arrays, which no tape has to see."""

@@ -40,6 +40,9 @@ def register_strategy(name: str, executor_class: type[Executor]) -> None:
 
     A package can do the same without being imported, by an entry point of the group
     ``qpool.strategies``.
+
+    Raises:
+        ConfigurationError: it is no such class, lacks a method, or one takes other arguments.
     """
     if not (isinstance(executor_class, type) and issubclass(executor_class, Executor)):
         raise ConfigurationError(

@@ -80,10 +80,7 @@ class ArenaPool(WorkerPool):
     ) -> protocol.Probed:
         with self._lock:
             shared = self._ready()
-            few = [
-                array[: max(8, purpose.largest_tile, self._plans[plan].rows)] for array in inputs
-            ]
-            operands = Operands(few, weights)
+            operands = Operands(self._first_rows(plan, inputs, purpose), weights)
             frame = shared.frame(Task(plan, Kind.FORWARD, operands.batch), operands)
             version = self._write(shared, plan, frame, operands)
             probed = self._probe(self._plans[plan], frame, version, purpose)

@@ -30,7 +30,7 @@ log = logging.getLogger("qpool")
 
 
 @dataclasses.dataclass
-class Plan:
+class KnownPlan:
     """One way of calling one method, as a probe found it.
 
     ``outputs`` are specs of one row; ``tensors`` says which outputs are tensors (else ndarrays);
@@ -40,6 +40,9 @@ class Plan:
     """
 
     number: int
+    method: str
+    arguments: bytes
+    as_tensor: tuple[bool, ...]
     structure: Any
     outputs: tuple[ArraySpec, ...]
     tensors: tuple[bool, ...]
@@ -48,13 +51,10 @@ class Plan:
     fixed_cost: float
     connected: tuple[bool, ...] | None
     level: str
+    form: Form
     reason: str
     compile_seconds: float
-    method: str
-    form: Form
-    with_loss: bool = False
-    arguments: bytes = b""
-    as_tensor: tuple[bool, ...] = ()
+    with_loss: bool
 
     @functools.cached_property
     def flat(self) -> bool:
@@ -103,7 +103,7 @@ class RemoteModel:
         self._closed = False
         self._rows = shipment.rows
         self._tile = check_tile(tile, self._rows)
-        self._plans: dict[Any, Plan] = {}
+        self._plans: dict[Any, KnownPlan] = {}
         self._tiles: dict[tuple[int, int], int] = {}
         self._tasks: dict[Any, Task] = {}
         self._samples = 0
@@ -124,7 +124,7 @@ class RemoteModel:
         *,
         gradient: bool,
         wanted: tuple[int, ...] = (),
-    ) -> Plan:
+    ) -> KnownPlan:
         """The plan for this call; the first time, a worker runs the first rows to learn it, and
         ``weights`` are read for that. ``wanted``: see ``protocol.Purpose``."""
         key = _call(method, arguments, as_tensor, [(x.shape[1:], x.dtype) for x in inputs])
@@ -143,26 +143,24 @@ class RemoteModel:
         largest = self._tile or tiles.largest_tile(len(inputs[0]))
         purpose = Purpose(gradient, largest, wanted)
         found = self.pool.probe(number, inputs, weights(), purpose)
-        plan = Plan(
-            number,
-            classes.loads(found.structure),
-            found.outputs,
-            found.tensors,
-            found.draws,
-            found.reproducible,
-            found.fixed_cost,
-            found.connected if gradient else None,
-            found.level,
-            found.reason,
-            found.compile_seconds,
-            method,
-            found.form,
-            bool(wanted),
-            arguments,
-            as_tensor,
+        plan = KnownPlan(
+            number=number,
+            method=method,
+            arguments=arguments,
+            as_tensor=as_tensor,
+            structure=classes.loads(found.structure),
+            outputs=found.outputs,
+            tensors=found.tensors,
+            draws=found.draws,
+            reproducible=found.reproducible,
+            fixed_cost=known.fixed_cost if known else found.fixed_cost,
+            connected=found.connected if gradient else None,
+            level=found.level,
+            form=found.form,
+            reason=found.reason,
+            compile_seconds=found.compile_seconds,
+            with_loss=bool(wanted),
         )
-        if known is not None:
-            plan.fixed_cost = known.fixed_cost
         self._plans[key] = plan
         self._say(plan, found.circuits)
         notices.caught(self._model, method, found.caught, self._options)
@@ -181,12 +179,12 @@ class RemoteModel:
         arguments: bytes,
         as_tensor: tuple[bool, ...],
         specs: tuple[ArraySpec, ...],
-    ) -> Plan | None:
+    ) -> KnownPlan | None:
         """A plan that is known already, from the specs of one row of each input."""
         rows = [(spec.shape, np.dtype(spec.dtype)) for spec in specs]
         return self._plans.get(_call(method, arguments, as_tensor, rows))
 
-    def tile(self, plan: Plan, batch: int) -> int:
+    def tile(self, plan: KnownPlan, batch: int) -> int:
         """Rows of a tile: chosen once per plan and batch size, and never by the pool's size."""
         if self._tile is not None:
             return self._tile
@@ -197,7 +195,7 @@ class RemoteModel:
 
     def compute(
         self,
-        plan: Plan,
+        plan: KnownPlan,
         kind: Kind,
         operands: Operands,
         *,
@@ -221,7 +219,7 @@ class RemoteModel:
 
     def _task(
         self,
-        plan: Plan,
+        plan: KnownPlan,
         kind: Kind,
         operands: Operands,
         wanted: tuple[int, ...],
@@ -294,7 +292,7 @@ class RemoteModel:
         self._closed = True
         self.pool.discard(self._number)
 
-    def _say(self, plan: Plan, circuits: int) -> None:
+    def _say(self, plan: KnownPlan, circuits: int) -> None:
         """Tell once what a method was compiled to; aloud, if it stays slow."""
         method = self._called or plan.method
         if plan.level == "eager":

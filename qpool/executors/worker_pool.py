@@ -21,6 +21,9 @@ from qpool.batches import Operands, Results, Task
 from workers.exchange import protocol
 from workers.exchange.protocol import Kind
 
+#: Rows that a probe may call a model with, to tell what its calls cost and whether rows are alone.
+_PROBED_ROWS = 8
+
 
 @dataclasses.dataclass
 class Counters:
@@ -173,12 +176,12 @@ class WorkerPool(abc.ABC):
 
     def _learn(self, plan: int, probed: protocol.Probed) -> None:
         """From now on the plan is as the probe found it."""
-        self._plans[plan] = dataclasses.replace(
-            self._plans[plan],
-            least_rows=probed.least_rows,
-            draws=probed.draws,
-            reproducible=probed.reproducible,
-            level=probed.level,
-            form=probed.form,
-            outputs=probed.outputs,
-        )
+        self._plans[plan] = self._plans[plan].as_found(probed)
+
+    def _first_rows(
+        self, plan: int, inputs: Sequence[np.ndarray], purpose: protocol.Purpose
+    ) -> list[np.ndarray]:
+        """As many as a probe may call the model with: some for what it asks (``prober``), and those
+        of the largest tile."""
+        rows = max(_PROBED_ROWS, purpose.largest_tile, self._plans[plan].rows)
+        return [array[:rows] for array in inputs]

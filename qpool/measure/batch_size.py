@@ -88,6 +88,10 @@ def suggest_batch(
 
     Returns:
         An int that says how it was found: ``.measured`` and ``.why``.
+
+    Raises:
+        ConfigurationError: ``largest`` or ``memory_bytes`` is not positive.
+        InputError: the generator cannot say its ``latent_dim``, and no ``sample`` is given.
     """
     budget = psutil.virtual_memory().available * _SHARE if memory_bytes is None else memory_bytes
     limit = min(_LARGEST, largest or _LARGEST)

@@ -90,7 +90,12 @@ def _pooled(generator: Any) -> Any:
 class Monitor:
     """Reads a pooled generator's counters; each ``sample`` is of the time since the last.
 
-    ConfigurationError for what is not pooled.
+        monitor = qpool.measure.Monitor(generator)
+        ...
+        print(monitor.sample())  # samples a second, CPU and memory, measured
+
+    Raises:
+        ConfigurationError: what is to be read is not pooled.
     """
 
     def __init__(self, generator: Any) -> None:

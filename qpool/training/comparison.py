@@ -53,7 +53,7 @@ class Split:
 
     def floor(self, seed: int = 0) -> float:
         """Energy distance of as many training rows to the held-out ones: real against real."""
-        return mean_distance(self.train.rows, self.held, seed)
+        return held_out_distance(self.train.rows, self.held, seed)
 
 
 def split(
@@ -69,7 +69,7 @@ def split(
     return Split(train, ((values[order[:held]] - train.shift) / train.scale).astype(np.float32))
 
 
-def mean_distance(rows: np.ndarray, held: np.ndarray, seed: int = 0) -> float:
+def held_out_distance(rows: np.ndarray, held: np.ndarray, seed: int = 0) -> float:
     """Energy distance of random rows, as many as are held out, to those; the mean over draws."""
     draws = np.random.default_rng(seed)
     number = min(len(held), len(rows))
@@ -166,7 +166,7 @@ def compare(
                 trainer.train(real, epochs, batch_size)
                 seconds = time.perf_counter() - began
                 made = sampling.samples(generator, samples, batch_size, seed)
-            distance = mean_distance(made, rows.held)
+            distance = held_out_distance(made, rows.held)
             done.append(Trained(kind, seed, parameters_of(model), seconds, distance, made))
             say(f"{kind}, seed {seed}: energy distance {distance:.3f} after {seconds:.0f} s")
     return done

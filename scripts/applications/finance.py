@@ -105,7 +105,7 @@ def finance(seeds: int, steps: int | None, workers: int | None, long: bool, out:
     floor = rows.floor()
     made = [rows.train.in_units(t.rows) for t in trained]
     table = [{**t.figures(), **facts(w)} for t, w in zip(trained, made, strict=True)]
-    distance = comparison.mean_distance(of_normal, rows.held)
+    distance = comparison.held_out_distance(of_normal, rows.held)
     table.append({"kind": "Gaussian", "distance": distance, **facts(normal)})
     table.append({"kind": "real, trained on", "distance": floor, **facts(train)})
     table.append({"kind": "real, held out", **facts(held)})

@@ -159,7 +159,7 @@ def test_held_out_rows_are_on_the_scale_of_the_others() -> None:
     everything = np.vstack([parts.train.rows, parts.held])
     back = parts.train.in_units(everything)
     np.testing.assert_allclose(np.sort(back, axis=0), np.sort(rows, axis=0), rtol=1e-5)
-    assert parts.floor() < comparison.mean_distance(parts.train.rows + 2.0, parts.held)
+    assert parts.floor() < comparison.held_out_distance(parts.train.rows + 2.0, parts.held)
     with pytest.raises(DataError, match="give more rows"):
         comparison.split("few", rows[:3], ("a", "b"))
 

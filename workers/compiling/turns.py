@@ -20,7 +20,7 @@ from tensorflow.python.ops import map_fn
 
 from workers.compiling import branches, streams
 from workers.custom_gradient import custom_gradient
-from workers.tensors import for_xla, leaves, mapped, within_xla
+from workers.tensors import differentiable, for_xla, leaves, mapped, within_xla
 
 
 def in_turn(
@@ -88,16 +88,16 @@ class _Turns:
         variables: list[Any],
     ) -> tuple[list[tf.Tensor | None], list[tf.Tensor | None]]:
         """Gradients for the inputs and the variables; None for what no way depends on."""
-        sources = [n for n, x in enumerate(inputs) if _is_float(x)]
+        sources = [n for n, x in enumerate(inputs) if differentiable(x)]
         connected: set[int] = set()
 
         def vjp(*given: tf.Tensor) -> list[tf.Tensor]:
             row, seeds = given[: len(inputs)], [x[0] for x in given[len(inputs) :]]
             with tf.GradientTape() as tape:
                 tape.watch([row[n] for n in sources])
-                found = [x for x in self.call(*row) if _is_float(x)]
+                found = [x for x in self.call(*row) if differentiable(x)]
             of = [*(row[n] for n in sources), *variables]
-            gradients = tape.gradient(found, of, output_gradients=[*filter(_is_float, seeds)])
+            gradients = tape.gradient(found, of, output_gradients=[*filter(differentiable, seeds)])
             connected.update(n for n, x in enumerate(gradients) if x is not None)
             return [
                 tf.zeros_like(x) if gradient is None else tf.convert_to_tensor(gradient)
@@ -107,7 +107,7 @@ class _Turns:
         specs = [
             tf.TensorSpec([1, *x.shape[1:]] if has_rows else x.shape, x.dtype)
             for x, has_rows in zip(inputs, self.over, strict=True)
-            if _is_float(x)
+            if differentiable(x)
         ]
         specs += [tf.TensorSpec(v.shape, v.dtype) for v in variables]
         over = (*self.over, *[True] * len(cotangents))
@@ -143,7 +143,3 @@ class _Turns:
                 map_fn.map_fn, one, tf.range(self.rows), fn_output_signature=list(specs)
             )
         return found
-
-
-def _is_float(x: tf.Tensor) -> bool:
-    return bool(x.dtype.is_floating or x.dtype.is_complex)

@@ -30,7 +30,7 @@ import itertools
 import marshal
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from workers.errors import QPoolError
@@ -164,6 +164,18 @@ class Plan:
     form: Form = Form()
     outputs: tuple[ArraySpec, ...] = ()
     twin: int = 0
+
+    def as_found(self, probed: Probed) -> Plan:
+        """The plan as a probe found it."""
+        return replace(
+            self,
+            least_rows=probed.least_rows,
+            draws=probed.draws,
+            reproducible=probed.reproducible,
+            level=probed.level,
+            form=probed.form,
+            outputs=probed.outputs,
+        )
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from workers.layout import Buffer
-from workers.replica import tile_arrays
 from workers.replica.method import Method, as_tensors, as_the_model_wants
-from workers.replica.recorded import Recorded
+from workers.replica.recorded import Recorded, by_source
 from workers.replica.weights import Weights
 from workers.tensors import differentiable
 
@@ -63,7 +62,7 @@ class Calls:
         inputs = as_the_model_wants(method.plan, arrays)
         found = method.compiled_vjp(*as_tensors(inputs), *seeds)
         self._weights.check_unchanged(buffer)
-        return tile_arrays.by_source(found, inputs)
+        return by_source(found, inputs)
 
     def both(
         self,
@@ -104,6 +103,6 @@ class Calls:
             tf.zeros_like(x) if gradient is None else tf.convert_to_tensor(gradient)
             for x, gradient in zip(seeds, found[sources:], strict=True)
         )
-        floating = [np.dtype(spec.dtype).kind in "fc" for spec in method.plan.outputs]
+        floating = [spec.is_float for spec in method.plan.outputs]
         of_cotangents = [next(of_seeds).numpy() if there else None for there in floating]
-        return tile_arrays.by_source(found[:sources], inputs), of_cotangents
+        return by_source(found[:sources], inputs), of_cotangents

@@ -23,7 +23,7 @@ from workers.engine.scope import GOES_ON
 from workers.errors import StatefulCallError
 from workers.exchange.protocol import Form, Frame, Plan, Probe, Probed
 from workers.layout import Buffer, tile_worth
-from workers.replica import probe, serialization, tile_arrays
+from workers.replica import probe, serialization, tile
 from workers.replica.calls import Calls
 from workers.replica.draws import Draws
 from workers.replica.method import Method, as_tensors, as_the_model_wants
@@ -83,7 +83,7 @@ class Prober:
     @circuit.untraced()
     def probe(self, request: Probe, frame: Frame, finished: int, buffer: Buffer) -> Probed:
         """Run the first rows and learn what comes out, what it costs and what depends on what."""
-        asked = _Asked(self, request, self.plans[request.plan], frame, buffer)
+        asked = _OneProbe(self, request, self.plans[request.plan], frame, buffer)
         seen = asked.seen
         choice, fixed_cost, connected = asked.choose()
         return Probed(
@@ -113,7 +113,7 @@ class Prober:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Asked:
+class _OneProbe:
     """One probe: of the method as it is ``known`` so far, with the rows of ``frame``."""
 
     prober: Prober
@@ -132,7 +132,7 @@ class _Asked:
     def run(self, rows: int, others: int = 0) -> Any:
         """Call it with the first rows; again and again the first of them, if ``others`` are to be
         in the places of the others."""
-        arrays = tile_arrays.first(self.frame, rows, self.buffer)
+        arrays = tile.first(self.frame, rows, self.buffer)
         if others:
             arrays = [np.resize(array[:others], array.shape) for array in arrays]
         return self.prober.calls.run(self.method, arrays, self.buffer)
@@ -232,7 +232,7 @@ class _Asked:
         """Which sources the model as it is has gradients for; none if no gradient is asked for."""
         if not self.request.purpose.gradient:
             return ()
-        rows = tile_arrays.first(self.frame, self.seen.few, self.buffer)
+        rows = tile.first(self.frame, self.seen.few, self.buffer)
         recorded = self.prober.calls.record(self.method, rows, self.buffer)
         gradients = recorded.gradients(None, last=bool(self.request.purpose.wanted))
         return tuple(gradient is not None for gradient in gradients)
@@ -249,7 +249,7 @@ class _Asked:
         for form in probe.forms(plan, seen.outputs, looped=seen.loops, circuits=seen.ran_few.runs):
             cost = float("inf") if form.by_rows else self.fixed_cost
             rows = plan.rows or tile_worth(cost, purpose.largest_tile)
-            arrays = tile_arrays.first(self.frame, rows, self.buffer)
+            arrays = tile.first(self.frame, rows, self.buffer)
             trial = dataclasses.replace(self.method, plan=dataclasses.replace(plan, form=form))
             every = tuple(x.dtype.kind in "fc" for x in arrays)
             every += (True,) * len(trial.variables) * purpose.gradient

@@ -11,7 +11,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from workers.replica import tile_arrays
 from workers.replica.method import Method
 from workers.tensors import differentiable, leaves, tensor_of
 
@@ -53,9 +52,21 @@ class Recorded:
                 continue
             targets.append(output)
             seeds.append(tf.ones_like(output) if cotangents is None else tensor_of(given))
-        asked = tile_arrays.asked(self.inputs, wanted)
-        watched = [x for x in asked if differentiable(x)]
+        # For those that no gradient is wanted for, zeros, which nothing depends on.
+        unasked = {n for n in range(len(self.inputs)) if wanted is not None and n not in wanted}
+        watched = [
+            tf.zeros_like(x) if n in unasked else x
+            for n, x in enumerate(self.inputs)
+            if differentiable(x)
+        ]
         if not targets:
             return [None] * (len(self.inputs) + len(self.sources))
         found = self.tape.gradient(targets, [*watched, *self.sources], output_gradients=seeds)
-        return tile_arrays.by_source(found, self.inputs)
+        return by_source(found, self.inputs)
+
+
+def by_source(found: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    """Gradients for each input, then each variable, from those of the differentiable ones."""
+    dense = iter([None if g is None else tf.convert_to_tensor(g) for g in found])
+    of_inputs = [next(dense) if differentiable(x) else None for x in inputs]
+    return [*of_inputs, *dense]

@@ -15,24 +15,24 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from workers.compiling import compiled
 from workers.compiling.streams import Stream
 from workers.engine.scope import traced_engines
-from workers.errors import ConfigurationError, GradientError, InputError
+from workers.errors import ConfigurationError, GradientError
 from workers.exchange.protocol import Build, Frame, Kind, Plan, Probe, Probed
-from workers.layout import Buffer, tile_rows
-from workers.replica import serialization, tile_arrays
+from workers.layout import Buffer
+from workers.replica import serialization
 from workers.replica.calls import Calls
 from workers.replica.classes import Classes
 from workers.replica.draws import Draws
 from workers.replica.method import Method
 from workers.replica.prober import Prober
 from workers.replica.recorded import Recorded
+from workers.replica.tile import Tile
 from workers.replica.weights import Weights
-from workers.tensors import leaves, tensor_of
+from workers.tensors import leaves
 
 #: Forward calls whose tapes are kept for a backward pass that may come. A GAN step keeps at most
 #: three at once (generator, critic on real, critic on generated); older ones are recomputed.
@@ -124,194 +124,88 @@ class Replica:
         self, kind: Kind, plan: int, frame: Frame, call: int, index: int, buffer: Buffer
     ) -> None:
         """Compute one tile, and write what comes of it."""
+        method = self._plans[plan]
+        tile = Tile.of(method.plan, frame, index, buffer)
         if kind is Kind.BOTH:
-            self.both(plan, frame, call, index, buffer)
-        elif kind in (Kind.BACKWARD, Kind.SECOND):
-            self.backward(plan, frame, call, index, buffer, second=kind is Kind.SECOND)
+            self._begin(tile, call)
+            outputs, gradients = self._both(method, tile)
+            tile.write_outputs(outputs)
+            tile.write_sums(gradients)
+        elif kind.makes_outputs:
+            keep = kind is Kind.FORWARD_KEEPING and method.plan.level == "eager"
+            tile.write_outputs(self._forward(method, tile, call, keep))
         else:
-            self.forward(plan, frame, call, index, kind is Kind.FORWARD_KEEPING, buffer)
-
-    def forward(
-        self, plan: int, frame: Frame, call: int, index: int, keep: bool, buffer: Buffer
-    ) -> None:
-        """Compute one tile and write its outputs; with ``keep``, hold on to its tape."""
-        method = self._plans[plan]
-        span = self._span(method.plan, frame, index)
-        arrays = self._begin_tile(method, frame, call, index, span, buffer)
-        if keep and method.plan.level == "eager":
-            kept = self._calls.record(method, arrays, buffer)
-            outputs = kept.outputs
-            self._kept.setdefault(call, {})[frame.first + index] = kept
-            while len(self._kept) > KEPT_CALLS:
-                self._kept.popitem(last=False)
-        else:
-            found = self._calls.run(method, arrays, buffer)
-            outputs = [found] if isinstance(found, tf.Tensor) else leaves(found)
-        self._write(outputs, frame, span, buffer)
-
-    def both(self, plan: int, frame: Frame, call: int, index: int, buffer: Buffer) -> None:
-        """Compute one tile and pull its cotangents back, which are known before: write its outputs,
-        and the gradients of variables."""
-        method = self._plans[plan]
-        span = self._span(method.plan, frame, index)
-        arrays = self._begin_tile(method, frame, call, index, span, buffer)
-        given, seeds = self._seeds(frame, *span, buffer)
-        wanted = tuple(source - len(frame.inputs) for source, _ in frame.weight_gradients)
-        outputs, gradients = self._calls.both(method, arrays, given, seeds, wanted, buffer)
-        self._write(outputs, frame, span, buffer)
-        for (_, placed), gradient in zip(frame.weight_gradients, gradients, strict=True):
-            placed.view(buffer)[index] = np.asarray(gradient)
-
-    @staticmethod
-    def _write(
-        outputs: Sequence[Any], frame: Frame, span: tuple[int, int, int], buffer: Buffer
-    ) -> None:
-        """Write a tile's outputs, which are to be what the probe found."""
-        start, stop, rows = span
-        if len(outputs) != len(frame.outputs):
-            raise InputError(
-                f"the model returned {len(outputs)} arrays; its first call returned "
-                f"{len(frame.outputs)}. A pooled method returns the same structure every time"
-            )
-        for output, placed in zip(outputs, frame.outputs, strict=True):
-            value = np.asarray(output)
-            spec = placed.spec
-            if value.shape != (rows, *spec.shape[1:]) or value.dtype.str != spec.dtype:
-                raise InputError(
-                    f"the model returned shape {value.shape}, dtype {value.dtype} for {rows} "
-                    f"rows; expected {(rows, *spec.shape[1:])}, {spec.dtype} "
-                    "as in its first call"
+            lost = tile.write_gradients(self._pulled_back(method, tile, call, kind))
+            if lost:
+                names = [self._source_name(source, len(frame.inputs)) for source in lost]
+                raise GradientError(
+                    f"the gradient for {', '.join(names)} appeared only now: expected none, as on "
+                    "the first rows of the first call. Which sources an output depends on must not "
+                    "depend on the data"
                 )
-            placed.view(buffer)[start:stop] = value[: stop - start]
-
-    def backward(
-        self,
-        plan: int,
-        frame: Frame,
-        call: int,
-        index: int,
-        buffer: Buffer,
-        *,
-        second: bool = False,
-    ) -> None:
-        """Pull one tile's cotangents back and write its gradients; with ``second``, pull those
-        gradients' own cotangents (``frame.tangents``) back through that."""
-        method = self._plans[plan]
-        start, stop, rows = span = self._span(method.plan, frame, index)
-        cotangents = [
-            None
-            if placed is None
-            else tile_arrays.pad(placed.view(buffer)[start:stop], rows, repeat=False)
-            for placed in frame.cotangents
-        ]
-        if method.plan.level != "eager":
-            arrays = self._begin_tile(method, frame, call, index, span, buffer)
-            seeds = tile_arrays.seeds(method.plan, rows, cotangents)
-            if second:
-                tangents = tile_arrays.tangents(
-                    method.plan, frame, len(self._sources), start, stop, rows, buffer
-                )
-                gradients, of_seeds = self._calls.second(method, arrays, seeds, tangents, buffer)
-                for placed, gradient in zip(frame.cotangent_gradients, of_seeds, strict=True):
-                    if placed is not None:
-                        placed.view(buffer)[start:stop] = gradient[: stop - start]
-            else:
-                gradients = self._calls.vjp(method, arrays, seeds, buffer)
-        else:
-            kept = self._kept.get(call, {}).pop(frame.first + index, None)
-            if kept is None:
-                kept = self._recompute(method, frame, call, index, buffer)
-            wanted = {source for source, _ in frame.input_gradients}
-            gradients = kept.gradients(cotangents, wanted)
-        written = set()
-        for source, placed in frame.input_gradients:
-            written.add(source)
-            view = placed.view(buffer)[start:stop]
-            gradient = gradients[source]
-            view[...] = 0 if gradient is None else np.asarray(gradient)[: stop - start]
-        for source, placed in frame.weight_gradients:
-            written.add(source)
-            gradient = gradients[source]
-            placed.view(buffer)[index] = 0 if gradient is None else np.asarray(gradient)
-        lost = [s for s, g in enumerate(gradients) if g is not None and s not in written]
-        if lost:
-            names = [self._source_name(source, len(frame.inputs)) for source in lost]
-            raise GradientError(
-                f"the gradient for {', '.join(names)} appeared only now: expected none, as on "
-                "the first rows of the first call. Which sources an output depends on must not "
-                "depend on the data"
-            )
 
     def rehearse(self, plan: int, frame: Frame, version: int, kind: Kind, buffer: Buffer) -> None:
-        """Compute a tile as ``forward`` or ``backward`` would, and keep nothing of it."""
+        """Compute a tile as ``compute`` would, and keep nothing of it."""
         method = self._plans[plan]
         self.load(plan, version, buffer)
         self.weights.distrust()  # the coordinator may be writing the next ones: not to be relied on
-        _, stop, rows = self._span(method.plan, frame, 0)
-        arrays = tile_arrays.take(frame.inputs, 0, stop, rows, buffer)
+        tile = Tile.of(method.plan, frame, 0, buffer)
         if kind is Kind.BOTH:
-            given, found = self._seeds(frame, 0, stop, rows, buffer)
-            wanted = tuple(source - len(frame.inputs) for source, _ in frame.weight_gradients)
-            self._calls.both(method, arrays, given, found, wanted, buffer)
-            return
-        if kind not in (Kind.BACKWARD, Kind.SECOND):
-            self._calls.run(method, arrays, buffer)
-            return
-        if method.plan.level == "eager":
-            self._calls.record(method, arrays, buffer).gradients(None)
-            return
-        seeds = tile_arrays.seeds(method.plan, rows, [None] * len(method.plan.outputs))
-        if kind is Kind.BACKWARD:
-            self._calls.vjp(method, arrays, seeds, buffer)
+            self._both(method, tile)
+        elif kind.makes_outputs:
+            self._calls.run(method, tile.inputs(), buffer)
+        elif method.plan.level == "eager":
+            self._calls.record(method, tile.inputs(), buffer).gradients(None)
+        elif kind is Kind.BACKWARD:
+            self._calls.vjp(method, tile.inputs(), tile.seeds(), buffer)
         else:
-            tangents = tile_arrays.tangents(
-                method.plan, frame, len(self._sources), 0, stop, rows, buffer
-            )
-            self._calls.second(method, arrays, seeds, tangents, buffer)
+            self._second(method, tile)
 
     # -- within ----------------------------------------------------------------------------
 
-    @staticmethod
-    def _span(plan: Plan, frame: Frame, index: int) -> tuple[int, int, int]:
-        """First row of a tile, one past its last, and how many to call the model with: more where
-        it needs them.
+    def _begin(self, tile: Tile, call: int) -> None:
+        """Seed the tile's draws: the same for a forward pass and its repeat."""
+        if tile.plan.draws:
+            self._draws.seed(call, tile.number, everywhere=tile.plan.level == "eager")
 
-        A compiled model gets whole tiles, so that a ragged last one compiles nothing new.
-        """
-        start, stop = tile_rows(index, frame.tile, frame.batch)
-        needed = stop - start if plan.level == "eager" else frame.tile
-        return start, stop, plan.rows or max(plan.least_rows, needed)
+    def _forward(self, method: Method, tile: Tile, call: int, keep: bool) -> Sequence[Any]:
+        """A tile's outputs; with ``keep``, hold on to its tape."""
+        self._begin(tile, call)
+        if not keep:
+            found = self._calls.run(method, tile.inputs(), tile.buffer)
+            return [found] if isinstance(found, tf.Tensor) else leaves(found)
+        kept = self._calls.record(method, tile.inputs(), tile.buffer)
+        self._kept.setdefault(call, {})[tile.number] = kept
+        while len(self._kept) > KEPT_CALLS:
+            self._kept.popitem(last=False)
+        return kept.outputs
 
-    def _begin_tile(
-        self,
-        method: Method,
-        frame: Frame,
-        call: int,
-        index: int,
-        span: tuple[int, int, int],
-        buffer: Buffer,
-    ) -> list[np.ndarray]:
-        """Seed the tile's draws, and take its rows: the same for a forward pass and its repeat."""
-        if method.plan.draws:
-            everywhere = method.plan.level == "eager"
-            self._draws.seed(call, frame.first + index, everywhere=everywhere)
-        return tile_arrays.take(frame.inputs, *span, buffer)
+    def _both(self, method: Method, tile: Tile) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Outputs, and their cotangents, which are known before, pulled back to the variables."""
+        given, seeds = tile.seeds_given()
+        return self._calls.both(method, tile.inputs(), given, seeds, tile.wanted, tile.buffer)
 
-    @staticmethod
-    def _seeds(
-        frame: Frame, start: int, stop: int, rows: int, buffer: Buffer
-    ) -> tuple[tuple[int, ...], list[tf.Tensor]]:
-        """Which outputs have cotangents, and a tile's rows of these."""
-        places = {n: placed for n, placed in enumerate(frame.cotangents) if placed is not None}
-        seeds = [
-            tensor_of(tile_arrays.pad(placed.view(buffer)[start:stop], rows, repeat=False))
-            for placed in places.values()
-        ]
-        return tuple(places), seeds
+    def _pulled_back(self, method: Method, tile: Tile, call: int, kind: Kind) -> Sequence[Any]:
+        """A tile's cotangents pulled back, by source; of a second derivative, those gradients' own
+        (``frame.tangents``) through that, where those of the cotangents are written."""
+        if method.plan.level == "eager":
+            kept = self._kept.get(call, {}).pop(tile.number, None)
+            if kept is None:
+                kept = self._recompute(method, tile, call)
+            wanted = {source for source, _ in tile.frame.input_gradients}
+            return kept.gradients(tile.cotangents(), wanted)
+        self._begin(tile, call)
+        if kind is Kind.BACKWARD:
+            return self._calls.vjp(method, tile.inputs(), tile.seeds(), tile.buffer)
+        gradients, of_cotangents = self._second(method, tile)
+        tile.write_gradients_of_cotangents(of_cotangents)
+        return gradients
 
-    def _recompute(
-        self, method: Method, frame: Frame, call: int, index: int, buffer: Buffer
-    ) -> Recorded:
+    def _second(self, method: Method, tile: Tile) -> tuple[list[Any], list[Any]]:
+        tangents = tile.tangents(len(self._sources))
+        return self._calls.second(method, tile.inputs(), tile.seeds(), tangents, tile.buffer)
+
+    def _recompute(self, method: Method, tile: Tile, call: int) -> Recorded:
         if method.plan.draws and not method.plan.reproducible:
             raise GradientError(
                 "the forward pass of this result is no longer kept, and it cannot be computed "
@@ -320,9 +214,8 @@ class Replica:
                 "NumPy"
             )
         self.recomputed += 1
-        span = self._span(method.plan, frame, index)
-        arrays = self._begin_tile(method, frame, call, index, span, buffer)
-        return self._calls.record(method, arrays, buffer)
+        self._begin(tile, call)
+        return self._calls.record(method, tile.inputs(), tile.buffer)
 
     def _source_name(self, source: int, inputs: int) -> str:
         if source < inputs:

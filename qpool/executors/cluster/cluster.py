@@ -62,6 +62,11 @@ class Cluster(WorkerPool):
     (of each node) names. Nodes that come later are used, up
     to ``nodes`` at a time; those whose versions differ are an error at first, and later left out,
     with a warning.
+
+    Raises:
+        ConfigurationError: no such number of nodes or workers.
+        StartupError: no cluster at the address, or none of its nodes comes.
+        WorkerLostError: a batch's nodes are lost, and those that come in their place.
     """
 
     def __init__(
@@ -186,16 +191,14 @@ class Cluster(WorkerPool):
         with self._lock:
             self._ready()
             self._weigh(plan, weights)
-            few = [
-                array[: max(8, purpose.largest_tile, self._plans[plan].rows)] for array in inputs
-            ]
+            few = self._first_rows(plan, inputs, purpose)
             found = self._membership.ask_all(
                 lambda m: m.actor.probe.remote(self._news(m, plan), plan, few, purpose)
             )
             probed: protocol.Probed = next(iter(found.values()))
             self._learn(plan, probed)
             for member, other in found.items():
-                if _of_bits(other) == _of_bits(probed):  # it learned the same by itself
+                if self._plans[plan].as_found(other) == self._plans[plan]:  # by itself
                     member.told["plan", plan] = self._plans[plan]
             return probed
 
@@ -379,15 +382,3 @@ def _rows(run: Run, tile: int) -> slice:
 
 def _in_order(found: list[tuple[Member, Run, tuple[list[np.ndarray], Any]]]) -> list[Any]:
     return [values for _, _, (values, _) in found]
-
-
-def _of_bits(probed: protocol.Probed) -> Any:
-    """What of a probe the plan is made of."""
-    return (
-        probed.least_rows,
-        probed.draws,
-        probed.reproducible,
-        probed.level,
-        probed.form,
-        probed.outputs,
-    )

@@ -58,6 +58,15 @@ class Pool(ArenaPool):
     has it loaded, which all pools of a program share; after the last one is closed it is kept for a
     minute, for the next.
     Use it as a context manager, or call ``close``; an interpreter that exits closes it too.
+
+        with qpool.Pool(workers=14) as pool:
+            generator = qpool.parallelize(model, pool=pool)
+            critic = qpool.parallelize(other, pool=pool)
+
+    Raises:
+        ConfigurationError: no such number of workers or threads, start method, device or time.
+        StartupError: workers end as they start, again and again (from ``start``, or a call).
+        PoolClosedError: it is used after ``close``.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ def roundtrip(turns: int = 15) -> dict[str, Any]:
             "the roundtrip case compares with Gymnasium: pip install 'qpool-sf[test]'"
         ) from None
 
-    from qpool.bridge.variables import Reader
+    from qpool.bridge.variables import TapedReader
     from qpool.studies.bench.peers import empty_environment
     from workers.tensors import tensor_of
 
@@ -56,7 +56,7 @@ def roundtrip(turns: int = 15) -> dict[str, Any]:
     actions: Any = np.zeros((2, _BATCH // 2, _WIDTH), np.float32)
     environments = gymnasium.vector.AsyncVectorEnv([empty_environment] * 2)
     model = _Identity()
-    read = Reader(model.trainable_variables)
+    read = TapedReader(model.trainable_variables)
     try:
         environments.reset()
         with (

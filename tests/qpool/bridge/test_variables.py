@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from qpool.bridge import tapes
-from qpool.bridge.variables import Reader
+from qpool.bridge.variables import TapedReader
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -15,7 +15,7 @@ def test_tapes_see_what_was_read(monkeypatch, count: int, moved: bool) -> None:
         monkeypatch.setattr(tapes, "_record", None)
     variables = [tf.Variable(float(n + 2)) for n in range(count)]
     still = tf.Variable(5.0, trainable=False)
-    read = Reader([*variables, still])
+    read = TapedReader([*variables, still])
     with tf.GradientTape(persistent=True) as tape:
         *values, fixed = read.tensors()
         total = values[0] ** 3 * fixed
@@ -32,7 +32,7 @@ def test_tapes_see_what_was_read(monkeypatch, count: int, moved: bool) -> None:
 
 def test_a_second_derivative_goes_through_what_was_read() -> None:
     x = tf.Variable(2.0)
-    read = Reader([x, tf.Variable(1.0)])
+    read = TapedReader([x, tf.Variable(1.0)])
     with tf.GradientTape() as outer:
         with tf.GradientTape() as tape:
             value, _ = read.tensors()
@@ -44,7 +44,7 @@ def test_a_second_derivative_goes_through_what_was_read() -> None:
 def test_read_within_a_graphs_tracing() -> None:
     """A model's first call may come while a graph is traced."""
     variables = [tf.Variable(float(n)) for n in range(8)]
-    read = Reader(variables)
+    read = TapedReader(variables)
     found = []
 
     @tf.function
