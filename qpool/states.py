@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from qpool import phase_space
 from workers.errors import InputError
+from workers.tensors import squared_modulus
 
 log = logging.getLogger("qpool")
 
@@ -32,7 +33,7 @@ def ket_norm(state: Any) -> Any:
     """
     batched, data = _batched(state)
     if state.is_pure:
-        norm = tf.reduce_sum(_square(data), axis=tuple(range(1, data.shape.rank)))
+        norm = tf.reduce_sum(squared_modulus(data), axis=tuple(range(1, data.shape.rank)))
     else:
         norm = tf.math.real(_trace(data))
     return norm if batched else norm[0]
@@ -64,7 +65,9 @@ def purity(state: Any, modes: int | Sequence[int] | None = None) -> Any:
     if modes is None and state.is_pure:
         return tf.ones_like(ket_norm(state))
     rho = _matrix(_reduced(state, modes))
-    value = tf.reduce_sum(_square(rho), axis=(1, 2)) / tf.math.real(tf.linalg.trace(rho)) ** 2
+    value = (
+        tf.reduce_sum(squared_modulus(rho), axis=(1, 2)) / tf.math.real(tf.linalg.trace(rho)) ** 2
+    )
     return value if batched else value[0]
 
 
@@ -89,7 +92,7 @@ def fidelity(state: Any, target: Any) -> Any:
     both = state.batched or target.shape.rank == modes + 1
     if state.is_pure:
         ket = tf.reshape(state.data, [-1, cutoff**modes])
-        value = _square(tf.reduce_sum(tf.math.conj(flat) * ket, axis=1))
+        value = squared_modulus(tf.reduce_sum(tf.math.conj(flat) * ket, axis=1))
     else:
         rho = _matrix(_batched(state)[1])
         seen = tf.squeeze(tf.matmul(rho, flat[..., tf.newaxis]), axis=2)
@@ -104,7 +107,7 @@ def photon_distribution(state: Any, modes: int | Sequence[int] | None = None) ->
     """
     batched, data = _batched(state)
     if modes is None and state.is_pure:
-        found = _square(data)
+        found = squared_modulus(data)
     else:
         rho = _reduced(state, modes)
         count = (rho.shape.rank - 1) // 2
@@ -165,7 +168,3 @@ def _trace(rho: Any) -> Any:
 def _front_pair_last(rank: int) -> list[int]:
     """Axes 1 and 2 moved to the end."""
     return [0, *range(3, rank), 1, 2]
-
-
-def _square(amplitude: Any) -> Any:
-    return tf.math.real(amplitude) ** 2 + tf.math.imag(amplitude) ** 2

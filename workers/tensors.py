@@ -106,6 +106,11 @@ def mapped(function: Callable[[Any], Any], nest: Any) -> Any:
     return tf.nest.map_structure(lambda leaf: None if leaf is None else function(leaf), nest)
 
 
+def squared_modulus(amplitude: tf.Tensor) -> tf.Tensor:
+    """|amplitude|^2, real: without the root whose gradient is none at zero."""
+    return tf.math.real(amplitude) ** 2 + tf.math.imag(amplitude) ** 2
+
+
 def graph_of_now() -> Any:
     """The graph that operations go into, None if they are computed at once."""
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()

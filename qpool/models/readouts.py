@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from qpool import phase_space
 from workers.errors import ConfigurationError, nearest
+from workers.tensors import squared_modulus
 
 #: Points of the grid on which a homodyne sample is first looked for, and Newton steps after it.
 _GRID, _STEPS = 512, 3
@@ -209,8 +210,8 @@ class Density(Readout):
             left = tf.einsum("bn...,gn->b...g", left, tf.cast(psi, left.dtype))
         if self.ancillas:  # they are in front now
             left = tf.reshape(left, [-1, cutoff**self.ancillas, *shape])
-            return tf.reduce_sum(_square(left), axis=1)
-        return _square(left)
+            return tf.reduce_sum(squared_modulus(left), axis=1)
+        return squared_modulus(left)
 
 
 READOUTS: dict[str, Readout] = {
@@ -281,10 +282,6 @@ def _columns(values: Any) -> Any:
 def _batched(state: Any) -> Any:
     """The ket or density matrix, (batch, D, ...)."""
     return state.data if state.batched else state.data[tf.newaxis]
-
-
-def _square(amplitude: Any) -> Any:
-    return tf.math.real(amplitude) ** 2 + tf.math.imag(amplitude) ** 2
 
 
 def _hbar() -> float:

@@ -98,9 +98,7 @@ class Autotuner:
             step = self._step(self._executor(candidate))
             step()  # compiles
         except Exception as error:  # the model's own, perhaps: another strategy may take it
-            self._errors.append(error)
-            self._failed.add(candidate)
-            self.skipped[str(candidate)] = f"{type(error).__name__}: {error}"
+            self._give_up(candidate, error)
             return
         self._steps[candidate] = step
         self._seconds[candidate] = []
@@ -116,12 +114,15 @@ class Autotuner:
                 step()
                 done += 1
         except Exception as error:
-            self._errors.append(error)
-            self._failed.add(candidate)
-            self.skipped[str(candidate)] = f"{type(error).__name__}: {error}"
+            self._give_up(candidate, error)
             del self._steps[candidate], self._seconds[candidate]
             return
         self._seconds[candidate].append((time.perf_counter() - began) / done)
+
+    def _give_up(self, candidate: Candidate, error: Exception) -> None:
+        self._errors.append(error)
+        self._failed.add(candidate)
+        self.skipped[str(candidate)] = f"{type(error).__name__}: {error}"
 
     def _of(self, candidate: Candidate) -> float:
         return statistics.median(self._seconds[candidate])

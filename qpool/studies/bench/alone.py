@@ -28,6 +28,18 @@ def alone_on_a_core(module: str, *arguments: Any) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def with_a_cache(folder: str, module: str, *arguments: Any) -> Any:
+    """What ``module``, run as a program of its own that keeps in ``folder`` what it compiles,
+    answers to ``arguments``."""
+    environment = {**os.environ, "QPOOL_CACHE": folder}
+    environment.pop("TF_XLA_FLAGS", None)  # this process's own place
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[2:]} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @contextlib.contextmanager
 def side_by_side(count: int, module: str, *arguments: Any) -> Iterator[Callable[[], None]]:
     """So many programs, each on a core; a call has all of them do their work once (``obey``)."""

@@ -7,13 +7,13 @@ compiling, and the step itself, warm.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from qpool.studies.bench.alone import with_a_cache
 
 #: Modes, cutoff, read-out and batch of the circuits; each at these numbers of layers.
 CIRCUITS = {"2 modes": (2, 8, "quadratures", 16), "3 modes": (3, 12, "density", 8)}
@@ -30,7 +30,7 @@ def compiling() -> dict[str, Any]:
     for name in CIRCUITS:
         for layers in LAYERS:
             with tempfile.TemporaryDirectory(prefix="qpool-bench-") as folder:
-                cold, again = (_program(name, layers, folder) for _ in range(2))
+                cold, again = (with_a_cache(folder, __name__, name, layers) for _ in range(2))
             cells[f"{name}, {layers} layers"] = {"cold": cold, "again": again}
     return {"case": "compiling", "cells": cells}
 
@@ -61,17 +61,6 @@ def draw(found: dict[str, Any], picture: Path) -> None:
     figure.tight_layout()
     figure.savefig(picture, dpi=150)
     plt.close(figure)
-
-
-def _program(name: str, layers: int, folder: str) -> dict[str, float]:
-    environment = {**os.environ, "QPOOL_CACHE": folder}
-    environment.pop("TF_XLA_FLAGS", None)  # this process's own place
-    command = [sys.executable, "-m", __name__, name, str(layers)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _measure(name: str, layers: int) -> dict[str, float]:

@@ -7,14 +7,14 @@ programs that are timed from their start, each in a process of its own that know
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from qpool.studies.bench.alone import with_a_cache
 
 #: Modes, layers, cutoff, read-out and batch of the circuits that programs train.
 CIRCUITS = {
@@ -150,14 +150,7 @@ def _models(batch: int) -> tuple[Any, Any, Any]:
 
 def _program(name: str, way: str, folder: str) -> dict[str, float]:
     """Run the program below, which keeps in ``folder`` what it compiles; what it printed."""
-    environment = {**os.environ, "QPOOL_CACHE": folder}
-    environment.pop("TF_XLA_FLAGS", None)  # this process's own place
-    began = time.time()
-    command = [sys.executable, "-m", __name__, name, way, repr(began)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name} by {way} ended with {done.returncode}: {done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = with_a_cache(folder, __name__, name, way, repr(time.time()))
     return found
 
 
