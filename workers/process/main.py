@@ -92,23 +92,6 @@ class _Worker:
         self._faults.reach("start")
         self._memory = Memory()
         sys.path[:] = start.path
-        began = time.perf_counter()
-        self._all_cores = affinity.current_cores()
-        affinity.pin(start.cores)
-        affinity.yield_to_coordinator()
-        affinity.keep_memory()
-        device.reveal(start.device)
-        with hushed():
-            sf_compat.install()
-            with collector.loading():
-                import strawberryfields
-                import tensorflow as tf
-
-            affinity.bound_tensorflow(start.threads)
-            tf.get_logger().addFilter(Once(silent=start.worker != 0))  # all run the same code
-            self._scope = device.scope(start.device)
-            tf.constant(0.0)  # TensorFlow's runtime starts here, within its bounds
-        cores = affinity.pin(start.cores)  # again: a library may have reset it while loading
         self._replicas: dict[int, Any] = {}
         self._gone = collector.Gone()
         self._models_of_plans: dict[int, int] = {}
@@ -127,21 +110,41 @@ class _Worker:
             protocol.Discard: self._discard,
             protocol.Inject: self._inject,
         }
+        hello = self._load(start)
         self._faults.reach("hello")
-        self._send(
-            protocol.Hello(
-                pid=os.getpid(),
-                cores=cores,
-                pinned=bool(start.cores) and cores == tuple(sorted(start.cores)),
-                threads=affinity.thread_counts(),
-                versions={
-                    "python": sys.version.split()[0],
-                    "tensorflow": tf.__version__,
-                    "strawberryfields": strawberryfields.__version__,
-                    "numpy": np.__version__,
-                },
-                import_seconds=time.perf_counter() - began,
-            )
+        self._send(hello)
+
+    def _load(self, start: protocol.Start) -> protocol.Hello:
+        """Be pinned and bounded before TensorFlow is there, then load it."""
+        began = time.perf_counter()
+        self._all_cores = affinity.current_cores()
+        affinity.pin(start.cores)
+        affinity.yield_to_coordinator()
+        affinity.keep_memory()
+        device.reveal(start.device)
+        with hushed():
+            sf_compat.install()
+            with collector.loading():
+                import strawberryfields
+                import tensorflow as tf
+
+            affinity.bound_tensorflow(start.threads)
+            tf.get_logger().addFilter(Once(silent=start.worker != 0))  # all run the same code
+            self._scope = device.scope(start.device)
+            tf.constant(0.0)  # TensorFlow's runtime starts here, within its bounds
+        cores = affinity.pin(start.cores)  # again: a library may have reset it while loading
+        return protocol.Hello(
+            pid=os.getpid(),
+            cores=cores,
+            pinned=bool(start.cores) and cores == tuple(sorted(start.cores)),
+            threads=affinity.thread_counts(),
+            versions={
+                "python": sys.version.split()[0],
+                "tensorflow": tf.__version__,
+                "strawberryfields": strawberryfields.__version__,
+                "numpy": np.__version__,
+            },
+            import_seconds=time.perf_counter() - began,
         )
 
     def run(self) -> None:

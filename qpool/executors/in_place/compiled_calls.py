@@ -1,8 +1,8 @@
 """Calls of a model's methods in this process: each way of calling one is compiled once.
 
-Owns what has been compiled for each way, and whether a call may be: it must do no more than
-compute. Arguments that are tensors are inputs of the compiled function; all others are constants of
-it, known by content. ``cpu_batch`` and the methods that are not pooled (``unpooled``) call by it.
+Owns what has been compiled for each way; what that is, is ``choosing``'s. Arguments that are
+tensors are inputs of the compiled function; all others are constants of it, known by content.
+``cpu_batch`` and the methods that are not pooled (``unpooled``) call by it.
 
 Gradients for a tape outside of the compiled function are ``compiling.taped``'s; where they are
 TensorFlow's own, they are checkpointed (``engine.circuit``).
@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import re
 import threading
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -23,33 +22,19 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import record
 
 from qpool.bridge.arguments import argument_names
-from qpool.executors.in_place.effects import returning
 from qpool.executors.in_place.inputs import Inputs
 from qpool.shipping import dumps
-from workers.compiling import compiled, streams
+from workers.compiling import compiled
 from workers.compiling.compile_cache import Guarded
-from workers.compiling.streams import Stream
 from workers.compiling.taped import Taped
 from workers.engine import circuit
 from workers.engine.scope import called, reset_before
-from workers.errors import ModelError
 from workers.exchange.protocol import Plan, Sharded
-from workers.replica import classes, probe
+from workers.replica import classes
 from workers.replica.method import Method
 from workers.tensors import differentiable, leaves, mapped
-
-#: Operations that do more than compute, or whose checks XLA drops. Reads of variables, and draws
-#: from a seed that is an argument, are none of them.
-_EFFECTS = re.compile(
-    r"Assign|Resource(?!Gather)|Random|Multinomial|(Parameterized)?TruncatedNormal"
-    r"|Stateful(?!PartitionedCall)|(Eager)?PyFunc|Assert|CheckNumerics|Print"
-)
-
-#: Those of them that are draws, which a stream may take over.
-_DRAWS = re.compile(r"Random(StandardNormal|Uniform|UniformInt)$|TruncatedNormal$")
 
 
 @dataclasses.dataclass
@@ -120,6 +105,18 @@ class CompiledCall:
             known = self.method.__dict__["taped"] = Taped(compiled, pull_back, around)
         return known
 
+    def widened(self, inputs: Sequence[tf.Tensor], computed: Callable[..., Any]) -> Any:
+        """What ``wider``, ``computed``, gives for fewer rows: with the last one repeated, and
+        without what that gives."""
+        assert self.wider is not None
+        rows = self.rows or 0
+        more = (self.wider.rows or 0) - rows
+        given = (
+            tf.concat([x, tf.repeat(x[-1:], more, axis=0)], 0) if flag else x
+            for x, flag in zip(inputs, self.wider.sharded, strict=True)
+        )
+        return mapped(lambda x: x[:rows], computed(*given))
+
     def as_dict(self) -> dict[str, Any]:
         """For ``stats()``; a choice must have been made."""
         assert self.choice is not None
@@ -153,8 +150,7 @@ class CompiledCalls:
                 tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
             )
         if compiled_call.wider is not None:
-            wider = compiled_call.wider
-            found = _widened(compiled_call, wider, inputs, wider.taped(self.lock))
+            found = compiled_call.widened(inputs, compiled_call.wider.taped(self.lock))
         else:
             found = compiled_call.taped(self.lock)(*inputs)
         for engine in compiled_call.engines:
@@ -237,177 +233,6 @@ class CompiledCalls:
             key = (*key, rows)
         return key
 
-    def choose(
-        self,
-        compiled_call: CompiledCall,
-        inputs: list[tf.Tensor],
-        result: Any,
-        reason: str,
-        levels: Sequence[str] = compiled.LEVELS[:-1],
-        sets: tuple[str, ...] = (),
-        updated: Sequence[tuple[tf.Variable, Any]] = (),
-    ) -> compiled.Choice:
-        """Compile, unless for a ``reason``, to what gives the ``result`` of the eager call.
-
-        If that ran as many circuits as it had rows, it is vectorised over them, if it can be.
-        ``sets``: attributes that it set to tensors, which what is compiled sets too, unless it is a
-        loop. ``updated``: variables to which it gave these values, and which have those of before
-        now; what is compiled updates them, and no row stands for all.
-        """
-        circuits = compiled_call.ran.runs
-        rows = int(inputs[0].shape[0]) if any(compiled_call.sharded) and inputs[0].shape.rank else 0
-        compiled_call.rows = rows
-        looped = not updated and rows > 1 and probe.loops((rows, circuits), (rows, circuits))
-        self._have_returned(
-            compiled_call,
-            () if looped or reason else sets,
-            () if reason else [variable for variable, _ in updated],
-        )
-        if compiled_call.sets:
-            result = result, [vars(self._model)[name] for name in compiled_call.sets]
-        if compiled_call.updates:
-            result = result, [tf.convert_to_tensor(value) for _, value in updated]
-        outputs = leaves(result)
-        if not reason and not (outputs and all(map(tf.is_tensor, outputs))):
-            reason = "it returns NumPy arrays"
-        if reason:
-            return compiled.Choice("eager", reason, 0.0)
-        if looped and (wider := _wider(compiled_call, inputs, outputs)) is not None:
-            compiled_call.wider, compiled_call.method = wider, wider.method
-            assert wider.choice is not None
-            return dataclasses.replace(wider.choice, seconds=0.0)
-        effects: set[str] = set()
-        find = functools.partial(
-            self._choose, compiled_call, inputs, outputs, looped, levels, effects
-        )
-        choice = compiled.Choice("eager", "the model draws random numbers", 0.0)
-        if not compiled_call.drew or compiled_call.method.stream is not None:
-            choice = find()
-            if choice.level != "eager" or not _only_draws(effects):
-                return choice
-        original = compiled_call.method
-        compiled_call.method = dataclasses.replace(original, stream=Stream(), seen={})
-        found = find()
-        if found.level == "eager":
-            compiled_call.method = original
-            return found if compiled_call.drew else choice
-        return found
-
-    def _have_returned(
-        self,
-        compiled_call: CompiledCall,
-        sets: tuple[str, ...],
-        updated: Sequence[tf.Variable],
-    ) -> None:
-        """Have what will be compiled return these attributes and variables with its result."""
-        call = returning(compiled_call.method.call, self._model, sets, updated)
-        compiled_call.sets, compiled_call.updates = sets, updated
-        if call is not compiled_call.method.call:
-            compiled_call.method = dataclasses.replace(compiled_call.method, call=call, seen={})
-
-    @staticmethod
-    def _choose(
-        compiled_call: CompiledCall,
-        inputs: list[tf.Tensor],
-        outputs: list[Any],
-        looped: bool,
-        levels: Sequence[str],
-        effects: set[str],
-    ) -> compiled.Choice:
-        """``effects`` takes what it was found to do more than compute."""
-        original = compiled_call.method
-        stream, rows = original.stream, compiled_call.rows or 0
-        circuits = compiled_call.ran.runs
-        choice: compiled.Choice | None = None
-        for form in probe.forms(original.plan, outputs, looped=looped, circuits=circuits):
-            if form.by_rows:
-                form = dataclasses.replace(form, by_rows=compiled_call.sharded)
-            trial = dataclasses.replace(
-                original, plan=dataclasses.replace(original.plan, form=form)
-            )
-
-            def use(function: Any, level: str, trial: Method = trial) -> None:
-                plan = dataclasses.replace(trial.plan, level=level)
-                compiled_call.method = dataclasses.replace(trial, plan=plan)
-                compiled_call.method.__dict__["compiled"] = function
-
-            alike = streams.constant if stream and form.by_rows else contextlib.nullcontext
-            if stream is not None:
-                stream.seed(0)
-                with circuit.untraced(), alike():
-                    outputs = leaves(trial(*inputs))
-                    if form.by_rows and not _draws_row_by_row(trial, inputs, rows):
-                        continue
-            found = compiled.choose(
-                _computing(trial, effects),
-                inputs,
-                outputs,
-                use,
-                before=lambda: stream.seed(0) if stream is not None else None,
-                draws=stream is not None or compiled_call.seeded,
-                failed=bool(compiled_call.ran.failures),
-                alike=alike,
-                levels=levels,
-            )
-            instead = probe.instead_of_rows(form) if looped and found.level != "eager" else ""
-            choice = found.after(choice, instead) if choice and instead else found
-            if choice.level != "eager" or (stream is None and _only_draws(effects)):
-                break
-        assert choice is not None
-        return choice
-
-
-def _wider(
-    compiled_call: CompiledCall, inputs: Sequence[tf.Tensor], outputs: list[Any]
-) -> CompiledCall | None:
-    """The one of those that are alike, with up to four times the rows, that gives these outputs, so
-    that none is compiled for the last rows of an epoch, or for each length of an episode."""
-    rows = compiled_call.rows or 0
-    fit = [
-        other
-        for other in compiled_call.alike
-        if rows < (other.rows or 0) <= 4 * rows and other.wider is None and other.compiles
-        if any(other.method.plan.form.by_rows) and other.method.stream is None
-    ]
-    for other in sorted(fit, key=lambda other: other.rows or 0):
-        with record.stop_recording():
-            found = leaves(_widened(compiled_call, other, inputs, other.method.compiled))
-        if not compiled.first_difference(found, outputs):
-            return other
-    return None
-
-
-def _widened(
-    compiled_call: CompiledCall,
-    wider: CompiledCall,
-    inputs: Sequence[tf.Tensor],
-    computed: Callable[..., Any],
-) -> Any:
-    """What ``wider``, ``computed``, gives for the rows, the last one repeated, without what that
-    one gives."""
-    rows = compiled_call.rows or 0
-    more = (wider.rows or 0) - rows
-    given = (
-        tf.concat([x, tf.repeat(x[-1:], more, axis=0)], 0) if flag else x
-        for x, flag in zip(inputs, wider.sharded, strict=True)
-    )
-    return mapped(lambda x: x[:rows], computed(*given))
-
-
-def _draws_row_by_row(method: Method, inputs: list[tf.Tensor], rows: int) -> bool:
-    """Whether a call that has just been made with so many rows drew as many times what it draws for
-    one. What it draws once, for all rows, must not become a draw for each."""
-    stream, over = method.stream, method.plan.form.by_rows
-    assert stream is not None
-    drawn = stream.numbers
-    stream.seed(0)
-    method(*(x[:1] if flag else x for x, flag in zip(inputs, over, strict=True)))
-    return drawn == rows * stream.numbers
-
-
-def _only_draws(effects: set[str]) -> bool:
-    return bool(effects) and all(map(_DRAWS.match, effects))
-
 
 def as_it_is(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Called with what is around it, compiled or not."""
@@ -429,22 +254,3 @@ def _pull_back(method: Method, variables: Sequence[tf.Variable]) -> Guarded:
     made = compiled.at_level(pulled, "xla")
     assert isinstance(made, Guarded)
     return made
-
-
-def _computing(method: Method, noticed: set[str]) -> Callable[..., Any]:
-    """The call, for a tape that is outside of what is compiled; it must do no more than compute.
-    What it does is ``noticed``."""
-
-    def call(*inputs: tf.Tensor) -> Any:
-        with circuit.checkpointing():
-            found = method(*inputs)
-        if not tf.executing_eagerly():
-            definition = tf.compat.v1.get_default_graph().as_graph_def()
-            inner = (node for function in definition.library.function for node in function.node_def)
-            effects = {n.op for n in (*definition.node, *inner) if _EFFECTS.match(n.op)}
-            noticed.update(effects)
-            if effects:
-                raise ModelError(f"it does more than compute: {', '.join(sorted(effects))}")
-        return found
-
-    return call

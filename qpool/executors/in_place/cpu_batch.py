@@ -12,6 +12,7 @@ from tensorflow.python.eager import record
 
 from qpool import notices
 from qpool.executors.base import Executor, Options
+from qpool.executors.in_place import choosing
 from qpool.executors.in_place.compiled_calls import CompiledCall, CompiledCalls, as_it_is
 from qpool.executors.in_place.effects import State
 from qpool.shipping import engines_batch_size
@@ -122,8 +123,8 @@ class CpuBatchExecutor(Executor):
         anew = compiled_call.reset_before and not run.went_on
         again = before.again([] if reason else updated)
         with reset_before(anew), again, before.other_numbers():
-            compiled_call.choice = self._compiled_calls.choose(
-                compiled_call, inputs, result, reason, sets=sets, updated=updated
+            compiled_call.choice = choosing.choose(
+                compiled_call, self.model, inputs, result, reason, sets=sets, updated=updated
             )
         if anew:
             compiled_call.engines = run.began

@@ -20,6 +20,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from qpool.executors.in_place import choosing
 from qpool.executors.in_place.compiled_calls import CompiledCall, CompiledCalls, as_it_is
 from qpool.executors.in_place.effects import State
 from workers.compiling import compiled
@@ -136,8 +137,8 @@ class Unpooled:
             compiled_call.choice = compiled.Choice("eager", reason, 0.0)
         elif compiled_call.calls > 1:
             with circuit.uncompiled():
-                compiled_call.choice = self._compiled_calls.choose(
-                    compiled_call, inputs, result, "", ("graph",), sets
+                compiled_call.choice = choosing.choose(
+                    compiled_call, self._model, inputs, result, "", ("graph",), sets
                 )
             compiled_call.seconds = 0.0
         return result
@@ -149,8 +150,8 @@ class Unpooled:
         result = self._compiled_calls.run(compiled_call, inputs)
         compiled_call.seconds += time.perf_counter() - began
         if compiled_call.seconds > _COMPILING * compiled_call.choice.seconds:
-            better = self._compiled_calls.choose(
-                compiled_call, inputs, result, "", ("xla",), compiled_call.sets
+            better = choosing.choose(
+                compiled_call, self._model, inputs, result, "", ("xla",), compiled_call.sets
             )
             if better.level == "eager":
                 compiled_call.choice = dataclasses.replace(
