@@ -2,6 +2,7 @@
 
 from workers.errors import (
     ArenaError,
+    AttributeNotSetError,
     AttributeNotSetWarning,
     BatchAxisError,
     CheckpointError,
@@ -28,6 +29,7 @@ from workers.errors import (
 
 __all__ = [
     "ArenaError",
+    "AttributeNotSetError",
     "AttributeNotSetWarning",
     "BatchAxisError",
     "CheckpointError",

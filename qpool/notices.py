@@ -122,9 +122,9 @@ def not_set(model: Any, method: str, attributes: Sequence[str], options: Any) ->
     if not attributes:
         return
     _warn(
-        f"{_called(model, method)} sets {', '.join(f'self.{name}' for name in attributes)} in its "
-        "call. Computed by workers, or as a loop that is vectorised, it leaves them as they were. "
-        "Instead: return what is to be read afterwards",
+        f"{_called(model, method)} sets {', '.join(attributes)} in its call. "
+        "Computed by workers it leaves them as they were; as a loop that is vectorised, where they "
+        "are no thing for each row, unset. Instead: return what is to be read afterwards",
         AttributeNotSetWarning,
         method,
         options,

@@ -81,6 +81,10 @@ class CircuitFailedWarning(UserWarning):
     """A circuit failed, and the model caught that: what it returned is not the circuit's."""
 
 
+class AttributeNotSetError(ModelError, AttributeError):
+    """What a call would have left in an attribute is asked for, and it was computed without."""
+
+
 class AttributeNotSetWarning(UserWarning):
     """A call sets attributes of the model, which are not handed back from where it is computed."""
 

@@ -19,6 +19,7 @@ from strawberryfields import ops
 
 import qpool
 from qpool.errors import (
+    AttributeNotSetError,
     AttributeNotSetWarning,
     ModelError,
     NotCompiledWarning,
@@ -246,12 +247,136 @@ def test_what_is_made_once_of_constants_is_no_news(worker) -> None:
         np.testing.assert_allclose(found, MadeOnce()(Z), atol=1e-5)
 
 
-def test_that_a_vectorised_loop_does_not_is_said() -> None:
+def test_so_does_a_vectorised_loop() -> None:
     ours, stock = Looping(), Looping()
     with qpool.parallelize(ours, strategy="cpu_batch") as generator:
-        with pytest.warns(AttributeNotSetWarning, match=r"sets self\.seen in"):
-            np.testing.assert_allclose(generator(Z), stock(Z), atol=1e-5)
+        for rows in (4, 4, 3):
+            np.testing.assert_allclose(generator(Z[:rows]), stock(Z[:rows]), atol=1e-5)
+            np.testing.assert_allclose(ours.seen, stock.seen, atol=1e-5)
+            for model in (ours, stock):
+                model.w.assign_add(0.1 * tf.ones_like(model.w))
+        assert [way["by_rows"] for way in generator.stats()["compiled"]] == [True, True]
+        assert generator.stats()["compiled"][1]["seconds"] == 0  # by what was compiled for more
+
+
+class Monitor:
+    norm: Any = None
+
+
+class Leaving(idioms.FixedBatch):
+    """Leaves things for a penalty wherever there is a place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: dict[str, Any] = {}
+        self.monitor = Monitor()
+        self.norms: list[Any] = []
+
+    def __call__(self, z):
+        self.last = self.state(z[:, 0], z[:, 1])
+        self.log["norm"] = self.last.trace()
+        self.monitor.norm = self.last.fock_prob([0, 0])
+        self.norms.append(tf.reduce_mean(tf.math.real(self.last.trace())))
+        self.info = {"photons": self.last.mean_photon(0)[0], "rows": len(z)}
+        return tf.stack([self.last.mean_photon(n)[0] for n in range(2)], axis=1)
+
+    def penalty(self):
+        return [
+            self.last.fidelity_vacuum(),
+            tf.math.real(self.log["norm"]),
+            self.monitor.norm,
+            tf.stack(self.norms[-2:]),
+            self.info["photons"],
+        ]
+
+
+class LeavingByRow(idioms.LoopByIndex):
+    """In each row's turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms: list[Any] = []
+
+    def __call__(self, z):
+        self.states = []
+        found = []
+        for row in z:
+            self.last = self.state(row[0], row[1])
+            self.states.append(self.last)
+            self.norms.append(tf.math.real(self.last.trace()))
+            found.append(idioms.photons(self.last))
+        return tf.stack(found)
+
+    def penalty(self):
+        return [
+            self.last.fidelity_vacuum(),
+            tf.stack([state.fidelity_vacuum() for state in self.states]),
+            tf.stack(self.norms[-6:]),
+        ]
+
+
+@pytest.mark.parametrize("kind", [Leaving, LeavingByRow])
+@pytest.mark.parametrize("strategy", ["cpu_batch", "auto"])
+def test_what_a_call_leaves_anywhere_is_that_of_the_last_call(kind, strategy: str) -> None:
+    ours, stock = kind(), kind()
+
+    def step(call, model, z):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(call(z))
+            loss += sum(tf.reduce_sum(tf.sin(3 * x)) for x in model.penalty())
+        return loss, tape.gradient(loss, model.w)
+
+    with qpool.parallelize(ours, strategy=strategy) as generator:
+        for n in range(4):
+            z = Z * (1 + 0.1 * n)
+            for found, expected in zip(
+                step(generator, ours, z), step(stock, stock, z), strict=True
+            ):
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+            assert len(ours.norms) == len(stock.norms)
+            for model in (ours, stock):
+                model.w.assign_add(0.05 * tf.ones_like(model.w))
+        if strategy == "cpu_batch":
+            assert [way["level"] for way in generator.stats()["compiled"]] == ["xla"]
+
+
+class LeavingALot(idioms.LoopByIndex):
+    """The last three, of any call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recent: collections.deque[Any] = collections.deque(maxlen=3)
+
+    def __call__(self, z):
+        found = super().__call__(z)
+        self.recent.append(tf.reduce_sum(found))
+        return found
+
+
+def test_what_a_compiled_call_cannot_leave_is_an_error_to_read() -> None:
+    model = LeavingALot()
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        with pytest.warns(AttributeNotSetWarning, match=r"sets self\.recent in"):
+            generator(Z)
+        assert len(model.recent) == 1
+        np.testing.assert_allclose(generator(Z), LeavingALot()(Z), atol=1e-5)
         assert generator.stats()["compiled"][0]["by_rows"]
+        assert len(model.recent) == 2
+        last = model.recent[-1]
+        for read in (len, list, tf.convert_to_tensor, lambda x: 2 * x, lambda x: x.shape):
+            with pytest.raises(AttributeNotSetError, match=r"self\.recent is not there"):
+                read(last)
+
+
+def test_nothing_of_a_compiled_call_is_in_the_engine() -> None:
+    model = idioms.FixedBatch()
+    with qpool.parallelize(model, strategy="cpu_batch") as generator:
+        for _ in range(2):
+            generator(Z)
+        with pytest.raises(StatefulCallError, match="left no state in the engine"):
+            generator.engine.backend.state()
+        generator.engine.reset()
+        assert not generator.engine.run_progs
 
 
 class Detectors:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, MutableMapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import tensorflow as tf
@@ -27,6 +28,7 @@ from tensorflow.python.ops.parallel_for.pfor import PFor, wrap
 from workers import names
 from workers.compiling import branches, dependence, streams
 from workers.compiling.turns import in_turn
+from workers.context import during
 from workers.engine import circuit, plan, symbols
 from workers.errors import NotForXLAError, UntraceableError
 from workers.tensors import leaves, mapped, within_xla
@@ -36,6 +38,10 @@ _BRANCHES = frozenset(("If", "StatelessIf", "Case", "StatelessCase", "While", "S
 
 #: Rows for which the call's own graph is looked at: as many as it has, up to this.
 _LOOKED_AT = 5
+
+#: Whether a call is traced for one row, which stands for all; or to be looked at, for a few.
+_one: ContextVar[bool] = ContextVar("one", default=False)
+_few: ContextVar[bool] = ContextVar("few", default=False)
 
 #: What has been seen of a call's graph, by the shapes and dtypes of what it was given.
 Seen = MutableMapping[Any, tuple[Any, bool]]
@@ -59,7 +65,8 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...], seen: Seen) -> Cal
         if branching:
             return in_turn(call, inputs, over, rows, outputs)
         if rows == 1:
-            return call(*inputs)
+            with during(_one, True):
+                return call(*inputs)
         graph = tf.compat.v1.get_default_graph()
         known = len(graph.get_operations())
         index = tf.compat.v1.placeholder_with_default(0, [])
@@ -68,6 +75,7 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...], seen: Seen) -> Cal
         ]
         token = tf.reshape(row[over.index(True)], [-1])[:1]
         with (
+            during(_one, True),
             circuit.computed_by(functools.partial(_placeholder, token)),
             streams.of_rows(functools.partial(_draw, token)),
         ):
@@ -84,6 +92,17 @@ def by_rows(call: Callable[..., Any], over: tuple[bool, ...], seen: Seen) -> Cal
         return mapped(converter.convert, found)
 
     return all_rows
+
+
+def of_one() -> bool:
+    """Whether a call is traced for one row, of what it leaves in attributes too: that is to have a
+    leading axis, of one, as what it returns has."""
+    return _one.get()
+
+
+def looked_at() -> bool:
+    """Whether a call is traced for what it returns alone."""
+    return _few.get()
 
 
 def _check_alone(
@@ -125,6 +144,7 @@ def _looked_at(
             for x, flag in zip(inputs, over, strict=True)
         ]
         with (
+            during(_few, True),
             circuit.computed_by(functools.partial(_placeholder, tf.zeros([1]))),
             streams.of_rows(lambda shape, dtype, _: tf.zeros(shape, dtype)),
             symbols.deciding(decide),

@@ -16,6 +16,7 @@ from strawberryfields.backends.tfbackend.states import FockStateTF
 
 from workers.engine.deferred import TracedCircuit
 from workers.engine.state import TracedFockState
+from workers.errors import StatefulCallError
 
 
 class TracedTFBackend(TFBackend):
@@ -31,6 +32,9 @@ class TracedTFBackend(TFBackend):
       from the second mode on.
     * Gates run when the state is needed, all together; eagerly, as one cached ``tf.function``.
     """
+
+    #: Why a state that was asked for is not there, if so.
+    why_no_state = ""
 
     def begin_circuit(self, num_subsystems: int, **kwargs: Any) -> None:
         """See ``TFBackend.begin_circuit``; ``batch_size=1`` is possible too."""
@@ -74,6 +78,8 @@ class TracedTFBackend(TFBackend):
 
     def state(self, modes: Any = None, **kwargs: Any) -> FockStateTF:
         """See ``TFBackend.state``."""
+        if self.why_no_state:
+            raise StatefulCallError(self.why_no_state)
         found = super().state(modes, **kwargs)
         return TracedFockState(
             found.data,

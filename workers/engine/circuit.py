@@ -84,7 +84,8 @@ class Tally:
     """Circuits that were run: how many, and how many numbers were multiplied in them, about.
 
     ``failures``: what was raised in runs of programs, each in a line. ``went_on``: an engine went
-    on with the state that an earlier call had left it in.
+    on with the state that an earlier call had left it in. ``began``: engines that a call began with
+    as they are after a reset; ``engines``: all that ran.
     """
 
     runs: int = 0
@@ -92,6 +93,7 @@ class Tally:
     went_on: bool = False
     failures: list[str] = field(default_factory=list)
     began: list[Any] = field(default_factory=list)
+    engines: list[Any] = field(default_factory=list)
 
     def add(
         self, circuit: Circuit, parameters: Sequence[tf.Tensor], state: tf.Tensor | None
@@ -110,14 +112,17 @@ class Tally:
 def tally() -> Iterator[Tally]:
     """Count the circuits that are run within; who counts around this counts them too."""
     counted = Tally()
-    with during(_tally, counted):
-        yield counted
+    try:
+        with during(_tally, counted):
+            yield counted
+    finally:
         if (outer := _tally.get()) is not None:
             outer.runs += counted.runs
             outer.products += counted.products
             outer.failures += counted.failures
             outer.went_on |= counted.went_on
             outer.began += counted.began
+            outer.engines += counted.engines
 
 
 def noted() -> Tally | None:
@@ -125,7 +130,9 @@ def noted() -> Tally | None:
     tally = _tally.get()
     if tally is None:
         return None
-    return replace(tally, failures=[*tally.failures], began=[*tally.began])
+    return replace(
+        tally, failures=[*tally.failures], began=[*tally.began], engines=[*tally.engines]
+    )
 
 
 def take_back(before: Tally | None) -> None:
@@ -147,6 +154,13 @@ def going_on() -> None:
     tally = _tally.get()
     if tally is not None:
         tally.went_on = True
+
+
+def running(engine: Any) -> None:
+    """Note that an engine is run in a call."""
+    tally = _tally.get()
+    if tally is not None:
+        tally.engines.append(engine)
 
 
 def beginning(engine: Any) -> None:

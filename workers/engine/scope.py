@@ -171,6 +171,7 @@ class Scoped(TracedEngine):
             if self._last is not scope:
                 self._begin(scope, program)
                 scope.ran.append(self)
+                circuit.running(self)
             if not tf.executing_eagerly() and self not in scope.traced:
                 scope.traced.append(self)
             self._last = scope
@@ -193,11 +194,16 @@ class Scoped(TracedEngine):
         """See ``LocalEngine.reset``."""
         super().reset(backend_options)
         self._reset_in, self._lost = _scope.get(), False
+        self.backend.why_no_state = ""
 
     def has_run(self) -> None:
         """Note that what was compiled has run it. The state that it left is not kept."""
         self.run_progs = list(self._programs)
         self._lost = True
+        self.backend.why_no_state = (
+            "the engine's last run was compiled, and left no state in the engine; keep what "
+            "engine.run(...) returns in an attribute of the model, or return it"
+        )
 
     def _begin(self, scope: Scope, program: Any) -> None:
         if not self.run_progs:
@@ -273,7 +279,7 @@ def aside() -> AbstractContextManager[Any]:
 
 
 #: What an engine tells of what it has run.
-_OUTSIDE = ("run_progs", "reset", "run", "samples", "print_applied")
+_OUTSIDE = ("run_progs", "reset", "run", "samples", "print_applied", "backend")
 
 
 def _outside(engine: LocalEngine, name: str) -> Any:

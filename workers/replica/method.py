@@ -23,6 +23,7 @@ from workers.engine import exported
 from workers.engine.scope import called
 from workers.exchange.protocol import Plan, filled
 from workers.replica import serialization
+from workers.replica.kept import Keeping
 from workers.tensors import differentiable, leaves, tensor_of
 
 _NOTHING = contextlib.nullcontext()
@@ -169,7 +170,8 @@ class Method:
             pairs = zip(inputs, self.plan.as_tensor, strict=True)
             inputs = tuple(x if as_tensor else narrow(x) for x, as_tensor in pairs)
         if form.by_rows:
-            return rows.by_rows(self._call, form.by_rows, self.seen)(*inputs)
+            found = rows.by_rows(self._call, form.by_rows, self.seen)(*inputs)
+            return self.call.of_rows(found) if isinstance(self.call, Keeping) else found
         return (together(self._call) if form.together else self._call)(*inputs)
 
     def _call(self, *inputs: Any) -> Any:

@@ -23,9 +23,10 @@ from workers.engine.scope import GOES_ON
 from workers.errors import StatefulCallError
 from workers.exchange.protocol import Form, Frame, Plan, Probe, Probed
 from workers.layout import Buffer, tile_worth
-from workers.replica import probe, serialization, tile
+from workers.replica import probe, tile
 from workers.replica.calls import Calls
 from workers.replica.draws import Draws
+from workers.replica.kept import Before
 from workers.replica.method import Method, as_tensors, as_the_model_wants
 from workers.tensors import differentiable, leaves
 
@@ -143,7 +144,7 @@ class _OneProbe:
         model, draws = self.prober.model, self.prober.draws
         few, many = (self.method.plan.rows,) * 2 if self.method.plan.rows else _ROWS
         losses = probe.losses(model)
-        before = dict(getattr(model, "__dict__", {}))
+        before = Before(model)
         with probe.no_new_variables(), circuit.tally() as ran_few:
             draws.seed(0, 0)
             stands = draws.stands()
@@ -153,20 +154,20 @@ class _OneProbe:
             beyond = draws.stands() != stands or globally
             in_variables = draws.in_variables(stands)
             drew = beyond or streamed > 0
-        made = serialization.set_to_tensors(model, before)
+        made = [each.name for each in before.kept()]
         self.prober.calls.check_all_unchanged(self.buffer)
         if probe.losses(model) > losses:
             raise StatefulCallError(
                 "the model adds losses in its call (add_loss, an activity regularizer), which a "
                 "worker cannot hand back. Return what the loss needs, and add it in the caller"
             )
-        before = dict(getattr(model, "__dict__", {}))
+        before = Before(model)
         draws.seed(0, 0)
         with circuit.tally() as ran_again:
             calls_of_few, second = probe.interpreter_calls(lambda: self.run(few))
         again = self.prober.drawn
-        attributes = serialization.set_to_tensors(model, before)
-        kept = [f"self.{name}" for name in made if name not in attributes]
+        attributes = tuple(each.name for each in before.kept())
+        kept = [name for name in made if name not in attributes]
         if kept and (again < streamed or globally > draws.drawn_globally_since(0, 0)):
             raise StatefulCallError(
                 f"the first call set {', '.join(kept)}, and drew random numbers that later calls "

@@ -163,21 +163,6 @@ def walk(model: Any) -> Iterator[Any]:
             ahead += attributes.values() if isinstance(attributes, dict) else ()
 
 
-def set_to_tensors(model: Any, before: dict[str, Any]) -> tuple[str, ...]:
-    """The attributes that are tensors, or nests of them, and were something else ``before``."""
-    import tensorflow as tf
-
-    def numbers(value: Any) -> bool:
-        with contextlib.suppress(TypeError):  # a dict whose keys cannot be sorted
-            leaves = tf.nest.flatten(value)
-            return bool(leaves) and all(isinstance(leaf, tf.Tensor) for leaf in leaves)
-        return False
-
-    now = getattr(model, "__dict__", {})
-    changed = [name for name, value in now.items() if before.get(name, model) is not value]
-    return tuple(name for name in changed if numbers(now[name]))
-
-
 @contextlib.contextmanager
 def attributes_kept(model: Any) -> Iterator[None]:
     """Have the attributes of a model's own objects, and what is in lists and dicts among them, be

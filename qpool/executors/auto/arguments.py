@@ -17,6 +17,7 @@ import tensorflow as tf
 from qpool.bridge.arguments import are_plain, is_eager
 from workers.errors import InputError
 from workers.replica import serialization
+from workers.replica.kept import Before
 
 
 def in_graph(values: list[Any]) -> bool:
@@ -55,17 +56,19 @@ def form_of(value: Any) -> str:
 
 @contextlib.contextmanager
 def left_as_it_was(model: Any) -> Iterator[None]:
-    """Put back what calls of the model change: its variables, and where NumPy's and Python's
-    global sources of random numbers stand."""
+    """Put back what calls of the model change: its variables, the tensors that it and its parts
+    hold, and where NumPy's and Python's global sources of random numbers stand."""
     shipped = serialization.inspect(model, {})
     variables = shipped.variables
     values = [variable.numpy() for variable in variables]
     states = np.random.get_state(), random.getstate()  # noqa: NPY002
     own = [draw for draw in shipped.draws if isinstance(draw, np.random.Generator)]
     places = [copy.deepcopy(draw.bit_generator.state) for draw in own]
+    held = Before(model)
     try:
         yield
     finally:
+        held.put_back()
         for variable, value in zip(variables, values, strict=True):
             if variable.numpy().tobytes() != value.tobytes():
                 variable.assign(value)

@@ -22,6 +22,7 @@ from workers.compiling.streams import Stream
 from workers.engine import circuit
 from workers.errors import ModelError
 from workers.replica import probe
+from workers.replica.kept import Kept
 from workers.replica.method import Method
 from workers.tensors import leaves
 
@@ -43,16 +44,37 @@ def choose(
     result: Any,
     reason: str,
     levels: Sequence[str] = compiled.LEVELS[:-1],
-    sets: tuple[str, ...] = (),
+    kept: Sequence[Kept] = (),
     updated: Sequence[tuple[tf.Variable, Any]] = (),
 ) -> compiled.Choice:
     """Compile, unless for a ``reason``, to what gives the ``result`` of the eager call.
 
-    If that ran as many circuits as it had rows, it is vectorised over them, if it can be.
-    ``sets``: attributes that it set to tensors, which what is compiled sets too, unless it is a
-    loop. ``updated``: variables to which it gave these values, and which have those of before
-    now; what is compiled updates them, and no row stands for all.
+    If that ran as many circuits as it had rows, it is vectorised over them, if it can be. ``kept``:
+    where it has left tensors, which what is compiled leaves too; or, where that cannot be, says
+    that it does not. ``updated``: variables to which it gave these values, and which have those of
+    before now; what is compiled updates them, and no row stands for all.
     """
+    may = [each for each in kept if each.may_be_left]
+    rest = [each for each in kept if not each.may_be_left]
+    choice = _chosen(compiled_call, model, inputs, result, reason, levels, may, rest, updated)
+    if choice.level == "eager" and may and not reason:
+        other = _chosen(compiled_call, model, inputs, result, reason, levels, (), kept, updated)
+        if other.level != "eager":
+            return other
+    return choice
+
+
+def _chosen(
+    compiled_call: CompiledCall,
+    model: Any,
+    inputs: list[tf.Tensor],
+    result: Any,
+    reason: str,
+    levels: Sequence[str],
+    kept: Sequence[Kept],
+    lost: Sequence[Kept],
+    updated: Sequence[tf.Variable],
+) -> compiled.Choice:
     circuits = compiled_call.ran.runs
     rows = int(inputs[0].shape[0]) if any(compiled_call.sharded) and inputs[0].shape.rank else 0
     compiled_call.rows = rows
@@ -60,11 +82,12 @@ def choose(
     _have_returned(
         compiled_call,
         model,
-        () if looped or reason else sets,
+        () if reason else kept,
+        () if reason else lost,
         () if reason else [variable for variable, _ in updated],
     )
-    if compiled_call.sets:
-        result = result, [vars(model)[name] for name in compiled_call.sets]
+    if compiled_call.kept:
+        result = result, [each.tensors() for each in kept]
     if compiled_call.updates:
         result = result, [tf.convert_to_tensor(value) for _, value in updated]
     outputs = leaves(result)
@@ -95,12 +118,13 @@ def choose(
 def _have_returned(
     compiled_call: CompiledCall,
     model: Any,
-    sets: tuple[str, ...],
+    kept: Sequence[Kept],
+    lost: Sequence[Kept],
     updated: Sequence[tf.Variable],
 ) -> None:
     """Have what will be compiled return these attributes and variables with its result."""
-    call = returning(compiled_call.method.call, model, sets, updated)
-    compiled_call.sets, compiled_call.updates = sets, updated
+    call = returning(compiled_call.method.call, model, kept, lost, updated)
+    compiled_call.kept, compiled_call.lost, compiled_call.updates = kept, lost, updated
     if call is not compiled_call.method.call:
         compiled_call.method = dataclasses.replace(compiled_call.method, call=call, seen={})
 
@@ -165,6 +189,7 @@ def _wider(
         for other in compiled_call.alike
         if rows < (other.rows or 0) <= 4 * rows and other.wider is None and other.compiles
         if any(other.method.plan.form.by_rows) and other.method.stream is None
+        if [kept.name for kept in other.kept] == [kept.name for kept in compiled_call.kept]
     ]
     for other in sorted(fit, key=lambda other: other.rows or 0):
         compiled_call.wider = other

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -33,6 +34,7 @@ from workers.engine import circuit
 from workers.engine.scope import called, reset_before
 from workers.exchange.protocol import Plan, Sharded
 from workers.replica import classes
+from workers.replica.kept import Kept
 from workers.replica.method import Method
 from workers.tensors import differentiable, leaves, mapped
 
@@ -45,11 +47,12 @@ class CompiledCall:
     so many ``rows``; ``calls`` and ``seconds`` are those of its eager calls before that, ``ran``
     the circuits of the last one, ``drew`` says that it drew what a stream would take over,
     ``seeded`` that it drew from sources that it updates, and ``assigned`` which variables it
-    assigned to, by identity. ``sets`` are attributes of the model that what was compiled returns
-    with the result, ``updates`` variables of whose new values that is so. ``engines`` are those
-    that it begins with as they are after a reset; ``reset_before`` says that there may be some,
-    which the next call will show. ``alike`` are the same with other counts of rows, and ``wider``
-    the one of them that computes it, with more.
+    assigned to, by identity. ``kept`` are places in the model of which what was compiled returns
+    what it leaves there, ``lost`` those that it leaves nothing in, ``updates`` variables whose new
+    values it returns. ``engines`` are those that it begins with as they are after a reset, ``runs``
+    all that it runs; ``reset_before`` says that there may be some, which the next call will show.
+    ``alike`` are the same with other counts of rows, and ``wider`` the one of them that computes
+    it, with more.
     """
 
     method: Method
@@ -64,9 +67,11 @@ class CompiledCall:
     seeded: bool = False
     attributes: Any = None
     changes: int = 0
-    sets: tuple[str, ...] = ()
+    kept: Sequence[Kept] = ()
+    lost: Sequence[Kept] = ()
     updates: Sequence[tf.Variable] = ()
     engines: Sequence[Any] = ()
+    runs: Sequence[weakref.ref[Any]] = ()
     reset_before: bool = False
     alike: Sequence[CompiledCall] = ()
     wider: CompiledCall | None = None
@@ -85,7 +90,7 @@ class CompiledCall:
     def only_computes(self) -> bool:
         """Whether it is compiled, and calling it once more changes nothing, and gives the same."""
         drawing = self.drew or self.seeded or self.method.stream is not None
-        return self.is_compiled and not (drawing or self.engines or self.updates or self.sets)
+        return self.is_compiled and not (drawing or self.engines or self.updates or self.kept)
 
     def taped(self, lock: AbstractContextManager[Any]) -> Callable[..., Any]:
         """What was compiled, by XLA with gradients by one program more; not if it is to update
@@ -115,7 +120,12 @@ class CompiledCall:
             tf.concat([x, tf.repeat(x[-1:], more, axis=0)], 0) if flag else x
             for x, flag in zip(inputs, self.wider.sharded, strict=True)
         )
-        return mapped(lambda x: x[:rows], computed(*given))
+        found = computed(*given)
+        if not self.kept:
+            return mapped(lambda x: x[:rows], found)
+        found, left = found
+        fewer = [kept.of_fewer(tensors) for kept, tensors in zip(self.kept, left, strict=True)]
+        return mapped(lambda x: x[:rows], found), fewer
 
     def as_dict(self) -> dict[str, Any]:
         """For ``stats()``; a choice must have been made."""
@@ -153,15 +163,19 @@ class CompiledCalls:
             found = compiled_call.widened(inputs, compiled_call.wider.taped(self.lock))
         else:
             found = compiled_call.taped(self.lock)(*inputs)
-        for engine in compiled_call.engines:
-            engine.has_run()
+        for engine in compiled_call.runs:
+            if (there := engine()) is not None:
+                there.has_run()
         if compiled_call.updates:
             found, values = found
             for variable, value in zip(compiled_call.updates, values, strict=True):
                 variable.assign(value)
-        if compiled_call.sets:
-            found, values = found
-            vars(self._model).update(zip(compiled_call.sets, values, strict=True))
+        if compiled_call.kept:
+            found, left = found
+            for kept, tensors in zip(compiled_call.kept, left, strict=True):
+                kept.write(tensors)
+        for lost in compiled_call.lost:
+            lost.unset()
         return found
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,15 +118,18 @@ class CpuBatchExecutor(Executor):
         before: State,
     ) -> None:
         run = compiled_call.ran
-        sets, updated = before.set_to_tensors(), before.updated(compiled_call.assigned)
+        kept, updated = before.kept(), before.updated(compiled_call.assigned)
         reason = before.what_changed(updated)
         compiled_call.seeded = before.drew(updated)
         anew = compiled_call.reset_before and not run.went_on
         again = before.again([] if reason else updated)
         with reset_before(anew), again, before.other_numbers():
             compiled_call.choice = choosing.choose(
-                compiled_call, self.model, inputs, result, reason, sets=sets, updated=updated
+                compiled_call, self.model, inputs, result, reason, kept=kept, updated=updated
             )
+        # Of those that a call makes nothing stays.
+        compiled_call.runs = [weakref.ref(engine) for engine in dict.fromkeys(run.engines)]
+        run.engines.clear()
         if anew:
             compiled_call.engines = run.began
             for engine in run.began:  # by the call, before it was traced
@@ -137,8 +141,9 @@ class CpuBatchExecutor(Executor):
         method = compiled_call.method.plan.method
         notices.not_compiled(self.model, method, compiled_call.choice, run.runs, self.options)
         notices.caught(self.model, method, next(iter(run.failures), ""), self.options)
-        if compiled_call.choice.level != "eager" and not compiled_call.sets:
-            notices.not_set(self.model, method, sets, self.options)
+        if compiled_call.choice.level != "eager":
+            lost = [each.name for each in compiled_call.lost]
+            notices.not_set(self.model, method, lost, self.options)
 
     def _choose_by_draws(self, compiled_call: CompiledCall, inputs: list[tf.Tensor]) -> None:
         """By what draws in the place of a graph's inputs show, where they can be had."""

@@ -6,7 +6,6 @@ Owns how that is seen, how a call that is compiled returns it, and how it is und
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
@@ -15,10 +14,9 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from workers.compiling import updates
-from workers.errors import ModelError
 from workers.replica import probe, serialization
 from workers.replica.draws import global_states
-from workers.tensors import mapped
+from workers.replica.kept import Before, Keeping, Kept, Wrapped
 
 
 class State:
@@ -29,6 +27,7 @@ class State:
         self._shipped = serialization.inspect(model, {})
         self._values = [_number(variable) for variable in self._shipped.variables]
         self._attributes = dict(getattr(model, "__dict__", {}))
+        self._before = Before(model)
         self._sources = self._stands()
 
     def updated(self, assigned: Container[int]) -> list[tuple[tf.Variable, Any]]:
@@ -71,9 +70,9 @@ class State:
             return "the call adds losses"
         return ""
 
-    def set_to_tensors(self) -> tuple[str, ...]:
-        """Attributes that are other tensors now."""
-        return serialization.set_to_tensors(self._model, self._attributes)
+    def kept(self) -> list[Kept]:
+        """Where the call has left tensors."""
+        return self._before.kept()
 
     @contextlib.contextmanager
     def again(self, updated: Sequence[tuple[tf.Variable, Any]]) -> Iterator[None]:
@@ -124,53 +123,25 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def returning(
-    call: Callable[..., Any], model: Any, sets: Sequence[str], updated: Sequence[tf.Variable]
+    call: Callable[..., Any],
+    model: Any,
+    kept: Sequence[Kept],
+    lost: Sequence[Kept],
+    updated: Sequence[tf.Variable],
 ) -> Callable[..., Any]:
-    """A call of a model's that returns attributes that it has set, and values that it would have
-    given to variables, with its result: what it returned before, of others or none."""
-    while isinstance(call, _Wrapped):
+    """A call of a model's that returns what it has ``kept``, and values that it would have given to
+    variables, with its result: what it returned before, of others or none. What is ``lost`` is not
+    to be looked at."""
+    while isinstance(call, Wrapped):
         call = call.plain
-    if sets:
-        call = _Setting(call, model, sets)
+    if kept or lost:
+        call = Keeping(call, model, kept, lost)
     if updated:
         call = _Updating(call, model, updated)
     return call
 
 
-class _Wrapped:
-    """A call of a model's that returns more with its result."""
-
-    def __init__(self, call: Callable[..., Any], model: Any, what: Sequence[Any]) -> None:
-        self.plain, self._what = call, what
-        self.__self__ = model
-        self.__qualname__ = getattr(call, "__qualname__", type(call).__qualname__)
-
-
-class _Setting(_Wrapped):
-    """What it has set attributes to. What it sets it may not look at before, where it is traced:
-    what an earlier call has left there would be a constant."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
-        attributes, looked_at = vars(self.__self__), not tf.executing_eagerly()
-        names = [name for name in self._what if looked_at and name in attributes]
-        before = {name: attributes[name] for name in names}
-        attributes.update({name: mapped(_stand_in, value) for name, value in before.items()})
-        stand_ins = {name: tf.nest.flatten(attributes[name]) for name in names}
-        result = self.plain(*args, **kwargs)
-        for name, leaves in stand_ins.items():
-            now = tf.nest.flatten(attributes[name])
-            if len(now) == len(leaves) and all(map(operator.is_, now, leaves)):  # made once
-                attributes[name] = before[name]
-            elif any(tf.is_tensor(x) and x.consumers() for x in leaves):
-                raise ModelError(f"what an earlier call has left in self.{name} is looked at")
-        return result, [attributes[name] for name in self._what]
-
-
-def _stand_in(value: Any) -> Any:
-    return tf.identity(value) if tf.is_tensor(value) else value
-
-
-class _Updating(_Wrapped):
+class _Updating(Wrapped):
     """What it would have assigned to variables."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:

@@ -26,6 +26,7 @@ from qpool.executors.in_place.effects import State
 from workers.compiling import compiled
 from workers.engine import circuit
 from workers.errors import ShippingError
+from workers.replica.kept import Kept
 
 #: XLA takes about so many times as long as tracing the graph did.
 _COMPILING = 5.0
@@ -70,7 +71,7 @@ class Unpooled:
             else None
         )
         if compiled_for is not None and compiled_for != _attributes(
-            self._model, compiled_call.sets
+            self._model, _own(compiled_call.kept)
         ):
             self._see_again(compiled_call)
         token = _within.set(True)
@@ -93,7 +94,7 @@ class Unpooled:
         """Attributes of the model are others than when the call was compiled: it is seen anew, or,
         where that happens again and again, called as it is."""
         compiled_call.changes += 1
-        compiled_call.attributes = _attributes(self._model, compiled_call.sets)
+        compiled_call.attributes = _attributes(self._model, _own(compiled_call.kept))
         if compiled_call.changes > _CHANGES:
             reason = "attributes of the model are changed again and again between its calls"
             compiled_call.choice = compiled.Choice("eager", reason, 0.0)
@@ -120,7 +121,8 @@ class Unpooled:
         compiled_call.seconds += time.perf_counter() - began
         compiled_call.calls += 1
         compiled_call.ran = run
-        sets = state.set_to_tensors()
+        kept = state.kept()
+        sets = _own(kept)
         compiled_call.attributes = {n: value for n, value in attributes.items() if n not in sets}
         reason = ""
         if not run.runs:
@@ -138,7 +140,7 @@ class Unpooled:
         elif compiled_call.calls > 1:
             with circuit.uncompiled():
                 compiled_call.choice = choosing.choose(
-                    compiled_call, self._model, inputs, result, "", ("graph",), sets
+                    compiled_call, self._model, inputs, result, "", ("graph",), kept
                 )
             compiled_call.seconds = 0.0
         return result
@@ -151,7 +153,7 @@ class Unpooled:
         compiled_call.seconds += time.perf_counter() - began
         if compiled_call.seconds > _COMPILING * compiled_call.choice.seconds:
             better = choosing.choose(
-                compiled_call, self._model, inputs, result, "", ("xla",), compiled_call.sets
+                compiled_call, self._model, inputs, result, "", ("xla",), compiled_call.kept
             )
             if better.level == "eager":
                 compiled_call.choice = dataclasses.replace(
@@ -160,6 +162,11 @@ class Unpooled:
             else:
                 compiled_call.choice = better
         return result
+
+
+def _own(kept: Sequence[Kept]) -> list[Any]:
+    """Those that are the model's attributes."""
+    return [each.key for each in kept if each.is_attribute]
 
 
 def _attributes(model: Any, without: Sequence[str] = ()) -> dict[str, Any]:

@@ -1,0 +1,359 @@
+"""What a call leaves behind it: tensors in the model's attributes, its parts', its lists and dicts.
+
+Owns where that is, and how it is left there by a call that is compiled; or, where that cannot be,
+what is there in its place: not what an earlier call has left.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import tensorflow as tf
+
+from workers.compiling import rows
+from workers.errors import AttributeNotSetError, ModelError
+from workers.replica import serialization
+
+#: Whose objects hold no tensors of a call's, or none that are anybody else's.
+_LIBRARIES = ("tensorflow.", "keras.", "numpy.", "sympy.", "builtins.", "workers.engine.", "qpool.")
+
+#: Strawberry Fields' states and results are values; its engines and programs hold much.
+_VALUES = ("strawberryfields.backends.", "strawberryfields.result.", "workers.engine.state.")
+
+#: The key of what a list has more than before.
+_GROWN = object()
+
+#: What may be asked of a tensor, a state, or a list of them, beside attributes.
+_ASKED = tuple(
+    """
+    array bool call contains float getitem int iter len add radd sub rsub mul rmul truediv rtruediv
+    matmul rmatmul pow rpow neg abs lt le gt ge
+    """.split()  # noqa: SIM905 - a list of names is read as words
+)
+
+#: Levels of lists, dicts and objects within each other.
+_DEEP = 8
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kept:
+    """A place that a call sets: an entry of a ``holder``, a dict (of attributes, or plain), or what
+    it appends to one, a list. ``name`` is what to call it; ``value`` what is there, with a
+    ``tf.TensorSpec`` for each tensor, which ``specs`` are.
+    """
+
+    holder: Any
+    key: Any
+    name: str
+    value: Any
+    specs: tuple[tf.TensorSpec, ...]
+
+    @property
+    def is_attribute(self) -> bool:
+        """Whether it is one of the model's own."""
+        return self.name == f"self.{self.key}"
+
+    def is_there(self) -> bool:
+        """Whether there is something."""
+        return self.key is _GROWN or not isinstance(self.holder, dict) or self.key in self.holder
+
+    def replace(self, value: Any) -> None:
+        """Have this be there; of a list that is appended to, be all of it."""
+        if self.key is _GROWN:
+            self.holder[:] = value
+        else:
+            self.holder[self.key] = value
+
+    @property
+    def may_be_left(self) -> bool:
+        """Whether a compiled call can: not in a deque, of which what was there falls out."""
+        return not isinstance(self.holder, collections.deque)
+
+    def read(self, length: int) -> Any:
+        """What is there: of a list what it has more than so many."""
+        return self.holder[length:] if self.key is _GROWN else self.holder[self.key]
+
+    def tensors(self) -> list[tf.Tensor]:
+        """What the call that has just been left there."""
+        return tensors_of(self.read(self.length() - len(self.value) if self.key is _GROWN else 0))
+
+    def length(self) -> int:
+        """Of a list that is appended to, now."""
+        return len(self.holder) if self.key is _GROWN else 0
+
+    def write(self, tensors: Sequence[tf.Tensor]) -> None:
+        """Leave these there, as the call leaves its own."""
+        left = iter(tensors)
+        self._put(_with(self.value, lambda _: next(left)))
+
+    def unset(self) -> None:
+        """Have what is there say that no compiled call has set it."""
+        self._put([Unset(self.name)] * len(self.value) if self.key is _GROWN else Unset(self.name))
+
+    def of_fewer(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """What it leaves of what a call with more rows, the last one again and again, left."""
+        pairs = zip(tensors, self.specs, strict=False)
+        return [x if x.shape == spec.shape else x[: spec.shape[0]] for x, spec in pairs]
+
+    def of_rows(self, stacked: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """What the whole call leaves, of what the turn of each row left, stacked: that of the last
+        row, that of all rows together, or one thing more for each.
+
+        Raises:
+            ValueError: none of that is of the shape that the model's own call left.
+        """
+        rows = int(stacked[0].shape[0]) if stacked else 0
+        if len(self.specs) == len(stacked):
+            return [_of_rows(x, spec) for x, spec in zip(stacked, self.specs, strict=True)]
+        each = [x[n] for n in range(rows) for x in stacked]
+        if [x.shape for x in each] != [spec.shape for spec in self.specs]:
+            raise ValueError(f"{self.name} is no thing for each row, nor of the last one")
+        return each
+
+    def _put(self, value: Any) -> None:
+        if self.key is _GROWN:
+            self.holder.extend(value)
+        else:
+            self.holder[self.key] = value
+
+
+class Before:
+    """What a model and its parts held before a call."""
+
+    def __init__(self, model: Any) -> None:
+        self._parts = {id(part): part for part in serialization.walk(model)}
+        self._held: list[tuple[str, Any, Any]] = []
+        for name, holder in _holders(model):
+            copied = dict(holder) if isinstance(holder, dict) else list(holder)
+            self._held.append((name, holder, copied))
+
+    def put_back(self) -> None:
+        """Have what it held be there again where there are tensors now."""
+        before = {id(holder): content for _, holder, content in self._held}
+        for kept in self.kept():
+            holder, content = kept.holder, before[id(kept.holder)]
+            if isinstance(holder, dict) and kept.key not in content:
+                del holder[kept.key]
+            elif kept.key is _GROWN:
+                holder.clear()
+                holder.extend(content)
+            else:
+                holder[kept.key] = content[kept.key]
+
+    def kept(self) -> list[Kept]:
+        """Where there are tensors now that were not there."""
+        found = []
+        for name, holder, before in self._held:
+            for key, called, value in _news(name, holder, before):
+                specs: list[tf.TensorSpec] = []
+
+                def spec(tensor: Any, specs: list[tf.TensorSpec] = specs) -> tf.TensorSpec:
+                    specs.append(tf.TensorSpec(tensor.shape, tensor.dtype))
+                    return specs[-1]
+
+                template = _with(value, spec, self._parts)
+                if specs:
+                    found.append(Kept(holder, key, called, template, tuple(specs)))
+        return found
+
+
+def tensors_of(value: Any) -> list[tf.Tensor]:
+    """Those in lists, dicts and objects, in order."""
+    found: list[tf.Tensor] = []
+    _with(value, found.append)
+    return found
+
+
+def _raise(unset: Unset, *_: Any, **__: Any) -> NoReturn:
+    raise AttributeNotSetError(
+        f"{unset.name} is not there: the last call was compiled, and leaves nothing there. So "
+        "return what is to be read afterwards, or call the model as it is, strategy='sequential'"
+    )
+
+
+class Unset:
+    """In the place of what a call would have left, and what was compiled of it does not."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<{self.name}, which a compiled call does not set>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by libraries, of anything
+            raise AttributeError(name)
+        _raise(self)
+
+
+for _name in _ASKED:
+    setattr(Unset, f"__{_name}__", _raise)
+
+
+class Wrapped:
+    """A call of a model's that returns more with its result."""
+
+    def __init__(self, call: Callable[..., Any], model: Any, what: Sequence[Any]) -> None:
+        self.plain, self._what = call, what
+        self.__self__ = model
+        self.__qualname__ = getattr(call, "__qualname__", type(call).__qualname__)
+
+
+class Keeping(Wrapped):
+    """What it has left in the places that it keeps. What it leaves there it may not look at before,
+    where it is traced: what an earlier call has left would be a constant."""
+
+    def __init__(
+        self, call: Callable[..., Any], model: Any, kept: Sequence[Kept], lost: Sequence[Kept]
+    ) -> None:
+        super().__init__(call, model, kept)
+        self._lost = lost
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        traced = not tf.executing_eagerly()
+        before = self._with_stand_ins() if traced else {}
+        lengths = [kept.length() for kept in self._what]
+        result = self.plain(*args, **kwargs)
+        if not self._what:
+            return result
+        if rows.looked_at():
+            return result, []
+        left = [
+            self._left(kept, length, before.get(kept))
+            for kept, length in zip(self._what, lengths, strict=True)
+        ]
+        return result, [[x[None] for x in each] for each in left] if rows.of_one() else left
+
+    def of_rows(self, found: Any) -> Any:
+        """Of what all rows' turns have given: see ``Kept.of_rows``."""
+        if not self._what:
+            return found
+        result, left = found
+        return result, [kept.of_rows(each) for kept, each in zip(self._what, left, strict=True)]
+
+    def _with_stand_ins(self) -> dict[Kept, tuple[Any, list[tf.Tensor]]]:
+        """What was in the places, and tensors of the graph that are there now in its place."""
+        for lost in self._lost:
+            if lost.key is not _GROWN:
+                lost.unset()
+        found = {}
+        for kept in self._what:
+            if kept.is_there():
+                value = kept.read(0)
+                stand_ins: list[tf.Tensor] = []
+
+                def stand_in(tensor: tf.Tensor, into: list[tf.Tensor] = stand_ins) -> tf.Tensor:
+                    into.append(tf.identity(tensor))
+                    return into[-1]
+
+                kept.replace(_with(value, stand_in))
+                found[kept] = value, stand_ins
+        return found
+
+    @staticmethod
+    def _left(
+        kept: Kept, length: int, before: tuple[Any, list[tf.Tensor]] | None
+    ) -> list[tf.Tensor]:
+        now = tensors_of(kept.read(length)) if kept.is_there() else []
+        if before is not None:
+            value, stand_ins = before
+            if stand_ins and len(now) == len(stand_ins) and all(map(operator.is_, now, stand_ins)):
+                kept.replace(value)  # made once
+                return tensors_of(value)
+            if any(x.consumers() for x in stand_ins):
+                raise ModelError(f"what an earlier call has left in {kept.name} is looked at")
+        return now
+
+
+def _holders(model: Any) -> Iterator[tuple[str, Any]]:
+    """Attribute dicts of the model and of the user's objects in it, and its lists and dicts."""
+    seen: set[int] = set()
+    ahead: list[tuple[str, Any]] = [("self", model)]
+    while ahead:
+        name, part = ahead.pop(0)
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, dict):
+            yield name, part
+            ahead += [(f"{name}[{key!r}]", value) for key, value in part.items()]
+        elif isinstance(part, list | tuple | collections.deque):
+            if not isinstance(part, tuple):
+                yield name, part
+            ahead += [(f"{name}[{n}]", value) for n, value in enumerate(part)]
+        elif not _is_of(part, (*_LIBRARIES, "strawberryfields.")):
+            attributes = getattr(part, "__dict__", None)
+            if isinstance(attributes, dict):
+                yield f"{name}.", attributes
+                ahead += [(f"{name}.{key}", value) for key, value in attributes.items()]
+
+
+def _news(name: str, holder: Any, before: Any) -> Iterator[tuple[Any, str, Any]]:
+    """The keys, names and values of what a holder has, and had not."""
+    if isinstance(holder, dict):
+        for key, value in holder.items():
+            if key not in before or before[key] is not value:
+                yield key, f"{name}{key}" if name.endswith(".") else f"{name}[{key!r}]", value
+        return
+    if isinstance(holder, collections.deque):
+        there = set(map(id, before))
+        yield _GROWN, name, [value for value in holder if id(value) not in there]
+        return
+    same = all(a is b for a, b in zip(holder, before, strict=False))
+    if len(holder) > len(before) and same:
+        yield _GROWN, name, holder[len(before) :]
+    elif len(holder) == len(before):
+        for n, (now, then) in enumerate(zip(holder, before, strict=True)):
+            if now is not then:
+                yield n, f"{name}[{n}]", now
+
+
+def _with(
+    value: Any, function: Callable[[Any], Any], known: Any = (), path: tuple[int, ...] = ()
+) -> Any:
+    """A value like it, with ``function`` of each of its tensors in the tensor's place; what is
+    ``known`` is left alone."""
+    if isinstance(value, tf.Tensor | tf.TensorSpec):
+        return function(value)
+    if id(value) in path or len(path) > _DEEP:
+        return value
+    path = (*path, id(value))
+    if isinstance(value, dict):
+        parts = {key: _with(part, function, known, path) for key, part in value.items()}
+        return value if all(parts[key] is value[key] for key in parts) else parts
+    if isinstance(value, list | tuple):
+        items = [_with(part, function, known, path) for part in value]
+        if all(a is b for a, b in zip(items, value, strict=True)):
+            return value
+        if isinstance(value, list):
+            return items
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    attributes = getattr(value, "__dict__", None)
+    if not isinstance(attributes, dict) or isinstance(value, type) or id(value) in known:
+        return value
+    if not _is_of(value, _VALUES) and _is_of(value, (*_LIBRARIES, "strawberryfields.")):
+        return value
+    changed = {name: _with(part, function, known, path) for name, part in attributes.items()}
+    if all(changed[name] is attributes[name] for name in changed):
+        return value
+    found = copy.copy(value)
+    found.__dict__.update(changed)
+    return found
+
+
+def _of_rows(stacked: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
+    if stacked.shape[1:] == spec.shape:
+        return stacked[-1]
+    together = tf.reshape(stacked, [-1, *stacked.shape[2:]]) if stacked.shape.rank > 1 else stacked
+    if together.shape != spec.shape:
+        raise ValueError("what the rows leave is not what the call leaves")
+    return together
+
+
+def _is_of(value: Any, modules: tuple[str, ...]) -> bool:
+    return f"{type(value).__module__}.".startswith(modules)
