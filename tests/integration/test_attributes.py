@@ -290,6 +290,21 @@ class Leaving(idioms.FixedBatch):
         ]
 
 
+OF_THE_MODULE: dict[str, Any] = {}
+
+
+class LeavingInTheModule(idioms.FixedBatch):
+    norms: ClassVar[list[Any]] = []
+
+    def __call__(self, z):
+        state = self.state(z[:, 0], z[:, 1])
+        OF_THE_MODULE["norm"] = tf.math.real(state.trace())
+        return tf.stack([state.mean_photon(n)[0] for n in range(2)], axis=1)
+
+    def penalty(self):
+        return [OF_THE_MODULE["norm"]]
+
+
 class LeavingByRow(idioms.LoopByIndex):
     """In each row's turn."""
 
@@ -315,7 +330,7 @@ class LeavingByRow(idioms.LoopByIndex):
         ]
 
 
-@pytest.mark.parametrize("kind", [Leaving, LeavingByRow])
+@pytest.mark.parametrize("kind", [Leaving, LeavingByRow, LeavingInTheModule])
 @pytest.mark.parametrize("strategy", ["cpu_batch", "auto"])
 def test_what_a_call_leaves_anywhere_is_that_of_the_last_call(kind, strategy: str) -> None:
     ours, stock = kind(), kind()

@@ -12,6 +12,7 @@ uses, of its own module and of those of the user's that it calls, and in what it
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dis
 import functools
@@ -160,6 +161,18 @@ def called(model: Any, methods: Iterable[str] = ()) -> Iterator[Any]:
                 further = set(names(function.__code__)) - asked
                 asked |= further
                 ahead += further
+
+
+def containers(model: Any, method: str) -> dict[str, Any]:
+    """Lists, dicts and deques of the user's modules that a call of this method may come to, by
+    name."""
+    roots = [model] if is_function(model) else called(model, (method,))
+    return {
+        place.key: place.value
+        for root in roots
+        for place in _places(root)
+        if type(place.value) in (list, dict, collections.deque)
+    }
 
 
 def found_by(function: Any) -> Iterator[Any]:

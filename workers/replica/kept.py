@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from workers.compiling import rows
 from workers.errors import AttributeNotSetError, ModelError
-from workers.replica import serialization
+from workers.replica import functions, serialization
 
 #: Whose objects hold no tensors of a call's, or none that are anybody else's.
 _LIBRARIES = ("tensorflow.", "keras.", "numpy.", "sympy.", "builtins.", "workers.engine.", "qpool.")
@@ -123,12 +123,12 @@ class Kept:
 
 
 class Before:
-    """What a model and its parts held before a call."""
+    """What a model and its parts held before a call of a method, and containers of its module."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, method: str) -> None:
         self._parts = {id(part): part for part in serialization.walk(model)}
         self._held: list[tuple[str, Any, Any]] = []
-        for name, holder in _holders(model):
+        for name, holder in _holders({"self": model} | functions.containers(model, method)):
             copied = dict(holder) if isinstance(holder, dict) else list(holder)
             self._held.append((name, holder, copied))
 
@@ -270,10 +270,10 @@ class Keeping(Wrapped):
         return now
 
 
-def _holders(model: Any) -> Iterator[tuple[str, Any]]:
-    """Attribute dicts of the model and of the user's objects in it, and its lists and dicts."""
+def _holders(roots: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Attribute dicts of the user's objects in these, and the lists and dicts, by name."""
     seen: set[int] = set()
-    ahead: list[tuple[str, Any]] = [("self", model)]
+    ahead = list(roots.items())
     while ahead:
         name, part = ahead.pop(0)
         if id(part) in seen:

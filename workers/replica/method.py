@@ -22,7 +22,7 @@ from workers.compiling.together import together
 from workers.engine import exported
 from workers.engine.scope import called
 from workers.exchange.protocol import Plan, filled
-from workers.replica import serialization
+from workers.replica import functions, serialization
 from workers.replica.kept import Keeping
 from workers.tensors import differentiable, leaves, tensor_of
 
@@ -179,10 +179,12 @@ class Method:
         kwargs = {name: filled(a, inputs) for name, a in self.kwargs.items()}
         of = getattr(self.call, "__self__", self.call)
 
+        eager = tf.executing_eagerly()
+        containers = () if eager else functions.containers(of, self.plan.method).values()
+
         def call(*args: Any, **kwargs: Any) -> Any:
             draws = _NOTHING if self.stream is None else self.stream.call()
-            eager = tf.executing_eagerly()
-            with draws, _NOTHING if eager else serialization.attributes_kept(of):
+            with draws, _NOTHING if eager else serialization.attributes_kept(of, containers):
                 return self.call(*args, **kwargs)
 
         return called(call, args, kwargs, self.traced, of=of)

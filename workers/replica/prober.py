@@ -144,7 +144,7 @@ class _OneProbe:
         model, draws = self.prober.model, self.prober.draws
         few, many = (self.method.plan.rows,) * 2 if self.method.plan.rows else _ROWS
         losses = probe.losses(model)
-        before = Before(model)
+        before = Before(model, self.method.plan.method)
         with probe.no_new_variables(), circuit.tally() as ran_few:
             draws.seed(0, 0)
             stands = draws.stands()
@@ -161,7 +161,7 @@ class _OneProbe:
                 "the model adds losses in its call (add_loss, an activity regularizer), which a "
                 "worker cannot hand back. Return what the loss needs, and add it in the caller"
             )
-        before = Before(model)
+        before = Before(model, self.method.plan.method)
         draws.seed(0, 0)
         with circuit.tally() as ran_again:
             calls_of_few, second = probe.interpreter_calls(lambda: self.run(few))

@@ -164,10 +164,11 @@ def walk(model: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def attributes_kept(model: Any) -> Iterator[None]:
-    """Have the attributes of a model's own objects, and what is in lists and dicts among them, be
-    the same after this as before: what is traced within may set them to tensors of a graph, which
-    are of no use to anybody later, and a trace is no call that the model should know of."""
+def attributes_kept(model: Any, others: Iterable[Any] = ()) -> Iterator[None]:
+    """Have the attributes of a model's own objects, and what is in lists and dicts among them, and
+    among ``others``, be the same after this as before: what is traced within may set them to
+    tensors of a graph, which are of no use to anybody later, and a trace is no call that the model
+    should know of."""
     libraries = ("tensorflow.", "keras.", "numpy", "strawberryfields.", "sympy.", "builtins")
     found = [
         (attributes, dict(attributes))
@@ -176,7 +177,7 @@ def attributes_kept(model: Any) -> Iterator[None]:
         and isinstance(attributes := getattr(part, "__dict__", None), dict)
     ]
     containers: dict[int, tuple[Any, Any]] = {}
-    for _, before in found:
+    for _, before in (*found, (None, dict(enumerate(others)))):
         _note_containers(before, containers)
     try:
         yield

@@ -55,16 +55,16 @@ def form_of(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def left_as_it_was(model: Any) -> Iterator[None]:
-    """Put back what calls of the model change: its variables, the tensors that it and its parts
-    hold, and where NumPy's and Python's global sources of random numbers stand."""
+def left_as_it_was(model: Any, method: str) -> Iterator[None]:
+    """Put back what calls of a model's method change: its variables, the tensors that it and its
+    parts hold, and where NumPy's and Python's global sources of random numbers stand."""
     shipped = serialization.inspect(model, {})
     variables = shipped.variables
     values = [variable.numpy() for variable in variables]
     states = np.random.get_state(), random.getstate()  # noqa: NPY002
     own = [draw for draw in shipped.draws if isinstance(draw, np.random.Generator)]
     places = [copy.deepcopy(draw.bit_generator.state) for draw in own]
-    held = Before(model)
+    held = Before(model, method)
     try:
         yield
     finally:

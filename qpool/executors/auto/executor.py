@@ -198,7 +198,7 @@ class AutoExecutor(Executor):
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int
     ) -> Choice:
         args, kwargs = (stand_ins(part, batch) for part in (args, kwargs))
-        with left_as_it_was(self.model):
+        with left_as_it_was(self.model, method):
             work = guess.work_of(self.model, self.options, method, args, kwargs)
         draws = bool(serialization.inspect(self.model, {}).draws)
         order = guess.in_order(
@@ -281,7 +281,7 @@ class AutoExecutor(Executor):
         autotuner, present = course.autotuner, course.candidate
         calls = {executor: executor.calls for executor in self._executors.values()}
         went = self._executors[present].calls
-        with left_as_it_was(self.model):
+        with left_as_it_was(self.model, method):
             if present not in autotuner.entered:
                 autotuner.enter(present)
             known = {
@@ -325,7 +325,7 @@ class AutoExecutor(Executor):
         autotuner = Autotuner(
             self.model, self._executor, method, args, kwargs, within, self._stop.is_set
         )
-        with left_as_it_was(self.model):
+        with left_as_it_was(self.model, method):
             for candidate in self._candidates(batch, autotuner):
                 autotuner.enter(candidate)
             choice = autotuner.decide(batch, self._executors)

@@ -69,7 +69,7 @@ class CpuBatchExecutor(Executor):
         compiled_call, inputs = self._compiled_calls.find(method, function, args, kwargs)
         if compiled_call.choice is None:
             if tf.executing_eagerly():
-                before = State(self.model)
+                before = State(self.model, method)
                 with (
                     circuit.untraced(),
                     circuit.tally() as run,
@@ -164,7 +164,7 @@ class CpuBatchExecutor(Executor):
                 )
                 for n, (x, sharded) in enumerate(zip(inputs, compiled_call.sharded, strict=True))
             ]
-            before = State(self.model)
+            before = State(self.model, compiled_call.method.plan.method)
             compiled_call.reset_before = True  # by the loop that the graph's caller is in
             try:
                 with (

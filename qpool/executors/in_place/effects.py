@@ -20,14 +20,14 @@ from workers.replica.kept import Before, Keeping, Kept, Wrapped
 
 
 class State:
-    """What a call may change in a model, and in what it draws from."""
+    """What a call of a method may change in a model, and in what it draws from."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, method: str) -> None:
         self._model = model
         self._shipped = serialization.inspect(model, {})
         self._values = [_number(variable) for variable in self._shipped.variables]
         self._attributes = dict(getattr(model, "__dict__", {}))
-        self._before = Before(model)
+        self._before = Before(model, method)
         self._sources = self._stands()
 
     def updated(self, assigned: Container[int]) -> list[tuple[tf.Variable, Any]]:

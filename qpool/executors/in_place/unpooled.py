@@ -110,8 +110,9 @@ class Unpooled:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        name = compiled_call.method.plan.method
         state, attributes, pooled = (
-            State(self._model),
+            State(self._model, name),
             _attributes(self._model),
             self._pooled_calls(),
         )
