@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 from tensorflow.python.ops import control_flow_ops, control_flow_util, gradients_util
 
 from workers.context import during
@@ -78,6 +79,14 @@ def differentiable(value: Any) -> bool:
     """Whether it is a tensor, or a variable, of numbers that may have a gradient."""
     there = isinstance(value, tf.Tensor | tf.Variable)
     return there and bool(value.dtype.is_floating or value.dtype.is_complex)
+
+
+def asked_for(cotangents: Sequence[Any]) -> list[bool]:
+    """Which of these, as a tape hands them on, its user's gradient is of. Where it is of some of an
+    operation's outputs, others get zeros that TensorFlow keeps (of up to 10,000 numbers; of more,
+    zeros like any). Stock has no gradient for what these alone depend on."""
+    kept = set(map(id, context.context().zeros_cache()._data.values()))
+    return [x is not None and id(x) not in kept for x in cotangents]
 
 
 def leaves(nest: Any) -> list[Any]:

@@ -32,7 +32,7 @@ from workers.errors import InputError, SecondOrderGradientError
 from workers.exchange.protocol import Kind
 from workers.layout import ArraySpec
 from workers.replica import serialization
-from workers.tensors import beside, mapped, tensor_of
+from workers.tensors import asked_for, beside, mapped, tensor_of
 
 if TYPE_CHECKING:
     from qpool.executors.remote import KnownPlan, RemoteModel
@@ -234,6 +234,9 @@ class Bridge:
                 ]
                 found = pooled_vjp(ticket, sources, *tensors, *given)
                 of_source = dict(zip(sources, found, strict=True))
+                if plan.leads and tf.executing_eagerly():
+                    reached = plan.reached(asked_for(cotangents))
+                    of_source = {n: x for n, x in of_source.items() if n in reached}
                 if plan.level == "eager" and tf.executing_eagerly():
                     of_source = {n: x for n, x in of_source.items() if plan.connects(n, x)}
                 return [None if n is None else of_source.get(n) for n in exchanges.places]

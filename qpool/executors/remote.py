@@ -36,7 +36,8 @@ class KnownPlan:
     ``outputs`` are specs of one row; ``tensors`` says which outputs are tensors (else ndarrays);
     ``arguments`` and ``as_tensor`` are its call's, see ``protocol.Plan``.
     ``connected`` says for each source, inputs first and then differentiable variables, whether any
-    output depends on it, and is None until a gradient was asked for.
+    output depends on it, and is None until a gradient was asked for; ``leads`` which each output of
+    several may depend on, if that is known.
     """
 
     number: int
@@ -55,6 +56,7 @@ class KnownPlan:
     reason: str
     compile_seconds: float
     with_loss: bool
+    leads: tuple[tuple[bool, ...], ...]
 
     @functools.cached_property
     def flat(self) -> bool:
@@ -70,6 +72,13 @@ class KnownPlan:
         variables = len(self.as_tensor) if self.level == "eager" else len(self.connected or ())
         flags = enumerate(self.connected or ())
         return [n for n, connected in flags if connected or n >= variables]
+
+    def reached(self, asked: Sequence[bool]) -> list[int]:
+        """Those of the sources that an output that is asked for may depend on."""
+        if all(asked) or not any(asked) or not self.leads:
+            return self.sources
+        leads = [leads for leads, flag in zip(self.leads, asked, strict=True) if flag]
+        return [n for n in self.sources if any(of_output[n] for of_output in leads)]
 
     def connects(self, source: int, gradient: Any) -> bool:
         """Whether an output depends on it, in this gradient or any before; else that is zero."""
@@ -160,6 +169,7 @@ class RemoteModel:
             reason=found.reason,
             compile_seconds=found.compile_seconds,
             with_loss=bool(wanted),
+            leads=found.leads,
         )
         self._plans[key] = plan
         self._say(plan, found.circuits)

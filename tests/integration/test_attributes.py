@@ -290,7 +290,7 @@ class Leaving(idioms.FixedBatch):
         ]
 
 
-OF_THE_MODULE: dict[str, Any] = {}
+LEFT: dict[str, Any] = {}
 
 
 class LeavingInTheModule(idioms.FixedBatch):
@@ -298,11 +298,11 @@ class LeavingInTheModule(idioms.FixedBatch):
 
     def __call__(self, z):
         state = self.state(z[:, 0], z[:, 1])
-        OF_THE_MODULE["norm"] = tf.math.real(state.trace())
+        LEFT["norm"] = tf.math.real(state.trace())
         return tf.stack([state.mean_photon(n)[0] for n in range(2)], axis=1)
 
     def penalty(self):
-        return [OF_THE_MODULE["norm"]]
+        return [LEFT["norm"]]
 
 
 class LeavingByRow(idioms.LoopByIndex):

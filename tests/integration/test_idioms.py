@@ -990,3 +990,40 @@ def test_a_batch_of_unknown_size_goes_to_workers_where_the_model_asks_for_it() -
         call = graph_of(generator)
         for rows in (4, 3):
             assert_like_stock([call(z[:rows])], [model(z[:rows])])
+
+
+class TwoOutputs(idioms.LoopByIndex):
+    """Samples, and what no circuit is asked for: a loss of one of them is not the other's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = tf.Variable([1.0, 2.0])
+
+    @property
+    def trainable_variables(self):
+        return [self.w, self.scale]
+
+    def __call__(self, z):
+        return {
+            "photons": super().__call__(z),
+            "scaled": z * self.scale,
+            "signs": tf.cast(z > 0, tf.int32),
+        }
+
+
+@pytest.mark.parametrize("strategy", ["cpu_batch", "processes", "threads"])
+def test_what_the_loss_does_not_come_to_has_no_gradient(worker, strategy: str) -> None:
+    options = {"processes": {"pool": worker}, "threads": {"workers": 2}, "cpu_batch": {}}[strategy]
+    model, z = TwoOutputs(), rows_of(TwoOutputs)
+    with qpool.parallelize(model, strategy=strategy, **options) as generator:
+        for names in (("photons",), ("scaled",), ("photons", "scaled"), ("scaled",)):
+            found = []
+            for call in (generator, model):
+                with tf.GradientTape() as tape:
+                    outputs = call(z)
+                    loss = sum(tf.reduce_sum(outputs[name] ** 2) for name in names)
+                found.append(tape.gradient(loss, model.trainable_variables))
+            for ours, stock in zip(*found, strict=True):
+                assert (ours is None) == (stock is None)
+                if stock is not None:
+                    np.testing.assert_allclose(ours, stock, atol=2e-5)

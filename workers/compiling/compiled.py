@@ -94,6 +94,23 @@ class Compiled:
         found: Sequence[tf.Variable] = self._traced(tensors)[0].variables
         return found
 
+    def leads(self, inputs: int, variables: Sequence[tf.Variable]) -> tuple[tuple[bool, ...], ...]:
+        """For each output of what has been traced, which of so many inputs and of the variables its
+        operations lead back to: others it has no gradient for."""
+        graph = next(iter(self._traces.values()))[0].graph
+        captured = {id(handle): inner for handle, inner in graph.captures}
+        roots = [*graph.inputs[:inputs], *(captured.get(id(v.handle)) for v in variables)]
+        found = []
+        for output in graph.outputs:
+            seen, ahead = set(), [output]
+            while ahead:
+                tensor = ahead.pop()
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    ahead += tensor.op.inputs
+            found.append(tuple(root is not None and id(root) in seen for root in roots))
+        return tuple(found)
+
     def with_captures(self, others: Mapping[int, tf.Variable], tensors: Sequence[tf.Tensor]) -> Any:
         """A call in which other variables stand for those it reads, by the ``id`` of a handle."""
         trace = self._traced(tensors)[0]

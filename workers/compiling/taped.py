@@ -15,9 +15,10 @@ taken, which has derivatives of any order in any of them.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,18 +27,19 @@ from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.ops import gradients_util, resource_variable_ops
 
 from workers.compiling.compile_cache import Guarded
-from workers.tensors import differentiable, leaves
+from workers.tensors import asked_for, differentiable, leaves
 from workers.variables import Reader
 
-#: Of given variables: (*inputs, *cotangents) -> a gradient, or None, for each input that may have
-#: one and then each variable. Cotangents are those of outputs that are differentiable.
-PullBack = Callable[[Sequence[tf.Variable]], Guarded]
+#: Of given variables, and outputs (which of them all): (*inputs, *cotangents) -> a gradient, or
+#: None, for each input that may have one and then each variable. Cotangents are these outputs'.
+PullBack = Callable[[Sequence[tf.Variable], "tuple[bool, ...]"], Guarded]
 
 
 class Taped:
     """``forward``, with ``pull_back`` for what a tape asks that is for first derivatives alone.
 
-    ``around`` is what both are traced within, and what keeps other calls of the model away.
+    ``around`` is what both are traced within, and what keeps other calls of the model away. The
+    last outputs are ``aside``, so many: a loss is likely to be of others.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class Taped:
         forward: Guarded,
         pull_back: PullBack,
         around: Callable[[], AbstractContextManager[Any]],
+        aside: int = 0,
     ) -> None:
         self._forward, self._make, self._around = forward, pull_back, around
+        self._aside = aside
         self._read: dict[Any, _Read] = {}
 
     def __call__(self, *inputs: tf.Tensor) -> Any:
@@ -61,27 +65,44 @@ class Taped:
             values = read.values()
         outputs = [found] if isinstance(found, tf.Tensor) else leaves(found)
         if read.of_outputs is None:
-            read.of_outputs = [differentiable(output) for output in outputs]
+            read.of_outputs = tuple(map(differentiable, outputs))
+            likely = read.of_outputs[: len(outputs) - self._aside]
+            likely += (False,) * self._aside
             with self._around():  # traced now, while the model is what the call found it to be
-                read.pull_back.made.variables(
-                    *inputs, *itertools.compress(outputs, read.of_outputs)
+                self._pull_back(read, likely).made.variables(
+                    *inputs, *itertools.compress(outputs, likely)
                 )
         of_outputs = read.of_outputs
-        kinds = [(x.shape, x.dtype) for x in itertools.compress(outputs, of_outputs)]
+        kinds = [(x.shape, x.dtype) for x in outputs]
 
         def gradient(*cotangents: Any) -> list[tf.Tensor | None]:
-            given = list(map(_like, itertools.compress(cotangents, of_outputs), kinds))
+            asked = of_outputs
+            if tf.executing_eagerly() and len(outputs) > 1:
+                asked = tuple(map(operator.and_, of_outputs, asked_for(cotangents)))
+                asked = asked if any(asked) else of_outputs
+            seeds = [
+                _like(x, kind)
+                for flag, x, kind in zip(asked, cotangents, kinds, strict=True)
+                if flag
+            ]
             if tf.executing_eagerly():
-                return self._pulled_back(read, values, inputs, given)
+                return self._pulled_back(read, asked, values, inputs, seeds)
             with self._around():
-                return self._in_graph(read, _of_then(read, values), inputs, given)
+                return self._in_graph(read, _of_then(read, values), inputs, seeds)
 
         record.record_operation("Taped", outputs, sources, gradient)
         return found
 
+    def _pull_back(self, read: _Read, asked: tuple[bool, ...]) -> Guarded:
+        """Of the outputs that are asked for: what another one depends on has no gradient."""
+        if asked not in read.pull_backs:
+            read.pull_backs[asked] = self._make(list(filter(differentiable, read.variables)), asked)
+        return read.pull_backs[asked]
+
     def _pulled_back(
         self,
         read: _Read,
+        asked: tuple[bool, ...],
         values: Sequence[tf.Tensor],
         inputs: Sequence[tf.Tensor],
         cotangents: Sequence[tf.Tensor],
@@ -92,10 +113,9 @@ class Taped:
             tensors = [*inputs, *cotangents]
             with self._around():
                 others = _of_then(read, values)
+                pull_back = self._pull_back(read, asked)
                 found: list[tf.Tensor | None] = (
-                    read.pull_back.made.with_captures(others, tensors)
-                    if others
-                    else read.pull_back(*tensors)
+                    pull_back.made.with_captures(others, tensors) if others else pull_back(*tensors)
                 )
             return found
 
@@ -141,7 +161,6 @@ class Taped:
                 [variable for variable in variables if variable.trainable],
                 [differentiable(x) for x in inputs],
                 [variable.handle for variable in floating],
-                self._make(floating),
             )
         return self._read[key]
 
@@ -159,16 +178,17 @@ def asked_once(sources: Sequence[tf.Tensor], trainable: Sequence[tf.Variable]) -
 @dataclass
 class _Read:
     """What a call reads: ``variables`` and the ``values`` that they have now, those of them that
-    are ``trainable``, and ``handles`` of those that may have gradients. ``pull_back`` gives these;
-    ``of_inputs`` and ``of_outputs`` say which ones may have any, if that is known."""
+    are ``trainable``, and ``handles`` of those that may have gradients. ``pull_backs`` give these,
+    of outputs that are asked for; ``of_inputs`` and ``of_outputs`` say which ones may have any, if
+    that is known."""
 
     variables: Sequence[tf.Variable]
     values: Callable[[], list[tf.Tensor]]
     trainable: Sequence[tf.Variable]
     of_inputs: Sequence[bool]
     handles: Sequence[tf.Tensor]
-    pull_back: Guarded
-    of_outputs: Sequence[bool] | None = None
+    pull_backs: dict[tuple[bool, ...], Guarded] = field(default_factory=dict)
+    of_outputs: tuple[bool, ...] | None = None
 
 
 def _of_then(read: _Read, values: Sequence[tf.Tensor]) -> dict[int, tf.Variable]:

@@ -345,6 +345,7 @@ class Probed:
     ``level``, ``reason``, ``compile_seconds``: see ``compiling.compiled.Choice``. ``form``: see
     ``Form``. ``circuits``: how many circuits a call of few rows runs.
     ``connected``: for each gradient source, whether any output depends on it; empty if not asked.
+    ``leads``: for each output, of several, which sources it may depend on, if that is known.
     ``caught``: what a circuit raised and the model caught. ``attributes``: those that the call set
     to tensors.
     """
@@ -366,6 +367,7 @@ class Probed:
     circuits: int = 0
     caught: str = ""
     attributes: tuple[str, ...] = ()
+    leads: tuple[tuple[bool, ...], ...] = ()
 
 
 class Computed(NamedTuple):

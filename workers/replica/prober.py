@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from workers.compiling import branches, compiled, streams
+from workers.compiling.compile_cache import Guarded
 from workers.compiling.streams import Stream
 from workers.engine import circuit
 from workers.engine.scope import GOES_ON
@@ -105,6 +106,7 @@ class Prober:
             seen.ran_few.runs,
             next(iter(seen.ran_few.failures), ""),
             seen.attributes,
+            asked.leads(),
         )
 
     @property
@@ -271,6 +273,19 @@ class _OneProbe:
                 connected = tuple(depends) or (every if conditions else self.connected)
                 return choice, cost, connected if purpose.gradient else ()
         return choice, self.fixed_cost, self.connected
+
+    def leads(self) -> tuple[tuple[bool, ...], ...]:
+        """For each of several outputs which sources it may depend on; none if that is not known."""
+        method, purpose = self.prober.plans[self.method.plan.plan], self.request.purpose
+        several = sum(map(differentiable, self.seen.outputs)) > 1
+        if not several or purpose.wanted or not purpose.gradient or method.plan.level == "eager":
+            return ()
+        function = method.compiled
+        made: Any = function.made if isinstance(function, Guarded) else function
+        found: tuple[tuple[bool, ...], ...] = made.leads(
+            len(method.plan.as_tensor), method.variables
+        )
+        return found
 
     def _compile(
         self, method: Method, arrays: list[np.ndarray], wanted: tuple[int, ...]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -107,7 +108,8 @@ class CompiledCall:
                     yield
 
             pull_back = functools.partial(_pull_back, self.method)
-            known = self.method.__dict__["taped"] = Taped(compiled, pull_back, around)
+            aside = sum(len(kept.specs) for kept in self.kept)
+            known = self.method.__dict__["taped"] = Taped(compiled, pull_back, around, aside)
         return known
 
     def widened(self, inputs: Sequence[tf.Tensor], computed: Callable[..., Any]) -> Any:
@@ -253,7 +255,9 @@ def as_it_is(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     return called(function, args, kwargs)
 
 
-def _pull_back(method: Method, variables: Sequence[tf.Variable]) -> Guarded:
+def _pull_back(
+    method: Method, variables: Sequence[tf.Variable], asked: tuple[bool, ...]
+) -> Guarded:
     """The call's vector-Jacobian product, the call in it: see ``Taped``."""
 
     def pulled(*given: tf.Tensor) -> list[tf.Tensor | None]:
@@ -261,10 +265,10 @@ def _pull_back(method: Method, variables: Sequence[tf.Variable]) -> Guarded:
         sources = [*filter(differentiable, inputs), *variables]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)
-            outputs = [x for x in leaves(method(*inputs)) if differentiable(x)]
+            outputs = list(itertools.compress(leaves(method(*inputs)), asked))
         found = tape.gradient(outputs, sources, output_gradients=given[len(inputs) :])
         return [None if x is None else tf.convert_to_tensor(x) for x in found]
 
-    made = compiled.at_level(pulled, "xla")
+    made = compiled.at_level(pulled, "xla", repr(asked))
     assert isinstance(made, Guarded)
     return made

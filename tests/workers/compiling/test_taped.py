@@ -1,6 +1,7 @@
 """Gradients of compiled functions by one program more are those that TensorFlow has eagerly."""
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +18,12 @@ from workers.tensors import differentiable, leaves
 def taped(function: Callable[..., Any], inputs: int = 1) -> Taped:
     """``function`` compiled, with ``made`` for how many pull-backs it has been asked for."""
 
-    def pull_back(variables: Any) -> Any:
+    def pull_back(variables: Any, asked: tuple[bool, ...]) -> Any:
         def pulled(*given: tf.Tensor) -> Any:
             sources = [*filter(differentiable, given[:inputs]), *variables]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(sources)
-                outputs = [x for x in leaves(function(*given[:inputs])) if differentiable(x)]
+                outputs = list(itertools.compress(leaves(function(*given[:inputs])), asked))
             return tape.gradient(outputs, sources, output_gradients=given[inputs:])
 
         return compiled.at_level(pulled, "xla")
@@ -300,3 +301,30 @@ def test_what_the_function_is_by_then_is_of_no_matter(w: tf.Variable, z: tf.Tens
         found = call(z)
     scale[0] = 100.0
     same(tape.gradient(found, w), 2 * tf.reduce_sum(z, 0))
+
+
+def test_what_only_outputs_that_nobody_asks_for_depend_on_has_no_gradient(w) -> None:
+    v = tf.Variable([1.0, 3.0])
+
+    def function(z):
+        return {"x": z * w, "y": tf.reduce_sum(v**2), "n": tf.constant([1, 2]), "z": 0.0 * v}
+
+    call, z = taped(function), tf.ones([3])
+    for loss in (
+        lambda found: tf.reduce_sum(found["x"] ** 2),
+        lambda found: found["y"] ** 2,
+        lambda found: found["y"] + tf.reduce_sum(found["x"]),
+        lambda found: tf.reduce_sum(found["z"]),
+        lambda found: 0.0 * tf.reduce_sum(found["x"]),
+    ):
+        gradients = []
+        for f in (call, function, call):
+            with tf.GradientTape() as tape:
+                tape.watch(z)
+                value = loss(f(z))
+            gradients.append(tape.gradient(value, [z, w, v]))
+        for ours, stock, again in zip(*gradients, strict=True):
+            assert (ours is None) == (stock is None) == (again is None)
+            if stock is not None:
+                np.testing.assert_allclose(ours, stock)
+                np.testing.assert_allclose(again, stock)
