@@ -175,6 +175,10 @@ class Scoped(TracedEngine):
             if not tf.executing_eagerly() and self not in scope.traced:
                 scope.traced.append(self)
             self._last = scope
+        elif self._lost and _replaces_the_state(program):
+            self.reset()
+        else:
+            self.check_state()
         refuse = scope.refuse if isinstance(scope, Scope) and scope.refuses else None
         with refusing_batches(refuse):
             result = super().run(program, **kwargs)
@@ -290,8 +294,6 @@ def _outside(engine: LocalEngine, name: str) -> Any:
     if found is None or not found.run_progs:
         return own
     if name != "reset":
-        if name == "run":
-            found.check_state()
         return getattr(found, name)
 
     def reset(backend_options: dict[str, Any] | None = None) -> None:
