@@ -305,6 +305,42 @@ class LeavingInTheModule(idioms.FixedBatch):
         return [LEFT["norm"]]
 
 
+class LeavingInAModule(tf.Module):
+    """TensorFlow tracks what lists and dicts are given; they are saved without tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = idioms.FixedBatch()
+        self.w = self.model.w
+        self.norms: list[Any] = []
+        self.log: dict[str, Any] = {}
+
+    def __call__(self, z):
+        state = self.model.state(z[:, 0], z[:, 1])
+        self.norms.append(tf.math.real(state.trace()))
+        self.log["vacuum"] = state.fidelity_vacuum()
+        return tf.stack([state.mean_photon(n)[0] for n in range(2)], axis=1)
+
+    def penalty(self):
+        return [self.log["vacuum"], tf.stack(list(self.norms))[-1]]
+
+
+class LeavingInAKerasModel(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = LeavingInAModule()
+        self.w = self.inner.w
+        self.norms: list[Any] = []
+
+    def call(self, z):
+        found = self.inner(z)
+        self.norms.append(tf.reduce_sum(found))
+        return found
+
+    def penalty(self):
+        return [*self.inner.penalty(), self.norms[-1]]
+
+
 class LeavingByRow(idioms.LoopByIndex):
     """In each row's turn."""
 
@@ -330,9 +366,14 @@ class LeavingByRow(idioms.LoopByIndex):
         ]
 
 
-@pytest.mark.parametrize("kind", [Leaving, LeavingByRow, LeavingInTheModule])
+@pytest.mark.parametrize(
+    "kind",
+    [Leaving, LeavingByRow, LeavingInTheModule, LeavingInAModule, LeavingInAKerasModel],
+)
 @pytest.mark.parametrize("strategy", ["cpu_batch", "auto"])
-def test_what_a_call_leaves_anywhere_is_that_of_the_last_call(kind, strategy: str) -> None:
+def test_what_a_call_leaves_anywhere_is_that_of_the_last_call(
+    tmp_path, kind, strategy: str
+) -> None:
     ours, stock = kind(), kind()
 
     def step(call, model, z):
@@ -353,6 +394,8 @@ def test_what_a_call_leaves_anywhere_is_that_of_the_last_call(kind, strategy: st
                 model.w.assign_add(0.05 * tf.ones_like(model.w))
         if strategy == "cpu_batch":
             assert [way["level"] for way in generator.stats()["compiled"]] == ["xla"]
+    if kind is LeavingInAModule:
+        tf.train.Checkpoint(model=ours).save(str(tmp_path / "saved"))
 
 
 class LeavingALot(idioms.LoopByIndex):

@@ -65,7 +65,7 @@ class Kept:
     def replace(self, value: Any) -> None:
         """Have this be there; of a list that is appended to, be all of it."""
         if self.key is _GROWN:
-            self.holder[:] = value
+            serialization.set_items(self.holder, value)
         else:
             self.holder[self.key] = value
 
@@ -95,6 +95,14 @@ class Kept:
         """Have what is there say that no compiled call has set it."""
         self._put([Unset(self.name)] * len(self.value) if self.key is _GROWN else Unset(self.name))
 
+    def hide(self) -> None:
+        """``unset``, where a call is traced; of a list all tensors in it."""
+        if self.key is not _GROWN:
+            self.unset()
+            return
+        items = [Unset(self.name) if tensors_of(item) else item for item in self.holder]
+        serialization.set_items(self.holder, items)
+
     def of_fewer(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """What it leaves of what a call with more rows, the last one again and again, left."""
         pairs = zip(tensors, self.specs, strict=False)
@@ -107,10 +115,10 @@ class Kept:
         Raises:
             ValueError: none of that is of the shape that the model's own call left.
         """
-        rows = int(stacked[0].shape[0]) if stacked else 0
         if len(self.specs) == len(stacked):
             return [_of_rows(x, spec) for x, spec in zip(stacked, self.specs, strict=True)]
-        each = [x[n] for n in range(rows) for x in stacked]
+        count = int(stacked[0].shape[0]) if stacked else 0
+        each = [x[n] for n in range(count) for x in stacked]
         if [x.shape for x in each] != [spec.shape for spec in self.specs]:
             raise ValueError(f"{self.name} is no thing for each row, nor of the last one")
         return each
@@ -140,8 +148,7 @@ class Before:
             if isinstance(holder, dict) and kept.key not in content:
                 del holder[kept.key]
             elif kept.key is _GROWN:
-                holder.clear()
-                holder.extend(content)
+                serialization.set_items(holder, content)
             else:
                 holder[kept.key] = content[kept.key]
 
@@ -165,7 +172,12 @@ class Before:
 def tensors_of(value: Any) -> list[tf.Tensor]:
     """Those in lists, dicts and objects, in order."""
     found: list[tf.Tensor] = []
-    _with(value, found.append)
+
+    def note(tensor: tf.Tensor) -> tf.Tensor:
+        found.append(tensor)
+        return tensor
+
+    _with(value, note)
     return found
 
 
@@ -239,8 +251,7 @@ class Keeping(Wrapped):
     def _with_stand_ins(self) -> dict[Kept, tuple[Any, list[tf.Tensor]]]:
         """What was in the places, and tensors of the graph that are there now in its place."""
         for lost in self._lost:
-            if lost.key is not _GROWN:
-                lost.unset()
+            lost.hide()
         found = {}
         for kept in self._what:
             if kept.is_there():

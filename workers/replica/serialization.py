@@ -208,9 +208,23 @@ def _put_back(container: Any, content: Any) -> None:
         items, before = list(container), content
     if len(items) == len(before) and all(a is b for a, b in zip(items, before, strict=True)):
         return
-    container.clear()
-    add = container.extend if hasattr(container, "extend") else container.update
-    add(content)
+    set_items(container, content)
+
+
+def set_items(container: Any, content: Any) -> None:
+    """Have a list, dict, set or deque hold this alone. One in which TensorFlow or Keras track what
+    is set is told nothing: they compare, which a graph's tensors are not for."""
+    storage = getattr(container, "_storage", None)
+    if isinstance(storage, list):
+        storage[:] = content
+    elif isinstance(container, list):
+        list.__setitem__(container, slice(None), content)
+    else:
+        inner = getattr(container, "__wrapped__", container)
+        inner.clear()
+        (inner.extend if isinstance(inner, collections.deque) else inner.update)(content)
+    if hasattr(container, "_update_snapshot"):
+        container._update_snapshot()
 
 
 def new(cls: type) -> Any:
