@@ -158,11 +158,11 @@ def test_actors_and_nodes_that_die_in_mid_step_change_nothing(cluster, pooled, e
     kill = itertools.count()
     original = cluster_of(pooled)._membership.answer
 
-    def answer(member: Any, reference: Any) -> Any:
+    def answer(reference: Any) -> Any:
         if next(kill) == 0:
             victim = next(m for m in members if m is not member)
             os.kill(ray.get(victim.actor.hello.remote())["pid"], signal.SIGKILL)
-        return original(member, reference)
+        return original(reference)
 
     cluster_of(pooled)._membership.answer = answer
     assert same(step(pooled), expected)
