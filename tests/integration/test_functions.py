@@ -350,3 +350,21 @@ def test_a_helper_that_is_defined_anew_is_seen(worker, strategy: str) -> None:
 
         for _ in range(2):
             np.testing.assert_allclose(pooled(z), 2.0 * z**2)
+
+
+def test_what_a_function_leaves_in_its_module_is_of_the_last_call() -> None:
+    def steps(call):
+        scripted.kept.clear()
+        for n in range(3):
+            z = Z * (1 + 0.1 * n)
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(call(z)) + scripted.last.fidelity_vacuum() + scripted.kept[-1]
+            yield loss, *tape.gradient(loss, [scripted.weights])
+
+    expected = list(steps(scripted.leaving))
+    with qpool.parallelize(scripted.leaving, strategy="cpu_batch") as pooled:
+        for ours, stock in zip(steps(pooled), expected, strict=True):
+            np.testing.assert_allclose(ours[0], stock[0], rtol=1e-5)
+            np.testing.assert_allclose(ours[1], stock[1], rtol=1e-4, atol=1e-5)
+        assert len(scripted.kept) == 3
+        assert pooled.stats()["compiled"][0]["level"] == "xla"

@@ -20,7 +20,7 @@ import inspect
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, MutableMapping
 from typing import Any
 
 import cloudpickle
@@ -163,16 +163,53 @@ def called(model: Any, methods: Iterable[str] = ()) -> Iterator[Any]:
                 ahead += further
 
 
+class Bound(MutableMapping[str, Any]):
+    """Names that functions bind anew in their module (``global last``)."""
+
+    def __init__(self, module: dict[str, Any], names: Iterable[str]) -> None:
+        self._module, self._names = module, tuple(names)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._module[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._module[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._module[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._names if name in self._module)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
 def containers(model: Any, method: str) -> dict[str, Any]:
-    """Lists, dicts and deques of the user's modules that a call of this method may come to, by
-    name."""
-    roots = [model] if is_function(model) else called(model, (method,))
-    return {
+    """What a call of this method may fill in the user's modules, by name: lists, dicts and deques,
+    and by their number the names that it binds."""
+    roots = [model] if is_function(model) else list(called(model, (method,)))
+    found = {
         place.key: place.value
         for root in roots
         for place in _places(root)
         if type(place.value) in (list, dict, collections.deque)
     }
+    bound: dict[int, tuple[dict[str, Any], set[str]]] = {}
+    for function in (plain(f) for root in roots for f in led_to(root)):
+        if isinstance(function, types.FunctionType) and not is_of_a_library(function.__module__):
+            names = set(_bound_by(function.__code__))
+            if names:
+                space = function.__globals__
+                bound.setdefault(id(space), (space, set()))[1].update(names)
+    return found | {f"module {n}": Bound(*of) for n, of in enumerate(bound.values())}
+
+
+@functools.lru_cache(maxsize=4096)
+def _bound_by(code: types.CodeType) -> tuple[str, ...]:
+    """The names of its module that a function binds."""
+    instructions = (i for part in _codes(code) for i in dis.get_instructions(part))
+    return tuple({i.argval for i in instructions if i.opname == "STORE_GLOBAL"})
 
 
 def found_by(function: Any) -> Iterator[Any]:

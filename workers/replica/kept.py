@@ -10,7 +10,7 @@ import collections
 import copy
 import dataclasses
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, NoReturn
 
 import tensorflow as tf
@@ -60,7 +60,8 @@ class Kept:
 
     def is_there(self) -> bool:
         """Whether there is something."""
-        return self.key is _GROWN or not isinstance(self.holder, dict) or self.key in self.holder
+        named = isinstance(self.holder, MutableMapping)
+        return self.key is _GROWN or not named or self.key in self.holder
 
     def replace(self, value: Any) -> None:
         """Have this be there; of a list that is appended to, be all of it."""
@@ -137,7 +138,7 @@ class Before:
         self._parts = {id(part): part for part in serialization.walk(model)}
         self._held: list[tuple[str, Any, Any]] = []
         for name, holder in _holders({"self": model} | functions.containers(model, method)):
-            copied = dict(holder) if isinstance(holder, dict) else list(holder)
+            copied = dict(holder) if isinstance(holder, MutableMapping) else list(holder)
             self._held.append((name, holder, copied))
 
     def put_back(self) -> None:
@@ -145,7 +146,7 @@ class Before:
         before = {id(holder): content for _, holder, content in self._held}
         for kept in self.kept():
             holder, content = kept.holder, before[id(kept.holder)]
-            if isinstance(holder, dict) and kept.key not in content:
+            if isinstance(holder, MutableMapping) and kept.key not in content:
                 del holder[kept.key]
             elif kept.key is _GROWN:
                 serialization.set_items(holder, content)
@@ -290,9 +291,10 @@ def _holders(roots: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         if id(part) in seen:
             continue
         seen.add(id(part))
-        if isinstance(part, dict):
+        if isinstance(part, MutableMapping):
+            name = "" if isinstance(part, functions.Bound) else name
             yield name, part
-            ahead += [(f"{name}[{key!r}]", value) for key, value in part.items()]
+            ahead += [(f"{name}[{key!r}]" if name else key, x) for key, x in part.items()]
         elif isinstance(part, list | tuple | collections.deque):
             if not isinstance(part, tuple):
                 yield name, part
@@ -306,10 +308,11 @@ def _holders(roots: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _news(name: str, holder: Any, before: Any) -> Iterator[tuple[Any, str, Any]]:
     """The keys, names and values of what a holder has, and had not."""
-    if isinstance(holder, dict):
+    if isinstance(holder, MutableMapping):
         for key, value in holder.items():
             if key not in before or before[key] is not value:
-                yield key, f"{name}{key}" if name.endswith(".") else f"{name}[{key!r}]", value
+                entry = name and not name.endswith(".")
+                yield key, f"{name}[{key!r}]" if entry else f"{name}{key}", value
         return
     if isinstance(holder, collections.deque):
         there = set(map(id, before))

@@ -12,7 +12,7 @@ import contextlib
 import pickle
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,12 +170,16 @@ def attributes_kept(model: Any, others: Iterable[Any] = ()) -> Iterator[None]:
     tensors of a graph, which are of no use to anybody later, and a trace is no call that the model
     should know of."""
     libraries = ("tensorflow.", "keras.", "numpy", "strawberryfields.", "sympy.", "builtins")
-    found = [
+    found: list[tuple[MutableMapping[Any, Any], dict[Any, Any]]] = [
         (attributes, dict(attributes))
         for part in walk(model)
         if not f"{type(part).__module__}.".startswith(libraries)
         and isinstance(attributes := getattr(part, "__dict__", None), dict)
     ]
+    others = list(others)
+    for names in others:
+        if isinstance(names, MutableMapping) and not isinstance(names, dict):
+            found.append((names, dict(names)))
     containers: dict[int, tuple[Any, Any]] = {}
     for _, before in (*found, (None, dict(enumerate(others)))):
         _note_containers(before, containers)
