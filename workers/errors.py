@@ -7,6 +7,7 @@ QPoolError
 ├── ModelError (TypeError)            an object that cannot be pooled as it is
 │   ├── ShippingError                 part of it cannot be sent to another process
 │   ├── StatefulCallError             calling it changes variables that the pool keeps in step
+│   ├── AttributeNotSetError (AttributeError)  what a call left is read, and it was computed without
 │   └── UntraceableError              an operation that a tf.function cannot hold
 │       └── NotForXLAError            or that XLA cannot compile
 ├── GradientError                     a derivative that cannot be had
@@ -23,7 +24,7 @@ QPoolError
 
 NotCompiledWarning (UserWarning)  a method that computes circuits and stays slow, and why
 CircuitFailedWarning (UserWarning)  a circuit failed, and the model went on without it
-AttributeNotSetWarning (UserWarning)  the call sets an attribute, which stays as it was
+AttributeNotSetWarning (UserWarning)  the call sets an attribute, and not where it is computed
 
 This module owns the tree and the wording that all errors share; it knows no other module.
 """
