@@ -68,7 +68,7 @@ class LossBridge(Bridge):
 
             tensors = self._of_mean_in_graph(plan, inputs, wanted)
         outputs, losses = self._pack(plan, tensors[: len(plan.outputs)])
-        connected = [n for n in wanted if n in plan.sources]
+        connected = _connected(plan, wanted)
         gradients: dict[int | None, Any] = dict(
             zip(connected, tensors[len(plan.outputs) :], strict=True)
         )
@@ -94,7 +94,7 @@ class LossBridge(Bridge):
         batch = len(arrays[0])
         mean: np.ndarray = np.full(batch, 1 / batch, plan.outputs[-1].dtype)
         cotangents = [*[None] * (len(plan.outputs) - 1), mean]
-        connected = [n for n in wanted if n in plan.sources]
+        connected = _connected(plan, wanted)
         operands = Operands(arrays[:inputs], arrays[inputs:], cotangents)
         found = self._remote.compute(plan, Kind.BOTH, operands, wanted=connected)
         return [*found.outputs, *found.gradients]
@@ -110,8 +110,14 @@ class LossBridge(Bridge):
         variables = self._remote.variables
         by_source = [variables[place] for place in self._remote.differentiable]
         results = rows_of(plan.outputs, tensors[0].shape[0])
-        results += [alike(by_source[n - len(inputs)]) for n in wanted if n in plan.sources]
+        results += [alike(by_source[n - len(inputs)]) for n in _connected(plan, wanted)]
         return computed(run, [*tensors, *(variable.value() for variable in variables)], results)
+
+
+def _connected(plan: KnownPlan, wanted: Sequence[int]) -> list[int]:
+    """Those of the sources that have gradients."""
+    sources = set(plan.sources)
+    return [n for n in wanted if n in sources]
 
 
 def on_a_tape(

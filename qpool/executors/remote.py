@@ -65,7 +65,7 @@ class KnownPlan:
             isinstance(part, int) for part in self.structure
         )
 
-    @property
+    @functools.cached_property
     def sources(self) -> list[int]:
         """Those that gradients are computed for: the connected ones. Of a call that is not compiled
         all variables: its Python may use others for other data than the few rows of the probe."""
@@ -85,6 +85,7 @@ class KnownPlan:
         known = self.connected or ()
         if not known[source] and np.any(gradient):
             self.connected = (*known[:source], True, *known[source + 1 :])
+            self.__dict__.pop("sources", None)
             return True
         return known[source]
 
