@@ -136,7 +136,7 @@ class _FromFactory:
         self._constants = constants
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return serialization.from_factory, (self._factory, self._settings, self._constants)
+        return functions.from_factory, (self._factory, self._settings, self._constants)
 
 
 class _Pickler(cloudpickle.Pickler):

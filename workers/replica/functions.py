@@ -123,6 +123,19 @@ def as_model(made: Any) -> Any:
     return FunctionModel(made) if plain else made
 
 
+def from_factory(
+    factory: Callable[[], Any],
+    wanted: dict[str, Any],
+    constants: tuple[tuple[str, str, Any], ...] = (),
+) -> serialization.Shipped:
+    """Call the user's factory; what the model holds follows from walking what it made."""
+    serialization.apply_settings(wanted)
+    serialization.apply_constants(constants)
+    made = serialization.inspect(as_model(factory()), wanted)
+    made.constants = constants
+    return made
+
+
 @contextlib.contextmanager
 def travelling(model: Any) -> Iterator[None]:
     """Have what a model calls be pickled with the variables that it leads to, not by the names

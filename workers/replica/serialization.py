@@ -108,21 +108,6 @@ def _unique(variables: Any) -> list[Any]:
     return list({id(variable): variable for variable in variables}.values())
 
 
-def from_factory(
-    factory: Callable[[], Any],
-    wanted: dict[str, Any],
-    constants: tuple[tuple[str, str, Any], ...] = (),
-) -> Shipped:
-    """Call the user's factory; what the model holds follows from walking what it made."""
-    from workers.replica import functions
-
-    apply_settings(wanted)
-    apply_constants(constants)
-    made = inspect(functions.as_model(factory()), wanted)
-    made.constants = constants
-    return made
-
-
 def inspect(model: Any, wanted: dict[str, Any]) -> Shipped:
     """A model with its variables and draws, found in the same order in every process."""
     import keras
