@@ -6,6 +6,9 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+#: Random halves that are compared; real neighbours that a generated sample is to be nearer than.
+_DRAWS, _NEIGHBOURS = 50, 5
+
 
 def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     """The energy distance of two samples (Székely & Rizzo, J. Stat. Plan. Infer. 143, 2013).
@@ -18,41 +21,41 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.sqrt(max(squared, 0.0)))
 
 
-def mean_distance(rows: np.ndarray, real: np.ndarray, *, draws: int = 50, seed: int = 0) -> float:
+def mean_distance(rows: np.ndarray, real: np.ndarray) -> float:
     """Energy distance of ``rows`` to ``real``, the mean over random subsets of half of ``real``.
 
     Each draw compares half of the real rows, chosen at random, with as many of ``rows``. The same
     sizes as in ``real_against_real``, so the two can be compared.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     half = len(real) // 2
     found = [
         energy_distance(
             rows[generator.permutation(len(rows))[:half]],
             real[generator.permutation(len(real))[:half]],
         )
-        for _ in range(draws)
+        for _ in range(_DRAWS)
     ]
     return float(np.mean(found))
 
 
-def real_against_real(real: np.ndarray, *, draws: int = 50, seed: int = 0) -> float:
+def real_against_real(real: np.ndarray) -> float:
     """The floor: energy distance of one random half of real data to the other, the mean of many."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     half = len(real) // 2
     found = []
-    for _ in range(draws):
+    for _ in range(_DRAWS):
         order = generator.permutation(len(real))
         found.append(energy_distance(real[order[:half]], real[order[half : 2 * half]]))
     return float(np.mean(found))
 
 
-def coverage(rows: np.ndarray, real: np.ndarray, *, neighbours: int = 5) -> float:
+def coverage(rows: np.ndarray, real: np.ndarray) -> float:
     """The share of real samples that have a generated one nearer than their 5th real neighbour.
 
     It falls where modes of the data are left out (Naeem et al., ICML 2020); at most 1. As many of
     ``rows`` are looked at as there are real ones, the first of them.
     """
-    reach = cKDTree(real).query(real, neighbours + 1)[0][:, -1]
+    reach = cKDTree(real).query(real, _NEIGHBOURS + 1)[0][:, -1]
     nearest = cKDTree(rows[: len(real)]).query(real)[0]
     return float(np.mean(nearest <= reach))

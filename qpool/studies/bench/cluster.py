@@ -11,8 +11,9 @@ from qpool.studies.bench.timing import turns_of
 from workers.errors import ConfigurationError
 
 
-def ray_overhead(turns: int = 7) -> dict[str, Any]:
+def ray_overhead() -> dict[str, Any]:
     """A training step, on two nodes of one worker each and on a local pool of two; and its bits."""
+    turns = 7
     import tensorflow as tf
 
     import qpool

@@ -342,8 +342,9 @@ def loop() -> dict[str, Any]:
     }
 
 
-def accuracy(circuits: int = 12) -> dict[str, Any]:
+def accuracy() -> dict[str, Any]:
     """Worst distance from stock complex128, relative to the largest entry, over random weights."""
+    circuits = 12
     worst: dict[str, float] = defaultdict(float)
     for seed in range(circuits):
         case = Case(2, 2, 6)

@@ -13,9 +13,10 @@ from qpool.studies.bench.timing import ratio, turns_of
 _STEPS = 300
 
 
-def speedup(turns: int = 7) -> dict[str, Any]:
+def speedup() -> dict[str, Any]:
     """The seed's circuit with stock SF, forward and weight gradient, batch 16: two workers, one,
     and the unpooled call of the whole batch at once."""
+    turns = 7
     import tensorflow as tf
 
     import qpool
@@ -51,9 +52,10 @@ def speedup(turns: int = 7) -> dict[str, Any]:
     }
 
 
-def monitor(turns: int = 15) -> dict[str, Any]:
+def monitor() -> dict[str, Any]:
     """What watching costs: a reading of the monitor, with its line of JSON and TensorBoard's
     figures, against the second between readings; and training steps watched and not, in turns."""
+    turns = 15
     import tempfile
     from pathlib import Path
 
@@ -175,9 +177,10 @@ def _step_seconds(trainer: Any, rows: Any) -> float:
     return statistics.median(b - a for a, b in itertools.pairwise(ends))
 
 
-def loop_of_ones_own(turns: int = 5) -> dict[str, Any]:
+def loop_of_ones_own() -> dict[str, Any]:
     """Milliseconds of a forward pass and weight gradient in a user's own loop, by strategy: with a
     tape around an eager call, and the same in a ``tf.function``. Batches of 16."""
+    turns = 5
     import contextlib
 
     import tensorflow as tf

@@ -193,9 +193,10 @@ def limits() -> dict[str, Any]:
     }
 
 
-def roofline(times: int = 10) -> dict[str, Any]:
+def roofline() -> dict[str, Any]:
     """The three-mode case (6 layers, cutoff 12, density) at batch 64 on one core: which share of
     the step goes where, and how near each part comes to the machine's limits."""
+    times = 10
     from qpool.studies.bench.alone import alone_on_a_core
 
     return alone_on_a_core("qpool.studies.bench.roofline", times)

@@ -34,9 +34,10 @@ class _Identity:
         return z
 
 
-def roundtrip(turns: int = 15) -> dict[str, Any]:
+def roundtrip() -> dict[str, Any]:
     """A forward call of an empty eager model, z 64x4, two tiles, no tape, beside the step of
     Gymnasium's AsyncVectorEnv with two environments, and beside two bare processes."""
+    turns = 15
     import tensorflow as tf
 
     import qpool

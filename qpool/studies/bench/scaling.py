@@ -89,11 +89,12 @@ def _compute_seconds(generator: Any) -> float:
     return sum(w["compute_seconds"] for w in generator.stats()["pool"]["workers"])
 
 
-def simulate(workers: int, steps: int = 20) -> dict[str, float]:
+def simulate(workers: int) -> dict[str, float]:
     """The coordinator's own work for a step of two tiles a worker: deciding, and making messages.
 
     What a pipe and a wake-up cost is not in it; ``dispatch_us_per_worker`` has that.
     """
+    steps = 20
     number = 2 * workers
     deciding, packing = [], []
     answer = protocol.encode(protocol.Computed(1, 1, (0.0, 0.0, 0.1, 0.2), 1.0, 1 << 28, 0))

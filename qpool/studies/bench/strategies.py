@@ -36,8 +36,9 @@ _SECONDS, _TURNS = 2.0, 3
 _SEED_CIRCUIT = (2, 2, 8)
 
 
-def strategies(batch: int = 16) -> dict[str, Any]:
+def strategies() -> dict[str, Any]:
     """The seed's circuit (2 modes, 2 layers, cutoff 8) in every strategy, and in peers."""
+    batch = 16
     cores = topology.budget().workers
     case = Case(*_SEED_CIRCUIT)
     z = case.z(batch)
@@ -170,9 +171,10 @@ _CIRCUITS = ((1, 4, 10), (2, 2, 8), (3, 2, 6))
 _BATCHES = (1, 8, 64, 512)
 
 
-def auto(turns: int = 5) -> dict[str, Any]:
+def auto() -> dict[str, Any]:
     """What ``auto`` chose for three circuits, four batches and both engines, against each fixed
     strategy: the speed of the best of those over auto's, timed in turns afterwards."""
+    turns = 5
     cells: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory(prefix="qpool-bench-") as folder,
@@ -219,9 +221,12 @@ def _auto_cell(case: Case, engine: str, batch: int, pool: Any, turns: int) -> di
     }
 
 
-def utilisation(seconds: float = 60.0, batch: int = 256, turns: int = 7) -> dict[str, Any]:
+def utilisation() -> dict[str, Any]:
     """The three-mode case (6 layers, cutoff 12, density) in a pool of all cores, for a minute: how
     busy its workers and their cores are; and how much faster it is than one worker, in turns."""
+    seconds = 60.0
+    batch = 256
+    turns = 7
     cores = topology.budget().workers
     case = Case(3, 6, 12, "density")
     z = case.z(batch)
