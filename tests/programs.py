@@ -1,4 +1,4 @@
-"""Programs that tests start: what one of them keeps on disk, and the next one finds."""
+"""Programs that tests start, in processes of their own; with a cache of their own, if wanted."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from pathlib import Path
 from workers import cache
 
 
-def run(code: str, folder: Path | str) -> subprocess.CompletedProcess[str]:
-    """Run it with ``folder`` for its cache, told nothing of this process's. It must end well."""
-    environment = {name: value for name, value in os.environ.items() if name != "TF_XLA_FLAGS"}
+def run(
+    code: str, folder: Path | str | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run it from the root of the project, told nothing of this process's compiling where it has
+    ``folder`` for its cache. It must end well."""
+    given = dict(os.environ if environment is None else environment)
+    if folder is not None:
+        given.pop("TF_XLA_FLAGS", None)
+        given[cache._VARIABLE] = str(folder)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment | {cache._VARIABLE: str(folder)},
+        env=given,
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         timeout=120,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 from click.testing import CliRunner
 
@@ -46,7 +47,7 @@ def test_help_loads_nothing_heavy() -> None:
         "except SystemExit: pass\n"
         "print([m for m in ('tensorflow', 'numpy', 'scipy', 'rich') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = programs.run(code)
     assert done.stdout.strip().endswith("[]")
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
 import weakref
 
+import programs
 import pytest
 
 from workers import collector
@@ -47,7 +46,7 @@ print(seldom > 700, gc.get_threshold(), gc.get_freeze_count() > 1000)
 collector.relax()
 print(gc.get_threshold()[0] > 700)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = programs.run(code)
     assert done.stdout == "True (700, 10, 10) True\nTrue\n"
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 
+import programs
 import pytest
 
 from workers.logs import Once, hushed
@@ -51,9 +50,7 @@ def test_tensorflow_loads_without_a_word() -> None:
         "tf.constant(0.0); print(tf.__spec__.name, file=sys.stderr)"
     )
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("TF_", "CUDA_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
-    )
+    done = programs.run(code, environment=environment)
     assert done.stderr.splitlines()[-1:] == ["tensorflow"]
     assert "oneDNN" not in done.stderr
     assert "cuInit" not in done.stderr

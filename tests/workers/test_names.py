@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
 
+import programs
 import tensorflow as tf
 from tensorflow.python.framework import ops
 
@@ -26,9 +25,7 @@ CODE = """
 
 def told(*order: str) -> str:
     code = textwrap.dedent(CODE).format(order=order)
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
+    return programs.run(code).stdout
 
 
 def test_a_program_has_the_same_numbers_in_another_process_and_order() -> None:

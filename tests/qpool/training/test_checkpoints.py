@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
 import sys
-import textwrap
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 
 from qpool.training.checkpoints import Checkpoint, Folder, read, write
@@ -130,8 +129,6 @@ def test_a_full_disk_leaves_the_last_one_intact(tmp_path: Path) -> None:
             print(error)
         print(folder.newest()[0].step, sorted(p.name for p in folder.path.iterdir()))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
-    )
+    done = programs.run(code)
     assert "could not be written" in done.stdout
     assert "1 ['step-00000001.npz']" in done.stdout

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
-from pathlib import Path
 
+import programs
 import pytest
 
 from workers.process import affinity
@@ -25,7 +23,7 @@ def test_pinning_is_done_and_verified() -> None:
         "import os; from workers.process import affinity; core = min(os.sched_getaffinity(0));"
         "print(affinity.pin((core,)) == (core,) == tuple(os.sched_getaffinity(0)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = programs.run(code)
     assert done.stdout.strip() == "True"
 
 
@@ -41,7 +39,7 @@ def test_a_thread_may_be_anywhere_for_a_while_and_is_pinned_again() -> None:
         "except OSError:\n"
         "    print(affinity.current_cores() == cores[:1])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = programs.run(code)
     assert done.stdout.split() == ["True", "True"]
 
 
@@ -60,10 +58,7 @@ def test_what_computes_keeps_the_memory_that_it_frees(strategy: str) -> None:
         f"with qpool.parallelize(Scale(), strategy={strategy!r}):\n"
         "    np.ones(1 << 22); print(10 * faults() < as_it_was)"
     )
-    root = Path(__file__).parents[3]
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
-    )
+    done = programs.run(code)
     assert done.stdout.strip() == "True"
 
 

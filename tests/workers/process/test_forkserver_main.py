@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import programs
 
 CODE = """
 import os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import programs
 from workers import collector
 from workers.process import forkserver_main
 with collector.loading():
@@ -22,8 +22,5 @@ print(left_out, frozen > 100_000, tf.keras.Sequential(layers)(tf.zeros((3, 2))).
 
 
 def test_what_no_model_is_made_of_is_left_out_and_can_be_imported_later() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CODE], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = programs.run(CODE)
     assert done.stdout == "[] True (3, 1)\n"
