@@ -7,7 +7,6 @@ import programs
 CODE = """
 import os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-import programs
 from workers import collector
 from workers.process import forkserver_main
 with collector.loading():
