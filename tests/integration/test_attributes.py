@@ -419,11 +419,113 @@ def test_what_a_compiled_call_cannot_leave_is_an_error_to_read() -> None:
         assert len(model.recent) == 1
         np.testing.assert_allclose(generator(Z), LeavingALot()(Z), atol=1e-5)
         assert generator.stats()["compiled"][0]["by_rows"]
-        assert len(model.recent) == 2
+        assert len(model.recent) == 1
         last = model.recent[-1]
         for read in (len, list, tf.convert_to_tensor, lambda x: 2 * x, lambda x: x.shape):
             with pytest.raises(AttributeNotSetError, match=r"self\.recent is not there"):
                 read(last)
+
+
+class OfAllRows(idioms.LoopByIndex):
+    """Of all rows, and of the first one: where the first batch has equal rows it does not show."""
+
+    def __call__(self, z):
+        found = super().__call__(z)
+        self.mean, self.first, self.reverse = tf.reduce_mean(found, 0), found[0], found[::-1]
+        return found
+
+
+def test_what_is_of_all_rows_is_not_taken_for_that_of_the_last() -> None:
+    ours, stock = OfAllRows(), OfAllRows()
+    with qpool.parallelize(ours, strategy="cpu_batch") as generator:
+        for z in (tf.zeros_like(Z), Z):
+            np.testing.assert_allclose(generator(z), stock(z), atol=1e-5)
+            for name in ("mean", "first", "reverse"):
+                np.testing.assert_allclose(getattr(ours, name), getattr(stock, name), atol=1e-5)
+        assert generator.stats()["compiled"][0]["level"] == "xla"
+
+
+def trimmed(model, x):
+    model.history.append(x)
+    del model.history[:-2]
+
+
+def moved(model, x):
+    model.pair[0], model.pair[1] = model.pair[1], x
+
+
+def by_number(model, x):
+    model.found[len(model.found)] = x
+
+
+def the_one_before(model, x):
+    model.before, model.now = model.now, x
+
+
+def every_other(model, x):
+    model.calls += 1
+    if model.calls % 2:
+        model.now = x
+
+
+def a_list_more(model, x):
+    model.history = [*model.history, x]
+
+
+def within_a_function(model, x):
+    model.read = lambda: x
+
+
+def filled_anew(model, x):
+    model.history.clear()
+    model.history += [x, 2 * x]
+
+
+GOING_ON = [
+    trimmed,
+    moved,
+    by_number,
+    the_one_before,
+    every_other,
+    a_list_more,
+    within_a_function,
+    filled_anew,
+]
+
+
+class GoingOn(idioms.FixedBatch):
+    def __init__(self, keep) -> None:
+        super().__init__()
+        self.keep, self.history, self.pair, self.found = keep, [], [tf.constant(0.0)] * 2, {}
+        self.before = self.now = tf.constant(0.0)
+        self.read, self.calls = (lambda: 0.0), 0
+
+    def __call__(self, z):
+        found = super().__call__(z)
+        self.keep(self, tf.reduce_sum(found))
+        return found
+
+    def left(self):
+        found = [*self.history, *self.pair, *self.found.values(), self.before, self.now]
+        return [float(x) for x in (*found, self.read())]
+
+
+@pytest.mark.filterwarnings("ignore::qpool.errors.NotCompiledWarning")
+@pytest.mark.filterwarnings("ignore::qpool.errors.AttributeNotSetWarning")
+@pytest.mark.parametrize("strategy", ["cpu_batch", "auto"])
+@pytest.mark.parametrize("keep", GOING_ON)
+def test_what_a_call_leaves_by_what_was_there_is_right_or_an_error(keep, strategy: str) -> None:
+    ours, stock = GoingOn(keep), GoingOn(keep)
+    refused = False
+    with qpool.parallelize(ours, strategy=strategy) as generator:
+        for n in range(4):
+            z = Z * (1 + 0.1 * n)
+            np.testing.assert_allclose(generator(z), stock(z), atol=1e-5)
+            try:
+                np.testing.assert_allclose(ours.left(), stock.left(), atol=1e-4)
+            except AttributeNotSetError:
+                refused = True
+    assert refused == (keep not in (by_number, a_list_more, filled_anew))
 
 
 def test_nothing_of_a_compiled_call_is_in_the_engine() -> None:

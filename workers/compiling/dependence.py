@@ -59,6 +59,19 @@ def rows_are_alone(inputs: Sequence[tf.Tensor], outputs: Sequence[tf.Tensor], ro
     return True
 
 
+def rows_behind(inputs: Sequence[tf.Tensor], tensors: Sequence[tf.Tensor]) -> list[Any]:
+    """For each of the ``tensors`` the rows of the ``inputs`` that it may depend on, a frozenset; or
+    a list of these, for each of its own rows, where they are apart."""
+    names = {x.name for x in inputs}
+    known: dict[str, _Places] = {}
+
+    def rows(places: frozenset[Any]) -> frozenset[int]:
+        return frozenset(n for name, n in places if name in names)
+
+    found = [_of(tensor, known) for tensor in tensors]
+    return [list(map(rows, x)) if isinstance(x, list) else rows(x) for x in found]
+
+
 def _of(tensor: tf.Tensor, known: dict[str, _Places]) -> _Places:
     """What a tensor depends on; without recursion, for graphs are deep."""
     stack = [tensor]

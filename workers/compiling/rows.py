@@ -41,7 +41,7 @@ _LOOKED_AT = 5
 
 #: Whether a call is traced for one row, which stands for all; or to be looked at, for a few.
 _one: ContextVar[bool] = ContextVar("one", default=False)
-_few: ContextVar[bool] = ContextVar("few", default=False)
+_few: ContextVar[list[Any] | None] = ContextVar("few", default=None)
 
 #: What has been seen of a call's graph, by the shapes and dtypes of what it was given.
 Seen = MutableMapping[Any, tuple[Any, bool]]
@@ -100,8 +100,9 @@ def of_one() -> bool:
     return _one.get()
 
 
-def looked_at() -> bool:
-    """Whether a call is traced for what it returns alone."""
+def looked_at() -> list[Any] | None:
+    """Where a call is looked at, what takes what it leaves in attributes: names, tensors, and how
+    many of these the whole call leaves."""
     return _few.get()
 
 
@@ -144,7 +145,7 @@ def _looked_at(
             for x, flag in zip(inputs, over, strict=True)
         ]
         with (
-            during(_few, True),
+            during(_few, []) as kept,
             circuit.computed_by(functools.partial(_placeholder, tf.zeros([1]))),
             streams.of_rows(lambda shape, dtype, _: tf.zeros(shape, dtype)),
             symbols.deciding(decide),
@@ -156,6 +157,9 @@ def _looked_at(
                 "a loop over rows is not vectorised where a tf.custom_gradient is in it"
             )
         sharded = [x for x, flag in zip(given, over, strict=True) if flag]
+        for name, tensors, count in kept or ():
+            if rows > 1 and not _left_by_row(sharded, tensors, count, few, rows):
+                raise UntraceableError(f"{name} is of other rows than the last one")
         each, left = divmod(len(conditions), few)
         asked = [tf.stack(conditions[n::each]) for n in range(each)]
         outputs = [*leaves(found), *asked]
@@ -165,6 +169,35 @@ def _looked_at(
                 "are not named in sharded=), so that its loop cannot be vectorised"
             )
     return found, conditions
+
+
+def _left_by_row(
+    inputs: Sequence[tf.Tensor], tensors: Sequence[tf.Tensor], count: int, few: int, rows: int
+) -> bool:
+    """Whether what a call of ``few`` rows leaves in a place, where that of all ``rows`` leaves so
+    many tensors, is of the last row, has that of each row in turn, or is one thing more for each.
+    """
+    behind = dependence.rows_behind(inputs, tensors)
+    if len(tensors) == count:
+        return all(
+            _in_turn(found, few) if isinstance(found, list) else found <= {few - 1}
+            for found in (
+                found if isinstance(found, list) and _in_turn(found, few) else _any(found)
+                for found in behind
+            )
+        )
+    each, rest = divmod(len(tensors), few)
+    return not rest and count == rows * each and _in_turn([_any(x) for x in behind], few)
+
+
+def _in_turn(found: Sequence[Any], few: int) -> bool:
+    """Whether these come of a row each, or as many of each, one after the other."""
+    each, rest = divmod(len(found), few)
+    return not rest and all(rows <= {n // each} for n, rows in enumerate(found))
+
+
+def _any(found: Any) -> frozenset[int]:
+    return frozenset().union(*found) if isinstance(found, list) else found
 
 
 def _placeholder(

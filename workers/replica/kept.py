@@ -10,7 +10,8 @@ import collections
 import copy
 import dataclasses
 import operator
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+import types
+from collections.abc import Callable, Container, Iterator, MutableMapping, Sequence
 from typing import Any, NoReturn
 
 import tensorflow as tf
@@ -25,8 +26,11 @@ _LIBRARIES = ("tensorflow.", "keras.", "numpy.", "sympy.", "builtins.", "workers
 #: Strawberry Fields' states and results are values; its engines and programs hold much.
 _VALUES = ("strawberryfields.backends.", "strawberryfields.result.", "workers.engine.state.")
 
-#: The key of what a list has more than before.
-_GROWN = object()
+#: The key of what a list has more than before, and that of all of a list.
+_GROWN, _ALL = object(), object()
+
+#: Entries of a list while a call is traced, at least: that it keeps to some length is seen then.
+_LONG = 4096
 
 #: What may be asked of a tensor, a state, or a list of them, beside attributes.
 _ASKED = tuple(
@@ -44,7 +48,8 @@ _DEEP = 8
 class Kept:
     """A place that a call sets: an entry of a ``holder``, a dict (of attributes, or plain), or what
     it appends to one, a list. ``name`` is what to call it; ``value`` what is there, with a
-    ``tf.TensorSpec`` for each tensor, which ``specs`` are.
+    ``tf.TensorSpec`` for each tensor, which ``specs`` are. ``new``: there was nothing before the
+    call, or None.
     """
 
     holder: Any
@@ -52,6 +57,7 @@ class Kept:
     name: str
     value: Any
     specs: tuple[tf.TensorSpec, ...]
+    new: bool = True
 
     @property
     def is_attribute(self) -> bool:
@@ -60,32 +66,42 @@ class Kept:
 
     def is_there(self) -> bool:
         """Whether there is something."""
-        named = isinstance(self.holder, MutableMapping)
-        return self.key is _GROWN or not named or self.key in self.holder
+        return not isinstance(self.holder, MutableMapping) or self.key in self.holder
 
-    def replace(self, value: Any) -> None:
-        """Have this be there; of a list that is appended to, be all of it."""
-        if self.key is _GROWN:
-            serialization.set_items(self.holder, value)
-        else:
-            self.holder[self.key] = value
+    @property
+    def is_listed(self) -> bool:
+        """Whether it is in a list that calls fill."""
+        return self.key in (_GROWN, _ALL)
+
+    @property
+    def place(self) -> tuple[int, Any]:
+        """Which place it is."""
+        return id(self.holder), _GROWN if self.is_listed else self.key
+
+    def replaced(self) -> Kept:
+        """The same, of a list that each call fills anew."""
+        return dataclasses.replace(self, key=_ALL) if self.key is _GROWN else self
 
     @property
     def may_be_left(self) -> bool:
-        """Whether a compiled call can: not in a deque, of which what was there falls out."""
-        return not isinstance(self.holder, collections.deque)
+        """Whether a compiled call can: not in a deque, of which what was there falls out, nor what
+        a function closes over."""
+        return bool(self.specs) and not isinstance(self.holder, collections.deque)
 
-    def read(self, length: int) -> Any:
-        """What is there: of a list what it has more than so many."""
-        return self.holder[length:] if self.key is _GROWN else self.holder[self.key]
+    def read(self, length: int = 0) -> Any:
+        """What is there: of a list that is appended to, what it has more than so many."""
+        if self.is_listed:
+            return list(self.holder)[length if self.key is _GROWN else 0 :]
+        return self.holder[self.key]
 
     def tensors(self) -> list[tf.Tensor]:
         """What the call that has just been left there."""
-        return tensors_of(self.read(self.length() - len(self.value) if self.key is _GROWN else 0))
+        more = len(self.value) if self.is_listed else 0
+        return tensors_of(self.read(self.length() - more))
 
     def length(self) -> int:
         """Of a list that is appended to, now."""
-        return len(self.holder) if self.key is _GROWN else 0
+        return len(self.holder) if self.is_listed else 0
 
     def write(self, tensors: Sequence[tf.Tensor]) -> None:
         """Leave these there, as the call leaves its own."""
@@ -94,15 +110,11 @@ class Kept:
 
     def unset(self) -> None:
         """Have what is there say that no compiled call has set it."""
-        self._put([Unset(self.name)] * len(self.value) if self.key is _GROWN else Unset(self.name))
-
-    def hide(self) -> None:
-        """``unset``, where a call is traced; of a list all tensors in it."""
-        if self.key is not _GROWN:
-            self.unset()
-            return
-        items = [Unset(self.name) if tensors_of(item) else item for item in self.holder]
-        serialization.set_items(self.holder, items)
+        if self.is_listed:
+            items = [Unset(self.name) if tensors_of(item) else item for item in self.holder]
+            serialization.set_items(self.holder, items or [Unset(self.name)])
+        else:
+            self.holder[self.key] = Unset(self.name)
 
     def of_fewer(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """What it leaves of what a call with more rows, the last one again and again, left."""
@@ -127,6 +139,8 @@ class Kept:
     def _put(self, value: Any) -> None:
         if self.key is _GROWN:
             self.holder.extend(value)
+        elif self.key is _ALL:
+            serialization.set_items(self.holder, value)
         else:
             self.holder[self.key] = value
 
@@ -142,13 +156,19 @@ class Before:
             self._held.append((name, holder, copied))
 
     def put_back(self) -> None:
-        """Have what it held be there again where there are tensors now."""
+        """Have what it held be there again where there are tensors now, or other numbers."""
+        for _, holder, content in self._held:
+            if isinstance(holder, MutableMapping):
+                counted = [k for k, then in content.items() if type(then) in (int, float)]
+                holder.update(
+                    {k: content[k] for k in counted if type(holder.get(k)) in (int, float)}
+                )
         before = {id(holder): content for _, holder, content in self._held}
         for kept in self.kept():
             holder, content = kept.holder, before[id(kept.holder)]
             if isinstance(holder, MutableMapping) and kept.key not in content:
                 del holder[kept.key]
-            elif kept.key is _GROWN:
+            elif kept.is_listed:
                 serialization.set_items(holder, content)
             else:
                 holder[kept.key] = content[kept.key]
@@ -165,8 +185,9 @@ class Before:
                     return specs[-1]
 
                 template = _with(value, spec, self._parts)
-                if specs:
-                    found.append(Kept(holder, key, called, template, tuple(specs)))
+                if specs or _closes_over_tensors(value):
+                    new = key is _GROWN or (isinstance(before, dict) and before.get(key) is None)
+                    found.append(Kept(holder, key, called, template, tuple(specs), new))
         return found
 
 
@@ -180,6 +201,11 @@ def tensors_of(value: Any) -> list[tf.Tensor]:
 
     _with(value, note)
     return found
+
+
+def _closes_over_tensors(value: Any) -> bool:
+    cells = value.__closure__ if isinstance(value, types.FunctionType) else None
+    return any(tensors_of(cell.cell_contents) for cell in cells or ())
 
 
 def _raise(unset: Unset, *_: Any, **__: Any) -> NoReturn:
@@ -219,28 +245,48 @@ class Wrapped:
 
 class Keeping(Wrapped):
     """What it has left in the places that it keeps. What it leaves there it may not look at before,
-    where it is traced: what an earlier call has left would be a constant."""
+    where it is traced: what an earlier call has left would be a constant. Nor may it leave things
+    in other places then than it did before, nor hand on what was there: such a call goes on from
+    the one before."""
 
     def __init__(
-        self, call: Callable[..., Any], model: Any, kept: Sequence[Kept], lost: Sequence[Kept]
+        self,
+        call: Callable[..., Any],
+        model: Any,
+        method: str,
+        kept: Sequence[Kept],
+        lost: Sequence[Kept],
     ) -> None:
         super().__init__(call, model, kept)
-        self._lost = lost
+        self._method, self._lost = method, lost
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        traced = not tf.executing_eagerly()
-        before = self._with_stand_ins() if traced else {}
+        if tf.executing_eagerly():
+            lengths = [kept.length() for kept in self._what]
+            result = self.plain(*args, **kwargs)
+            pairs = zip(self._what, lengths, strict=True)
+            return self._with(result, [tensors_of(kept.read(n)) for kept, n in pairs])
+        for lost in self._lost:
+            lost.unset()
+        stand_ins = {kept: _stand_in(kept) for kept in self._what if kept.is_there()}
         lengths = [kept.length() for kept in self._what]
+        before = Before(self.__self__, self._method)
         result = self.plain(*args, **kwargs)
-        if not self._what:
-            return result
-        if rows.looked_at():
-            return result, []
-        left = [
-            self._left(kept, length, before.get(kept))
-            for kept, length in zip(self._what, lengths, strict=True)
-        ]
-        return result, [[x[None] for x in each] for each in left] if rows.of_one() else left
+        handed_on = {id(x.op) for _, tensors in stand_ins.values() for x in tensors}
+        places = (*self._what, *self._lost)
+        known = {kept.place for kept in places}
+        within = {id(part) for kept in places if kept.is_there() for part in _within(kept.read())}
+        for other in before.kept():
+            is_known = other.place in known or id(other.holder) in within
+            if not (is_known or all(_is_constant(x, handed_on) for x in other.tensors())):
+                raise ModelError(f"it leaves tensors in {other.name}, which not each call does")
+        return self._with(
+            result,
+            [
+                _left(kept, length, stand_ins)
+                for kept, length in zip(self._what, lengths, strict=True)
+            ],
+        )
 
     def of_rows(self, found: Any) -> Any:
         """Of what all rows' turns have given: see ``Kept.of_rows``."""
@@ -249,37 +295,80 @@ class Keeping(Wrapped):
         result, left = found
         return result, [kept.of_rows(each) for kept, each in zip(self._what, left, strict=True)]
 
-    def _with_stand_ins(self) -> dict[Kept, tuple[Any, list[tf.Tensor]]]:
-        """What was in the places, and tensors of the graph that are there now in its place."""
-        for lost in self._lost:
-            lost.hide()
-        found = {}
-        for kept in self._what:
-            if kept.is_there():
-                value = kept.read(0)
-                stand_ins: list[tf.Tensor] = []
+    def _with(self, result: Any, left: list[list[tf.Tensor]]) -> Any:
+        if not self._what:
+            return result
+        looked_at = rows.looked_at()
+        if looked_at is not None:
+            for kept, tensors in zip(self._what, left, strict=True):
+                looked_at.append((kept.name, tensors, len(kept.specs)))
+            return result, []
+        return result, [[x[None] for x in each] for each in left] if rows.of_one() else left
 
-                def stand_in(tensor: tf.Tensor, into: list[tf.Tensor] = stand_ins) -> tf.Tensor:
-                    into.append(tf.identity(tensor))
-                    return into[-1]
 
-                kept.replace(_with(value, stand_in))
-                found[kept] = value, stand_ins
-        return found
+def _stand_in(kept: Kept) -> tuple[Any, list[tf.Tensor]]:
+    """What was in a place, and tensors of the graph that are there now in its place; of a list, in
+    which nothing is to be looked at, none."""
+    if kept.is_listed:
+        length = max(_LONG, len(kept.holder))
+        serialization.set_items(kept.holder, [Unset(kept.name)] * length)
+        return None, []
+    value = kept.read()
+    stand_ins: list[tf.Tensor] = []
 
-    @staticmethod
-    def _left(
-        kept: Kept, length: int, before: tuple[Any, list[tf.Tensor]] | None
-    ) -> list[tf.Tensor]:
-        now = tensors_of(kept.read(length)) if kept.is_there() else []
-        if before is not None:
-            value, stand_ins = before
-            if stand_ins and len(now) == len(stand_ins) and all(map(operator.is_, now, stand_ins)):
-                kept.replace(value)  # made once
-                return tensors_of(value)
-            if any(x.consumers() for x in stand_ins):
-                raise ModelError(f"what an earlier call has left in {kept.name} is looked at")
-        return now
+    def stand_in(tensor: tf.Tensor) -> tf.Tensor:
+        stand_ins.append(tf.identity(tensor))
+        return stand_ins[-1]
+
+    kept.holder[kept.key] = _with(value, stand_in)
+    return value, stand_ins
+
+
+def _left(
+    kept: Kept, length: int, before: dict[Kept, tuple[Any, list[tf.Tensor]]]
+) -> list[tf.Tensor]:
+    """What a traced call has left in a place, of which ``before`` says what was there."""
+    if kept.is_listed:
+        all_of_it = kept.key is _ALL
+        old = list(kept.holder)[: None if all_of_it else length]
+        if sum(isinstance(item, Unset) for item in old) != (0 if all_of_it else length):
+            raise ModelError(f"{kept.name} is not only appended to")
+    now = tensors_of(kept.read(length)) if kept.is_there() else []
+    value, stand_ins = before.get(kept, (None, []))
+    if stand_ins and len(now) == len(stand_ins) and all(map(operator.is_, now, stand_ins)):
+        if not kept.new:
+            raise ModelError(f"{kept.name} is not left in each call")
+        kept.holder[kept.key] = value  # made once
+        return tensors_of(value)
+    if any(x.consumers() for x in stand_ins):
+        raise ModelError(f"what an earlier call has left in {kept.name} is looked at")
+    all_stand_ins = {id(x) for _, tensors in before.values() for x in tensors}
+    if any(id(x) in all_stand_ins for x in now):
+        raise ModelError(f"{kept.name} is what an earlier call has left somewhere")
+    return now
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """The lists and dicts in a value, of attributes too."""
+    for part in serialization.walk(value):
+        yield part
+        yield getattr(part, "__dict__", None)
+
+
+def _is_constant(tensor: tf.Tensor, but: Container[int]) -> bool:
+    """Whether nothing but constants is behind it, and none of the operations ``but``."""
+    if not tf.is_symbolic_tensor(tensor):
+        return True
+    seen: set[int] = set()
+    ahead = [tensor.op]
+    while ahead:
+        op = ahead.pop()
+        if id(op) not in seen:
+            seen.add(id(op))
+            if id(op) in but or (not op.inputs and op.type != "Const"):
+                return False
+            ahead += [x.op for x in op.inputs]
+    return True
 
 
 def _holders(roots: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -325,6 +414,8 @@ def _news(name: str, holder: Any, before: Any) -> Iterator[tuple[Any, str, Any]]
         for n, (now, then) in enumerate(zip(holder, before, strict=True)):
             if now is not then:
                 yield n, f"{name}[{n}]", now
+    elif not same:
+        yield _ALL, name, list(holder)
 
 
 def _with(

@@ -56,9 +56,16 @@ def choose(
     """
     may = [each for each in kept if each.may_be_left]
     rest = [each for each in kept if not each.may_be_left]
-    choice = _chosen(compiled_call, model, inputs, result, reason, levels, may, rest, updated)
-    if choice.level == "eager" and may and not reason:
-        other = _chosen(compiled_call, model, inputs, result, reason, levels, (), kept, updated)
+    find = functools.partial(_chosen, compiled_call, model, inputs, result, reason, levels)
+    choice = find(may, rest, updated)
+    if choice.level != "eager" or not may or reason:
+        return choice
+    anew = [each.replaced() for each in may]
+    ways: list[tuple[Sequence[Kept], Sequence[Kept]]] = [((), kept)]
+    if any(each.is_listed for each in may):
+        ways.insert(0, (anew, rest))
+    for left, not_left in ways:
+        other = find(left, not_left, updated)
         if other.level != "eager":
             return other
     return choice
@@ -123,7 +130,8 @@ def _have_returned(
     updated: Sequence[tf.Variable],
 ) -> None:
     """Have what will be compiled return these attributes and variables with its result."""
-    call = returning(compiled_call.method.call, model, kept, lost, updated)
+    method = compiled_call.method.plan.method
+    call = returning(compiled_call.method.call, model, method, kept, lost, updated)
     compiled_call.kept, compiled_call.lost, compiled_call.updates = kept, lost, updated
     if call is not compiled_call.method.call:
         compiled_call.method = dataclasses.replace(compiled_call.method, call=call, seen={})

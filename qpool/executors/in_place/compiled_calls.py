@@ -91,7 +91,8 @@ class CompiledCall:
     def only_computes(self) -> bool:
         """Whether it is compiled, and calling it once more changes nothing, and gives the same."""
         drawing = self.drew or self.seeded or self.method.stream is not None
-        return self.is_compiled and not (drawing or self.engines or self.updates or self.kept)
+        leaves = self.engines or self.updates or self.kept or self.lost
+        return self.is_compiled and not (drawing or leaves)
 
     def taped(self, lock: AbstractContextManager[Any]) -> Callable[..., Any]:
         """What was compiled, by XLA with gradients by one program more; not if it is to update

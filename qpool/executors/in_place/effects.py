@@ -125,6 +125,7 @@ def _same(a: Any, b: Any) -> bool:
 def returning(
     call: Callable[..., Any],
     model: Any,
+    method: str,
     kept: Sequence[Kept],
     lost: Sequence[Kept],
     updated: Sequence[tf.Variable],
@@ -135,7 +136,7 @@ def returning(
     while isinstance(call, Wrapped):
         call = call.plain
     if kept or lost:
-        call = Keeping(call, model, kept, lost)
+        call = Keeping(call, model, method, kept, lost)
     if updated:
         call = _Updating(call, model, updated)
     return call
