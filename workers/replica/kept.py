@@ -71,7 +71,7 @@ class Kept:
     @property
     def is_listed(self) -> bool:
         """Whether it is in a list that calls fill."""
-        return self.key in (_GROWN, _ALL)
+        return self.key is _GROWN or self.key is _ALL
 
     @property
     def place(self) -> tuple[int, Any]:
