@@ -53,12 +53,15 @@ def stand_ins(
     takes only those; zeros for whole numbers."""
     sizes = {x.shape[0] for x in inputs}
     rows = (sizes.pop() if len(sizes) == 1 else None) or _TRACE_ROWS
-    return [_stand_in(spec.with_rows(rows), positive=positive) for spec in specs]
+    return [stand_in((rows, *spec.shape), spec.dtype, positive=positive) for spec in specs]
 
 
-def _stand_in(spec: ArraySpec, *, positive: bool) -> np.ndarray:
-    dtype, shape = np.dtype(spec.dtype), spec.shape
-    if dtype.kind not in "fc":
-        return np.zeros(shape, dtype)
-    draws = np.random.default_rng(0).standard_normal(shape)
-    return (np.abs(draws) if positive else draws).astype(dtype)
+def stand_in(
+    shape: Sequence[int], dtype: Any, *, positive: bool = False, seed: int = 0
+) -> np.ndarray:
+    """One of them."""
+    kind = np.dtype(dtype)
+    if kind.kind not in "fc":
+        return np.zeros(shape, kind)
+    draws = np.random.default_rng(seed).standard_normal(shape)
+    return (np.abs(draws) if positive else draws).astype(kind)

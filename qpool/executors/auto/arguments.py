@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from qpool.bridge import symbolic
 from qpool.bridge.arguments import are_plain, is_eager
 from workers.errors import InputError
 from workers.replica import serialization
@@ -84,11 +85,8 @@ def stand_ins(values: Any, batch: int) -> Any:
     def value(x: Any) -> Any:
         if not tf.is_tensor(x) or is_eager(x):
             return x
-        shape = [batch, *x.shape[1:]]
-        if not x.dtype.is_floating:
-            return tf.zeros(shape, x.dtype)
-        draws = np.random.default_rng(0).standard_normal(shape)
-        return tf.constant(np.abs(draws), x.dtype)
+        dtype = x.dtype.as_numpy_dtype
+        return tf.constant(symbolic.stand_in([batch, *x.shape[1:]], dtype, positive=True))
 
     return tf.nest.map_structure(value, values)
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from qpool import notices
+from qpool.bridge import symbolic
 from qpool.executors.base import Executor, Options
 from qpool.executors.in_place import choosing
 from qpool.executors.in_place.compiled_calls import CompiledCall, CompiledCalls, as_it_is
@@ -156,11 +157,13 @@ class CpuBatchExecutor(Executor):
         compiled_call.alike = ()  # of other counts of rows than these draws have
         with tf.init_scope():
             draws = [
-                tf.random.stateless_normal(
-                    [rows if sharded or size is None else size for size in x.shape[:1]]
-                    + x.shape[1:].as_list(),
-                    (n, 0),
-                    dtype=x.dtype,
+                tf.constant(
+                    symbolic.stand_in(
+                        [rows if sharded or size is None else size for size in x.shape[:1]]
+                        + x.shape[1:].as_list(),
+                        x.dtype.as_numpy_dtype,
+                        seed=n,
+                    )
                 )
                 for n, (x, sharded) in enumerate(zip(inputs, compiled_call.sharded, strict=True))
             ]
