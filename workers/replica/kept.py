@@ -374,9 +374,9 @@ def _is_constant(tensor: tf.Tensor, but: Container[int]) -> bool:
 def _holders(roots: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Attribute dicts of the user's objects in these, and the lists and dicts, by name."""
     seen: set[int] = set()
-    ahead = list(roots.items())
+    ahead = collections.deque(roots.items())
     while ahead:
-        name, part = ahead.pop(0)
+        name, part = ahead.popleft()
         if id(part) in seen:
             continue
         seen.add(id(part))

@@ -132,9 +132,9 @@ def inspect(model: Any, wanted: dict[str, Any]) -> Shipped:
 def walk(model: Any) -> Iterator[Any]:
     """Everything that attributes, lists, tuples, sets and dicts lead to, each once, in order."""
     seen: set[int] = set()
-    ahead = [model]
+    ahead = collections.deque([model])
     while ahead:
-        part = ahead.pop(0)
+        part = ahead.popleft()
         if id(part) in seen or isinstance(part, type | types.ModuleType):
             continue
         seen.add(id(part))
