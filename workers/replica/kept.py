@@ -279,7 +279,7 @@ class Keeping(Wrapped):
         for other in before.kept():
             is_known = other.place in known or id(other.holder) in within
             if not (is_known or all(_is_constant(x, handed_on) for x in other.tensors())):
-                raise ModelError(f"it leaves tensors in {other.name}, which not each call does")
+                raise ModelError(f"it leaves a tensor in {other.name}, which not each call does")
         return self._with(
             result,
             [
@@ -383,16 +383,16 @@ def _holders(roots: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         if isinstance(part, MutableMapping):
             name = "" if isinstance(part, functions.Bound) else name
             yield name, part
-            ahead += [(f"{name}[{key!r}]" if name else key, x) for key, x in part.items()]
+            ahead.extend((f"{name}[{key!r}]" if name else key, x) for key, x in part.items())
         elif isinstance(part, list | tuple | collections.deque):
             if not isinstance(part, tuple):
                 yield name, part
-            ahead += [(f"{name}[{n}]", value) for n, value in enumerate(part)]
+            ahead.extend((f"{name}[{n}]", value) for n, value in enumerate(part))
         elif not _is_of(part, (*_LIBRARIES, "strawberryfields.")):
             attributes = getattr(part, "__dict__", None)
             if isinstance(attributes, dict):
                 yield f"{name}.", attributes
-                ahead += [(f"{name}.{key}", value) for key, value in attributes.items()]
+                ahead.extend((f"{name}.{key}", value) for key, value in attributes.items())
 
 
 def _news(name: str, holder: Any, before: Any) -> Iterator[tuple[Any, str, Any]]:

@@ -140,12 +140,12 @@ def walk(model: Any) -> Iterator[Any]:
         seen.add(id(part))
         yield part
         if isinstance(part, dict):
-            ahead += part.values()
+            ahead.extend(part.values())
         elif isinstance(part, list | tuple):
-            ahead += part
+            ahead.extend(part)
         elif not str(type(part).__module__).startswith(("tensorflow.", "numpy")):
             attributes = getattr(part, "__dict__", None)
-            ahead += attributes.values() if isinstance(attributes, dict) else ()
+            ahead.extend(attributes.values() if isinstance(attributes, dict) else ())
 
 
 @contextlib.contextmanager

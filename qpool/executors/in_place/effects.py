@@ -135,8 +135,7 @@ def returning(
     to be looked at."""
     while isinstance(call, Wrapped):
         call = call.plain
-    if kept or lost:
-        call = Keeping(call, model, method, kept, lost)
+    call = Keeping(call, model, method, kept, lost)
     if updated:
         call = _Updating(call, model, updated)
     return call
