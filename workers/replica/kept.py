@@ -303,7 +303,12 @@ class Keeping(Wrapped):
             for kept, tensors in zip(self._what, left, strict=True):
                 looked_at.append((kept.name, tensors, len(kept.specs)))
             return result, []
-        return result, [[x[None] for x in each] for each in left] if rows.of_one() else left
+        if rows.of_one():
+            return result, [[x[None] for x in each] for each in left]
+        for kept, tensors in zip(self._what, left, strict=True):
+            if len(tensors) != len(kept.specs) and not tf.executing_eagerly():
+                raise ModelError(f"{kept.name} has another number of tensors with each call")
+        return result, left
 
 
 def _stand_in(kept: Kept) -> tuple[Any, list[tf.Tensor]]:
