@@ -180,19 +180,19 @@ class Bound(MutableMapping[str, Any]):
     """Names that functions bind anew in their module (``global last``)."""
 
     def __init__(self, module: dict[str, Any], names: Iterable[str]) -> None:
-        self._module, self._names = module, tuple(names)
+        self.module, self._names = module, tuple(names)
 
     def __getitem__(self, name: str) -> Any:
-        return self._module[name]
+        return self.module[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._module[name] = value
+        self.module[name] = value
 
     def __delitem__(self, name: str) -> None:
-        del self._module[name]
+        del self.module[name]
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self._names if name in self._module)
+        return (name for name in self._names if name in self.module)
 
     def __len__(self) -> int:
         return len(list(iter(self)))

@@ -76,7 +76,8 @@ class Kept:
     @property
     def place(self) -> tuple[int, Any]:
         """Which place it is."""
-        return id(self.holder), _GROWN if self.is_listed else self.key
+        holder = getattr(self.holder, "module", self.holder)  # of names that are bound
+        return id(holder), _GROWN if self.is_listed else self.key
 
     def replaced(self) -> Kept:
         """The same, of a list that each call fills anew."""
