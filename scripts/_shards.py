@@ -170,5 +170,4 @@ def _side_by_side() -> int:
     memory = _GIB * 2**30 * (2 + len(WAITING))
     if hasattr(os, "sysconf") and sys.platform != "darwin":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    # One more than there are cores: a sixth of a shard's time it waits, for processes of its own.
-    return max(1, min((cores or 1) + 1, memory // (_GIB * 2**30) - len(WAITING)))
+    return max(1, min(cores or 1, memory // (_GIB * 2**30) - len(WAITING)))
