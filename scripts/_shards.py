@@ -67,7 +67,7 @@ QUICK = {
 }
 
 #: Memory that a shard and its workers may need.
-_GIB = 5
+_GIB = 6
 
 _PYTEST = ["-m", "pytest", "-q", "--no-header", "--durations=8"]
 
