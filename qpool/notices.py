@@ -123,8 +123,8 @@ def not_set(model: Any, method: str, attributes: Sequence[str], options: Any) ->
         return
     _warn(
         f"{_called(model, method)} sets {', '.join(attributes)} in its call. "
-        "Computed by workers it leaves them as they were; as a loop that is vectorised, where they "
-        "are no thing for each row, unset. Instead: return what is to be read afterwards",
+        "Computed by workers it leaves them as they were; in place they cannot be read after a "
+        "compiled call. Instead: return what is to be read afterwards",
         AttributeNotSetWarning,
         method,
         options,

@@ -180,11 +180,8 @@ def _left_by_row(
     behind = dependence.rows_behind(inputs, tensors)
     if len(tensors) == count:
         return all(
-            _in_turn(found, few) if isinstance(found, list) else found <= {few - 1}
-            for found in (
-                found if isinstance(found, list) and _in_turn(found, few) else _any(found)
-                for found in behind
-            )
+            (isinstance(found, list) and _in_turn(found, few)) or _any(found) <= {few - 1}
+            for found in behind
         )
     each, rest = divmod(len(tensors), few)
     return not rest and count == rows * each and _in_turn([_any(x) for x in behind], few)

@@ -129,12 +129,12 @@ def _have_returned(
     lost: Sequence[Kept],
     updated: Sequence[tf.Variable],
 ) -> None:
-    """Have what will be compiled return these attributes and variables with its result."""
+    """Have what will be compiled return what it leaves in these places, and variables' values, with
+    its result."""
     method = compiled_call.method.plan.method
     call = returning(compiled_call.method.call, model, method, kept, lost, updated)
     compiled_call.kept, compiled_call.lost, compiled_call.updates = kept, lost, updated
-    if call is not compiled_call.method.call:
-        compiled_call.method = dataclasses.replace(compiled_call.method, call=call, seen={})
+    compiled_call.method = dataclasses.replace(compiled_call.method, call=call, seen={})
 
 
 def _choose(
